@@ -1,0 +1,120 @@
+"""The report: the record of one analysis, from which every other output is made.
+
+The classes are the published JSON form (`report_schema()`); `compose_report` fills them from the values the
+pipeline produced. No patient identity stands in a report: it stays in the source headers.
+"""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+DISCLAIMER = "Research use only. Not a medical device. Automated result, not verified by a physician."
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ReportedModel(_Record):
+    """The model that answered; `sha256` is of the ONNX file's bytes."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+class ReportedQuality(_Record):
+    """One quality check with what it measured and the limit it was held against."""
+
+    check: str
+    verdict: Literal["pass", "warn", "reject"]
+    message: str
+    measured: float | None = None
+    limit: float | None = None
+
+
+class RejectedSeries(_Record):
+    """A series of the study that was not analysed, and why."""
+
+    series_instance_uid: str
+    series_number: int | None = None
+    modality: str | None = None
+    series_description: str | None = None
+    instance_count: int
+    reason: str
+
+
+class AnalysedSeries(_Record):
+    """What was analysed. Spacing is (slice, row, column) in mm; `contrast` None where it could not be told."""
+
+    series_number: int | None = None
+    series_description: str | None = None
+    slice_count: int
+    spacing_mm: tuple[float, float, float]
+    slice_thickness_mm: float | None = None
+    convolution_kernel: str | None = None
+    contrast: bool | None = None
+    contrast_evidence: str | None = None
+
+
+class ReportedMeasurement(_Record):
+    """A number with its UCUM unit; `quantity` is a value of models.findings.Quantity."""
+
+    quantity: str
+    value: float
+    unit: str
+    laterality: str | None = None
+
+
+class ReportedFinding(_Record):
+    """One answer: about a kind in the whole study (`lesion` null) or about one lesion of it (1, 2, ...).
+
+    `key_image` names a PNG beside the report; `key_slice` is the 0-based index of the analysed slice,
+    `key_frame_number` the 1-based frame of an Enhanced CT; `centre_mm` is LPS.
+    """
+
+    kind: str
+    presence: Literal["present", "absent", "indeterminate", "not_assessed"]
+    probability: float | None
+    operating_point: float | None
+    reason: str | None
+    laterality: str | None
+    site: str | None
+    evidence_grade: Literal["A", "B", "C"] | None
+    method: str
+    tracking_uid: str
+    lesion: int | None
+    measurements: tuple[ReportedMeasurement, ...]
+    key_sop_instance_uid: str | None
+    key_frame_number: int | None
+    key_slice: int | None
+    key_image: str | None
+    centre_mm: tuple[float, float, float] | None
+
+
+class Report(_Record):
+    """The whole answer about one study. `outcome` is "refused" when no series passed; `refusal` then says why."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    disclaimer: str = DISCLAIMER
+    report_uid: str
+    study_instance_uid: str
+    series_instance_uid: str | None
+    revision: int
+    created: datetime
+    software_version: str
+    model: ReportedModel
+    outcome: Literal["reported", "refused"]
+    refusal: str | None
+    analysed_series: AnalysedSeries | None
+    quality: tuple[ReportedQuality, ...]
+    rejected_series: tuple[RejectedSeries, ...]
+    unreadable_file_count: int
+    findings: tuple[ReportedFinding, ...]
+    timings_s: dict[str, float]
+
+
+def report_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of report.json."""
+    return Report.model_json_schema()
