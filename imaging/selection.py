@@ -1,0 +1,210 @@
+"""Which series of a study to analyse: the axial thin-slice reconstruction of the chest."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from imaging.geometry import slice_normal
+from imaging.headers import Series, Slice, Study
+
+_MINIMUM_SLICES = 20
+_MAXIMUM_ANGLE_TO_AXIAL_DEG = 20.0
+_CHEST = re.compile(r"chest|thora|lung|pulmo|胸|肺|torax|tórax", re.IGNORECASE)
+_OTHER_BODY_PART = re.compile(
+    r"head|brain|skull|sinus|orbit|\bneck|c-?spine|l-?spine|lumbar|abdom|pelvi|liver|kidney|colon|knee|hip\b|"
+    r"extremit|foot|hand|头|颅|腹|盆|颈",
+    re.IGNORECASE,
+)
+# ImageType values (PS3.3 C.8.2.1.1.1 and vendors' own) of images that are not a plain reconstruction.
+_NOT_A_RECONSTRUCTION = frozenset(
+    {"MPR", "MIP", "MINIP", "VRT", "SSD", "REFORMATTED", "PROJECTION IMAGE", "MAX_IP", "MIN_IP", "CURVED", "RANGE",
+     "SCREEN SAVE", "DOSE", "PERFUSION", "SUBTRACTION", "BONE SUBTRACTED"}
+)  # fmt: skip
+_LUNG_KERNEL = re.compile(r"^(b[67]\d|br?l?[5-7]\d|bl|lung|bone|fc5\d|fc8\d|y[abcd]|l$|edge)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A series that is not analysed, and why, in words for a person."""
+
+    series_instance_uid: str
+    series_number: int | None
+    modality: str
+    series_description: str | None
+    instance_count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The series to analyse, those that could replace it (best first), and those that never could."""
+
+    chosen: Series | None
+    alternatives: tuple[Series, ...]
+    unsuitable: tuple[Rejection, ...]
+
+    @property
+    def rejected(self) -> tuple[Rejection, ...]:
+        """Every series that is not the chosen one, each with its reason."""
+        lost = [rejection(s, _why_not_preferred(s, self.chosen)) for s in self.alternatives if self.chosen]
+        return self.unsuitable + tuple(lost)
+
+
+def select_series(study: Study) -> Selection:
+    """Rank the series that could be a chest CT by their headers; reject the others, each with its reason."""
+    suitable: list[Series] = []
+    unsuitable: list[Rejection] = []
+    for series in map(_without_localizers, study.series):
+        reason = _why_unsuitable(series)
+        if reason is None:
+            suitable.append(series)
+        else:
+            unsuitable.append(rejection(series, reason))
+    suitable.sort(key=_preference)
+    return Selection(
+        chosen=suitable[0] if suitable else None,
+        alternatives=tuple(suitable[1:]),
+        unsuitable=tuple(unsuitable),
+    )
+
+
+def next_selection(selection: Selection, reason: str) -> Selection:
+    """The selection after the chosen series failed a gate for `reason`. Raises ValueError when none was chosen."""
+    if selection.chosen is None:
+        raise ValueError("no series was chosen")
+    return Selection(
+        chosen=selection.alternatives[0] if selection.alternatives else None,
+        alternatives=selection.alternatives[1:],
+        unsuitable=(*selection.unsuitable, rejection(selection.chosen, reason)),
+    )
+
+
+def rejection(series: Series, reason: str) -> Rejection:
+    return Rejection(
+        series_instance_uid=series.series_instance_uid,
+        series_number=series.series_number,
+        modality=series.modality,
+        series_description=series.series_description,
+        instance_count=series.instance_count,
+        reason=reason,
+    )
+
+
+def slice_spacing_mm(slices: Sequence[Slice]) -> float | None:
+    """Median distance between neighbouring planes along the normal, or the slice thickness, or None."""
+    offsets = _offsets_mm(slices)
+    if len(offsets) > 1:
+        steps = np.diff(np.unique(np.round(offsets, 3)))
+        if len(steps):
+            return float(np.median(steps))
+    return slices[0].slice_thickness_mm if slices else None
+
+
+def _offsets_mm(slices: Sequence[Slice]) -> list[float]:
+    oriented = [s for s in slices if s.image_position_patient and s.image_orientation_patient]
+    try:
+        return [
+            float(np.dot(slice_normal(s.image_orientation_patient or ()), s.image_position_patient or ())) for s in oriented
+        ]
+    except ValueError:
+        return []
+
+
+def _without_localizers(series: Series) -> Series:
+    axial = tuple(s for s in series.slices if not _is_localizer(s))
+    if not axial or len(axial) == len(series.slices):
+        return series
+    return replace(series, slices=axial, left_out_localizers=len(series.slices) - len(axial))
+
+
+def _is_localizer(plane: Slice) -> bool:
+    return any(value.upper() in {"LOCALIZER", "SCOUT"} for value in plane.image_type)
+
+
+def _why_unsuitable(series: Series) -> str | None:
+    """The first reason that rules a series out by its headers, or None."""
+    if series.modality != "CT":
+        return f"modality {series.modality or 'unknown'} is not CT"
+    if not series.slices:
+        return "no CT images (a report, dose sheet or screen capture)"
+    if all(_is_localizer(s) for s in series.slices):
+        return "localizer (scout)"
+    special = {v.upper() for s in series.slices[:1] for v in s.image_type} & _NOT_A_RECONSTRUCTION
+    if special:
+        return f"not a plain reconstruction ({', '.join(sorted(special))})"
+    if len(series.slices) < _MINIMUM_SLICES:
+        return f"only {len(series.slices)} images, at least {_MINIMUM_SLICES} are needed"
+    return _why_wrong_plane(series) or _why_wrong_body_part(series)
+
+
+def _why_wrong_plane(series: Series) -> str | None:
+    orientation = series.slices[len(series.slices) // 2].image_orientation_patient
+    if orientation is None:
+        return "no ImageOrientationPatient: the position of the images in the patient is unknown"
+    try:
+        normal = np.abs(slice_normal(orientation))
+    except ValueError as error:
+        return str(error)
+    if np.degrees(np.arccos(min(1.0, normal[2]))) > _MAXIMUM_ANGLE_TO_AXIAL_DEG:
+        return f"not axial ({('sagittal', 'coronal', 'oblique')[int(np.argmax(normal))]} images)"
+    return None
+
+
+def _why_wrong_body_part(series: Series) -> str | None:
+    """Only what the header says plainly; a wrong "CHEST" is caught by the voxel gate."""
+    part = series.body_part_examined or ""
+    if _OTHER_BODY_PART.search(part) and not _CHEST.search(_words(series)):
+        return f"body part examined is {part}"
+    if not part and _OTHER_BODY_PART.search(_words(series)) and not _CHEST.search(_words(series)):
+        return "the series description names another body part"
+    return None
+
+
+def _words(series: Series) -> str:
+    return " ".join(filter(None, (series.body_part_examined, series.series_description, series.protocol_name)))
+
+
+def _preference(series: Series) -> tuple[float, ...]:
+    """Smaller is better: chest named, thin but complete, soft kernel (trusted HU), unenhanced, more slices."""
+    spacing = slice_spacing_mm(series.slices) or 10.0
+    return (
+        0.0 if _CHEST.search(_words(series)) else 1.0,
+        1.0 if _is_derived(series) else 0.0,
+        0.0 if spacing <= 1.5 else 1.0 if spacing <= 3.0 else 2.0,
+        1.0 if _has_lung_kernel(series) else 0.0,
+        1.0 if series.contrast_bolus_agent else 0.0,
+        spacing,
+        -float(len(series.slices)),
+        float(series.series_number or 0),
+    )
+
+
+def _is_derived(series: Series) -> bool:
+    return bool(series.slices[0].image_type) and series.slices[0].image_type[0].upper() == "DERIVED"
+
+
+def _has_lung_kernel(series: Series) -> bool:
+    return bool(_LUNG_KERNEL.search(series.convolution_kernel or ""))
+
+
+def _why_not_preferred(series: Series, chosen: Series | None) -> str:
+    """The first criterion of `_preference` on which `series` lost against `chosen`."""
+    if chosen is None:
+        return "no series was analysed"
+    spacing, best = slice_spacing_mm(series.slices), slice_spacing_mm(chosen.slices)
+    reasons = (
+        "the chest is not named as its body part",
+        "derived images; an original reconstruction was preferred",
+        f"thicker slices ({spacing or 0:.2f} mm) than the analysed series ({best or 0:.2f} mm)",
+        f"sharp kernel ({series.convolution_kernel}); a softer one gives truer HU",
+        "contrast-enhanced; the unenhanced series was preferred",
+        f"larger slice spacing ({spacing or 0:.2f} mm) than the analysed series ({best or 0:.2f} mm)",
+        f"fewer images ({len(series.slices)}) than the analysed series ({len(chosen.slices)})",
+        "equal to the analysed series; the lower series number was taken",
+    )
+    for reason, mine, theirs in zip(reasons, _preference(series), _preference(chosen), strict=True):
+        if mine != theirs:
+            return reason
+    return reasons[-1]
