@@ -1,0 +1,138 @@
+"""`model.json`: what the weights beside it are, what they answer, and what stands behind each answer."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.errors import ManifestMismatch
+from models.findings import EvidenceGrade, FindingKind
+
+MANIFEST_NAME = "model.json"
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputSpecification(_Record):
+    """The grid the network wants: isotropic, axis-aligned LPS, (1, 1, D, H, W) float32 in HU.
+
+    Every axis is a multiple of `multiple_of`, padded with `minimum_hu`; values are clipped to the HU range.
+    """
+
+    name: Text
+    spacing_mm: Positive
+    multiple_of: Annotated[int, Field(gt=0)]
+    minimum_hu: float
+    maximum_hu: float
+
+
+class OperatingPoint(_Record):
+    """Where probabilities of one kind are cut.
+
+    A voxel belongs to the finding at `voxel_threshold`; a finding below `minimum_volume_ml` does not count.
+    The study is present at `present_probability` and above, absent below `absent_probability`,
+    indeterminate between. `chosen_on` says which data decided it.
+    """
+
+    voxel_threshold: Probability
+    minimum_volume_ml: NotNegative
+    present_probability: Probability
+    absent_probability: Probability
+    temperature: Positive
+    bias: Annotated[float, Field(allow_inf_nan=False)]
+    chosen_on: Text
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.absent_probability > self.present_probability:
+            raise ValueError("absent_probability is above present_probability")
+        return self
+
+    def probability(self, logit: float) -> float:
+        """Calibrated probability of a study logit: sigmoid((logit + bias) / temperature)."""
+        scaled = (logit + self.bias) / self.temperature
+        return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, scaled))))
+
+
+class Trial(_Record):
+    """One measured row of evidence. Counts are studies; rates are None where nothing could be counted."""
+
+    data: Text
+    simulated: bool
+    positive: Annotated[int, Field(ge=0)]
+    negative: Annotated[int, Field(ge=0)]
+    sensitivity: Probability | None
+    specificity: Probability | None
+    auroc: Probability | None = None
+    note: str = ""
+
+
+class Evidence(_Record):
+    """What is known about the answers to one kind: its grade and the trials behind the grade."""
+
+    grade: EvidenceGrade
+    trials: tuple[Trial, ...]
+
+
+class TrainingSource(_Record):
+    """Data the weights were trained or checked with."""
+
+    name: Text
+    licence: Text
+    use: Literal["training", "validation"]
+
+
+class ModelManifest(_Record):
+    """The whole of `model.json`.
+
+    `anatomy[i]` is class i of the anatomy head, `lesions[k]` channel k of the lesion head and of the study
+    logits. Every other kind has its reason in `not_assessed`; a rule on HU may still answer it.
+    """
+
+    name: Text
+    version: Text
+    weights: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.onnx$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    input: InputSpecification
+    anatomy: Annotated[tuple[Text, ...], Field(min_length=2)]
+    lesions: Annotated[tuple[FindingKind, ...], Field(min_length=1)]
+    calibration: Text
+    operating_points: dict[FindingKind, OperatingPoint]
+    evidence: dict[FindingKind, Evidence]
+    not_assessed: dict[FindingKind, Text]
+    training_data: tuple[TrainingSource, ...]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        lesions = set(self.lesions)
+        if len(lesions) != len(self.lesions) or len(set(self.anatomy)) != len(self.anatomy):
+            raise ValueError("a class is named twice")
+        if set(self.operating_points) != lesions:
+            raise ValueError("operating_points must name exactly the lesion kinds")
+        if set(self.evidence) != lesions:
+            raise ValueError("evidence must name exactly the lesion kinds")
+        if set(self.not_assessed) != set(FindingKind) - lesions:
+            raise ValueError("not_assessed must name every kind that is not a lesion kind, and no other")
+        return self
+
+
+def load_manifest(folder: Path) -> ModelManifest:
+    """The checked manifest of a model folder. Raises ManifestMismatch naming every field that is wrong."""
+    path = folder / MANIFEST_NAME
+    try:
+        return ModelManifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ManifestMismatch(f"no readable {MANIFEST_NAME} in {folder}") from error
+    except ValidationError as error:
+        fields = "; ".join(
+            f"{'.'.join(map(str, entry['loc'])) or MANIFEST_NAME}: {entry['msg']}" for entry in error.errors()
+        )
+        raise ManifestMismatch(f"{path} is no valid manifest: {fields}") from error

@@ -1,0 +1,130 @@
+"""The one place that runs the network: ONNX weights checked against their manifest, through onnxruntime."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from models.errors import BadOutput, ManifestMismatch
+from models.manifest import ModelManifest, load_manifest
+
+ExecutionProvider = Literal["cpu", "cuda", "openvino", "cann"]
+
+PROVIDERS: dict[ExecutionProvider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cann": "CANNExecutionProvider",
+}
+
+_DTYPES = {"anatomy": "tensor(uint8)", "lesions": "tensor(float)", "study_logits": "tensor(float)"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeadOutputs:
+    """What the network says about one study, on the network's grid (D, H, W).
+
+    `anatomy` uint8 (D, H, W), indices into `ModelManifest.anatomy`; `lesions` float32 (L, D, H, W), voxel
+    probabilities of `ModelManifest.lesions`, which may overlap; `study_logits` float32 (L,), uncalibrated.
+    """
+
+    anatomy: npt.NDArray[np.uint8]
+    lesions: npt.NDArray[np.float32]
+    study_logits: npt.NDArray[np.float32]
+
+
+class ModelSession:
+    """Loaded weights and their manifest. Thread-safe: onnxruntime allows concurrent runs of one session."""
+
+    def __init__(self, manifest: ModelManifest, session: onnxruntime.InferenceSession) -> None:
+        self.manifest = manifest
+        self._session = session
+
+    @classmethod
+    def open(
+        cls, folder: Path, execution_provider: ExecutionProvider = "cpu", *, threads: int | None = None
+    ) -> Self:
+        """Load the model of a folder; `threads` None leaves the choice to onnxruntime.
+
+        Raises ManifestMismatch when digest, inputs or outputs are not those of the manifest, or when the
+        installed onnxruntime lacks the execution provider.
+        """
+        manifest = load_manifest(folder)
+        provider = _provider(execution_provider)
+        weights = _checked_weights(folder, manifest)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            session = onnxruntime.InferenceSession(weights, options, providers=[provider])
+        except Exception as error:  # onnxruntime's errors share no other base
+            raise ManifestMismatch(f"onnxruntime cannot load {manifest.weights}: {error}") from error
+        _check_interface(session, manifest)
+        return cls(manifest, session)
+
+    def run(self, hu: npt.NDArray[np.float32]) -> HeadOutputs:
+        """Answers for a grid (1, 1, D, H, W) in HU as `manifest.input` describes it. Raises BadOutput."""
+        grid = hu.shape[2:]
+        multiple = self.manifest.input.multiple_of
+        if hu.ndim != 5 or hu.shape[:2] != (1, 1) or any(n == 0 or n % multiple for n in grid):
+            raise ValueError(f"the network takes (1, 1, D, H, W) in multiples of {multiple}, not {hu.shape}")
+        outputs = self._session.run(
+            list(_DTYPES), {self.manifest.input.name: hu.astype(np.float32, copy=False)}
+        )
+        anatomy, lesions, study_logits = (np.asarray(output) for output in outputs)
+        kinds = len(self.manifest.lesions)
+        expected = ((1, *grid), (1, kinds, *grid), (1, kinds))
+        if (anatomy.shape, lesions.shape, study_logits.shape) != expected:
+            raise BadOutput(f"output shapes {anatomy.shape}, {lesions.shape}, {study_logits.shape}")
+        if not (np.isfinite(lesions).all() and np.isfinite(study_logits).all()):
+            raise BadOutput("the network's output is not finite")
+        if int(anatomy.max()) >= len(self.manifest.anatomy):
+            raise BadOutput(f"anatomy class {int(anatomy.max())} is unknown to the manifest")
+        return HeadOutputs(anatomy=anatomy[0], lesions=lesions[0], study_logits=study_logits[0])
+
+
+def _provider(execution_provider: ExecutionProvider) -> str:
+    provider = PROVIDERS.get(execution_provider)
+    if provider is None:
+        raise ManifestMismatch(
+            f"unknown execution provider {execution_provider!r}; known: {', '.join(PROVIDERS)}"
+        )
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise ManifestMismatch(
+            f"the installed onnxruntime has no {provider} (execution provider {execution_provider!r}); "
+            f"it has {', '.join(available)}"
+        )
+    return provider
+
+
+def _checked_weights(folder: Path, manifest: ModelManifest) -> bytes:
+    path = folder / manifest.weights
+    try:
+        weights = path.read_bytes()
+    except OSError as error:
+        raise ManifestMismatch(f"the weights {manifest.weights} cannot be read from {folder}") from error
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != manifest.sha256:
+        raise ManifestMismatch(f"{path} has SHA-256 {digest}, the manifest says {manifest.sha256}")
+    return weights
+
+
+def _check_interface(session: onnxruntime.InferenceSession, manifest: ModelManifest) -> None:
+    inputs = [(entry.name, entry.type, len(entry.shape), entry.shape[:2]) for entry in session.get_inputs()]
+    if inputs != [(manifest.input.name, "tensor(float)", 5, [1, 1])]:
+        raise ManifestMismatch(
+            f"inputs are {inputs}, not one float {manifest.input.name!r} of (1, 1, D, H, W)"
+        )
+    outputs = {entry.name: (entry.type, len(entry.shape), entry.shape) for entry in session.get_outputs()}
+    if {name: dtype for name, (dtype, _, _) in outputs.items()} != _DTYPES:
+        raise ManifestMismatch(f"outputs are {outputs}, not {_DTYPES}")
+    kinds = len(manifest.lesions)
+    ranks = tuple(outputs[name][1] for name in _DTYPES)
+    if ranks != (4, 5, 2) or outputs["lesions"][2][1] != kinds or outputs["study_logits"][2][1] != kinds:
+        raise ManifestMismatch(f"outputs are {outputs}; the manifest names {kinds} lesion kinds")
