@@ -1,0 +1,151 @@
+"""Everything a site can set, read once from onescan.toml and ONESCAN_* variables and passed on as a value."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from dicom_gateway.errors import ConfigurationError
+
+DEFAULT_FILE = Path("onescan.toml")
+BUNDLED_MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "weights"
+ANY_AE_TITLE = "*"
+
+# PS3.5 Table 6.2-1, AE: at most 16 characters of the default repertoire without backslash and control characters.
+AeTitle = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
+]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+ResultObject = Literal["sr", "sc"]
+
+
+class Destination(BaseModel):
+    """A C-STORE peer that wants results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = Field(
+        description="Name in logs, pages and commands: letters, digits, '-' and '_'."
+    )
+    ae_title: AeTitle = Field(description="AE title the destination answers to.")
+    host: Annotated[str, StringConstraints(min_length=1)] = Field(description="Host name or address.")
+    port: Port = Field(description="TCP port.")
+    objects: Annotated[tuple[ResultObject, ...], Field(min_length=1)] = Field(
+        default=("sr", "sc"),
+        description="What to send: 'sr' (structured report), 'sc' (summary page as Secondary Capture).",
+    )
+
+
+class Settings(BaseSettings):
+    """One immutable value. Arguments win over variables, variables over the file, the file over defaults."""
+
+    model_config = SettingsConfigDict(env_prefix="ONESCAN_", frozen=True, extra="forbid")
+
+    data_dir: Path = Field(
+        default=Path("onescan-data"),
+        description="Folder of received images, results and the embedded database.",
+    )
+    database_url: str | None = Field(
+        default=None,
+        description="postgresql://user@host/name to use PostgreSQL; unset: SQLite inside data_dir.",
+    )
+    ae_title: AeTitle = Field(
+        default="ONESCAN", description="Our AE title; senders must call it by this name."
+    )
+    dicom_host: str = Field(default="0.0.0.0", description="Address the DICOM port listens on.")
+    dicom_port: Port = Field(default=11112, description="TCP port for C-STORE and C-ECHO.")
+    calling_ae_titles: tuple[AeTitle, ...] = Field(
+        default=(), description="AE titles allowed to send. Empty: nobody. '*': anybody."
+    )
+    quiet_period_s: Seconds = Field(
+        default=5.0, description="Seconds of silence after the last release until a study counts as complete."
+    )
+    quiet_period_single_image_s: Seconds = Field(
+        default=30.0, description="The same in seconds for senders that open one association per image."
+    )
+    maximum_associations: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=20, description="Associations served at the same time; more are rejected for the moment."
+    )
+    minimum_free_space_mb: Annotated[int, Field(ge=0)] = Field(
+        default=1024, description="Free space in MB of data_dir below which images are refused (0xA700)."
+    )
+    web_host: str = Field(default="127.0.0.1", description="Address the web pages listen on.")
+    web_port: Port = Field(default=8080, description="TCP port of the web pages and the JSON API.")
+    model_dir: Path = Field(
+        default=BUNDLED_MODEL_DIR,
+        description="Folder with model.json and its ONNX weights; unset: the bundled model.",
+    )
+    execution_provider: str = Field(
+        default="CPUExecutionProvider", description="onnxruntime execution provider, as onnxruntime names it."
+    )
+    inference_threads: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Threads of the network; 0: as many as there are cores."
+    )
+    destinations: tuple[Destination, ...] = Field(
+        default=(), description="Where results are sent: name, ae_title, host, port, objects of each."
+    )
+    delivery_attempts: Annotated[int, Field(ge=1)] = Field(
+        default=8,
+        description="Attempts to deliver to an unreachable destination before the delivery is parked.",
+    )
+    delivery_backoff_s: Seconds = Field(
+        default=10.0,
+        description="Seconds until the second delivery attempt; doubles each time, up to one hour.",
+    )
+    worker_concurrency: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="Studies analysed at the same time by one worker."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least serious log event that is written: debug, info, warning or error."
+    )
+
+    @model_validator(mode="after")
+    def _destinations_named_once(self) -> Self:
+        names = [destination.name for destination in self.destinations]
+        if len(set(names)) != len(names):
+            raise ValueError("two destinations have the same name")
+        return self
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> Self:
+        """Settings of `path`, else of ./onescan.toml where it exists, else defaults; ONESCAN_* variables win.
+
+        Raises ConfigurationError, which names every wrong setting, or the file that cannot be read.
+        """
+        chosen = path or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+        try:
+            from_file = tomllib.loads(chosen.read_text(encoding="utf-8")) if chosen else {}
+            return cls(**{**from_file, **EnvSettingsSource(cls)()})
+        except OSError as error:
+            raise ConfigurationError(f"cannot read {chosen}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{chosen} is not TOML: {error}") from error
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ConfigurationError(f"settings ({chosen or 'ONESCAN_* variables'}): {wrong}") from error
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL of the one database."""
+        if self.database_url is None:
+            return f"sqlite:///{self.data_dir.resolve() / 'onescan.sqlite'}"
+        return self.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+    @property
+    def incoming_dir(self) -> Path:
+        return self.data_dir / "incoming"
+
+    @property
+    def studies_dir(self) -> Path:
+        return self.data_dir / "studies"
+
+    @property
+    def results_dir(self) -> Path:
+        return self.data_dir / "results"
+
+    def accepts(self, calling_ae_title: str) -> bool:
+        """Whether this calling AE title may send to us."""
+        return ANY_AE_TITLE in self.calling_ae_titles or calling_ae_title.strip() in self.calling_ae_titles

@@ -1,0 +1,91 @@
+"""Settings: every one documented, the file and the variables read, mistakes named."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dicom_gateway.errors import ConfigurationError
+from dicom_gateway.settings import Destination, Settings
+
+EXAMPLE = Path(__file__).parents[2] / "onescan.example.toml"
+
+
+def uncommented(text: str) -> str:
+    """The example with its commented-out settings (`# name = value`, `# [[table]]`) switched on."""
+    lines = []
+    for line in text.splitlines():
+        body = line.removeprefix("# ")
+        is_setting = body.startswith("[[") or (" = " in body and body.split(" = ")[0].isidentifier())
+        lines.append(body if is_setting else line)
+    return "\n".join(lines)
+
+
+def test_every_setting_is_documented_in_the_example():
+    example = tomllib.loads(uncommented(EXAMPLE.read_text()))
+    assert set(example) == set(Settings.model_fields)
+    assert set(example["destinations"][0]) == set(Destination.model_fields)
+
+
+def test_every_setting_says_what_it_is():
+    for fields in (Settings.model_fields, Destination.model_fields):
+        assert [name for name, field in fields.items() if not field.description] == []
+
+
+def test_the_example_states_the_defaults():
+    example = tomllib.loads(EXAMPLE.read_text())
+    assert Settings(**example) == Settings()
+
+
+def test_variables_win_over_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "site.toml"
+    path.write_text('ae_title = "FILE"\ndicom_port = 4242\n')
+    monkeypatch.setenv("ONESCAN_AE_TITLE", "VARIABLE")
+    monkeypatch.setenv("ONESCAN_CALLING_AE_TITLES", '["CT1", "PACS"]')
+    settings = Settings.load(path)
+    assert (settings.ae_title, settings.dicom_port) == ("VARIABLE", 4242)
+    assert settings.calling_ae_titles == ("CT1", "PACS")
+
+
+def test_without_any_file_the_defaults_hold(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.load(None)
+    assert settings.ae_title == "ONESCAN"
+    assert settings.database == f"sqlite:///{tmp_path / 'onescan-data' / 'onescan.sqlite'}"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("dicom_prot = 104\n", "dicom_prot"),
+        ("dicom_port = 99999\n", "dicom_port"),
+        ("quiet_period_s = -1\n", "quiet_period_s"),
+        ('ae_title = "A TITLE THAT IS TOO LONG"\n', "ae_title"),
+        ('ae_title = "BACK\\\\SLASH"\n', "ae_title"),
+        ('[[destinations]]\nname = "a/b"\nae_title = "X"\nhost = "h"\nport = 1\n', "destinations.0.name"),
+        (2 * '[[destinations]]\nname = "a"\nae_title = "X"\nhost = "h"\nport = 1\n', "same name"),
+        ("this is not TOML", "not TOML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, text, named):
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=named):
+        Settings.load(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match="absent.toml"):
+        Settings.load(tmp_path / "absent.toml")
+
+
+def test_nobody_may_send_unless_allowed():
+    assert not Settings().accepts("ANYONE")
+    assert Settings(calling_ae_titles=("CT1",)).accepts("CT1 ")
+    assert not Settings(calling_ae_titles=("CT1",)).accepts("CT2")
+    assert Settings(calling_ae_titles=("*",)).accepts("ANYONE")
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().dicom_port = 1
