@@ -13,7 +13,7 @@ DEFAULT_FILE = Path("onescan.toml")
 BUNDLED_MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "weights"
 ANY_AE_TITLE = "*"
 
-# PS3.5 Table 6.2-1, AE: at most 16 characters of the default repertoire without backslash and control characters.
+# PS3.5 Table 6.2-1, AE: at most 16 characters, no backslash and no control characters.
 AeTitle = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
 ]

@@ -75,7 +75,7 @@ def test_a_mistake_is_named(tmp_path, text, named):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigurationError, match="absent.toml"):
+    with pytest.raises(ConfigurationError, match=r"absent\.toml"):
         Settings.load(tmp_path / "absent.toml")
 
 

@@ -1,0 +1,216 @@
+"""What the index knows, for the web pages, the commands and the worker: reading only.
+
+Times are aware UTC datetimes; paths are relative to the data folder.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from dicom_gateway.store.schema import DeliveryState, StudyState, delivery, instance, report, study
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRow:
+    """One study as the index has it. `error` is set for FAILED; `revision` counts from 1, late images add one."""
+
+    study_instance_uid: str
+    state: StudyState
+    revision: int
+    priority: int
+    calling_ae_title: str
+    instance_count: int
+    first_received: datetime
+    last_received: datetime
+    patient_name: str
+    patient_id: str
+    study_date: str
+    description: str
+    accession_number: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportRow:
+    """A written report; `folder` holds report.json, key images and the DICOM objects. outcome: reported, refused."""
+
+    study_instance_uid: str
+    revision: int
+    folder: Path
+    created: datetime
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryRow:
+    """One report on its way to one destination. `next_attempt` is set while DELAYED."""
+
+    study_instance_uid: str
+    revision: int
+    destination: str
+    objects: tuple[str, ...]
+    state: DeliveryState
+    attempts: int
+    last_error: str | None
+    next_attempt: datetime | None
+    updated: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceRow:
+    """One stored instance; `revision` is the revision of the study it arrived in."""
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    revision: int
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Number of studies and deliveries in each state; every state is a key."""
+
+    studies: Mapping[StudyState, int]
+    deliveries: Mapping[DeliveryState, int]
+
+
+def list_studies(
+    engine: sa.Engine, limit: int, offset: int = 0, state: StudyState | None = None
+) -> tuple[StudyRow, ...]:
+    """Studies, the one heard of last first."""
+    query = sa.select(study).order_by(study.c.last_received.desc(), study.c.study_instance_uid)
+    if state is not None:
+        query = query.where(study.c.state == state)
+    with engine.connect() as connection:
+        return tuple(_study(row) for row in connection.execute(query.limit(limit).offset(offset)).mappings())
+
+
+def get_study(engine: sa.Engine, study_instance_uid: str) -> StudyRow | None:
+    """The study, or None when we never received it."""
+    query = sa.select(study).where(study.c.study_instance_uid == study_instance_uid)
+    with engine.connect() as connection:
+        row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else _study(row)
+
+
+def get_report(engine: sa.Engine, study_instance_uid: str, revision: int | None = None) -> ReportRow | None:
+    """The report of a revision, by default the newest; None when there is none."""
+    query = sa.select(report).where(report.c.study_instance_uid == study_instance_uid)
+    if revision is not None:
+        query = query.where(report.c.revision == revision)
+    with engine.connect() as connection:
+        row = connection.execute(query.order_by(report.c.revision.desc()).limit(1)).mappings().one_or_none()
+    return None if row is None else _report(row)
+
+
+def list_reports(engine: sa.Engine, study_instance_uid: str) -> tuple[ReportRow, ...]:
+    """Every report of a study, the newest revision first."""
+    query = sa.select(report).where(report.c.study_instance_uid == study_instance_uid)
+    with engine.connect() as connection:
+        rows = connection.execute(query.order_by(report.c.revision.desc())).mappings()
+        return tuple(_report(row) for row in rows)
+
+
+def list_deliveries(
+    engine: sa.Engine,
+    study_instance_uid: str | None = None,
+    state: DeliveryState | None = None,
+    limit: int = 1000,
+) -> tuple[DeliveryRow, ...]:
+    """Deliveries, the one that changed last first; of one study or in one state where given."""
+    query = sa.select(delivery).order_by(delivery.c.updated.desc(), delivery.c.destination).limit(limit)
+    if study_instance_uid is not None:
+        query = query.where(delivery.c.study_instance_uid == study_instance_uid)
+    if state is not None:
+        query = query.where(delivery.c.state == state)
+    with engine.connect() as connection:
+        return tuple(_delivery(row) for row in connection.execute(query).mappings())
+
+
+def get_delivery(
+    engine: sa.Engine, study_instance_uid: str, revision: int, destination: str
+) -> DeliveryRow | None:
+    """One delivery, or None when the report was never meant for that destination."""
+    query = sa.select(delivery).where(
+        delivery.c.study_instance_uid == study_instance_uid,
+        delivery.c.revision == revision,
+        delivery.c.destination == destination,
+    )
+    with engine.connect() as connection:
+        row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else _delivery(row)
+
+
+def list_instances(engine: sa.Engine, study_instance_uid: str, revision: int) -> tuple[InstanceRow, ...]:
+    """What the study consists of at `revision`: everything that arrived in it or before it, by UID."""
+    query = (
+        sa.select(instance)
+        .where(instance.c.study_instance_uid == study_instance_uid, instance.c.revision <= revision)
+        .order_by(instance.c.series_instance_uid, instance.c.sop_instance_uid)
+    )
+    with engine.connect() as connection:
+        return tuple(_instance(row) for row in connection.execute(query).mappings())
+
+
+def find_instance(engine: sa.Engine, sop_instance_uid: str) -> InstanceRow | None:
+    """The stored instance of this UID, or None."""
+    query = sa.select(instance).where(instance.c.sop_instance_uid == sop_instance_uid)
+    with engine.connect() as connection:
+        row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else _instance(row)
+
+
+def counts(engine: sa.Engine) -> Counts:
+    """How many studies and deliveries are in each state."""
+    with engine.connect() as connection:
+        studies = connection.execute(sa.select(study.c.state, sa.func.count()).group_by(study.c.state)).all()
+        sent = connection.execute(
+            sa.select(delivery.c.state, sa.func.count()).group_by(delivery.c.state)
+        ).all()
+    return Counts(
+        dict.fromkeys(StudyState, 0) | {StudyState(state): count for state, count in studies},
+        dict.fromkeys(DeliveryState, 0) | {DeliveryState(state): count for state, count in sent},
+    )
+
+
+_Row = Mapping[Any, Any]
+
+
+def _utc(epoch_s: float) -> datetime:
+    return datetime.fromtimestamp(epoch_s, UTC)
+
+
+def _study(row: _Row) -> StudyRow:
+    values = {name: row[name] for name in StudyRow.__slots__}
+    times = {name: _utc(row[name]) for name in ("first_received", "last_received")}
+    return StudyRow(**values | times | {"state": StudyState(row["state"])})
+
+
+def _report(row: _Row) -> ReportRow:
+    values = {name: row[name] for name in ReportRow.__slots__}
+    return ReportRow(**values | {"folder": Path(row["folder"]), "created": _utc(row["created"])})
+
+
+def _delivery(row: _Row) -> DeliveryRow:
+    next_attempt = None if row["next_attempt"] is None else _utc(row["next_attempt"])
+    return DeliveryRow(
+        **{name: row[name] for name in DeliveryRow.__slots__}
+        | {
+            "objects": tuple(row["objects"].split(",")),
+            "state": DeliveryState(row["state"]),
+            "next_attempt": next_attempt,
+            "updated": _utc(row["updated"]),
+        }
+    )
+
+
+def _instance(row: _Row) -> InstanceRow:
+    values = {name: row[name] for name in InstanceRow.__slots__}
+    return InstanceRow(**values | {"path": Path(row["path"])})

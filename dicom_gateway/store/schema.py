@@ -1,0 +1,119 @@
+"""The tables of the index and the database they live in: SQLite by default, PostgreSQL with the same code.
+
+Times are UTC seconds since the epoch, paths are relative to the data folder. The job engine keeps its own
+tables in the same database, so that a study's state and its job change in one transaction.
+"""
+
+import enum
+from typing import Any
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+
+class StudyState(enum.StrEnum):
+    """RECEIVING -> QUEUED -> ANALYSING -> REPORTED, REFUSED or FAILED; a late instance leads back to RECEIVING."""
+
+    RECEIVING = "receiving"
+    QUEUED = "queued"
+    ANALYSING = "analysing"
+    REPORTED = "reported"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+class DeliveryState(enum.StrEnum):
+    """PENDING -> DELIVERED, or DELAYED between attempts, or PARKED until a person replays it."""
+
+    PENDING = "pending"
+    DELAYED = "delayed"
+    DELIVERED = "delivered"
+    PARKED = "parked"
+
+
+study = sa.Table(
+    "study",
+    metadata,
+    sa.Column("study_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("calling_ae_title", sa.String(16), nullable=False),
+    sa.Column("instance_count", sa.Integer, nullable=False),
+    sa.Column("first_received", sa.Float, nullable=False),
+    sa.Column("last_received", sa.Float, nullable=False, index=True),
+    sa.Column("last_released", sa.Float, nullable=False),
+    sa.Column("largest_association", sa.Integer, nullable=False),
+    sa.Column("patient_name", sa.Text, nullable=False),
+    sa.Column("patient_id", sa.Text, nullable=False),
+    sa.Column("study_date", sa.String(8), nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("accession_number", sa.Text, nullable=False),
+    sa.Column("error", sa.Text, nullable=True),
+)
+
+instance = sa.Table(
+    "instance",
+    metadata,
+    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("series_instance_uid", sa.String(64), nullable=False),
+    sa.Column("study_instance_uid", sa.ForeignKey("study.study_instance_uid"), nullable=False, index=True),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("received", sa.Float, nullable=False),
+)
+
+report = sa.Table(
+    "report",
+    metadata,
+    sa.Column("study_instance_uid", sa.ForeignKey("study.study_instance_uid"), primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True),
+    sa.Column("folder", sa.Text, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("outcome", sa.String(16), nullable=False),
+)
+
+delivery = sa.Table(
+    "delivery",
+    metadata,
+    sa.Column("study_instance_uid", sa.ForeignKey("study.study_instance_uid"), primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True),
+    sa.Column("destination", sa.String(32), primary_key=True),
+    sa.Column("objects", sa.String(32), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("last_error", sa.Text, nullable=True),
+    sa.Column("next_attempt", sa.Float, nullable=True),
+    sa.Column("updated", sa.Float, nullable=False),
+)
+
+worker_heartbeat = sa.Table(
+    "worker_heartbeat",
+    metadata,
+    sa.Column("executor_id", sa.String(128), primary_key=True),
+    sa.Column("seen", sa.Float, nullable=False),
+)
+
+
+def open_database(url: str) -> sa.Engine:
+    """Engine for the index and the jobs. A commit is on the disk when it returns."""
+    if not url.startswith("sqlite"):
+        return sa.create_engine(url, pool_pre_ping=True, pool_size=10)
+    engine = sa.create_engine(url, connect_args={"timeout": 30}, pool_size=10)
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # BEGIN IMMEDIATE: a reader that turns writer would otherwise meet SQLITE_BUSY without any wait.
+    connection.isolation_level = "IMMEDIATE"
+    for pragma in ("journal_mode=wal", "synchronous=full", "busy_timeout=30000", "foreign_keys=on"):
+        connection.execute(f"pragma {pragma}")
+
+
+def create_tables(engine: sa.Engine) -> None:
+    """Create the tables that are missing."""
+    metadata.create_all(engine)
