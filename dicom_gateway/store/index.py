@@ -82,12 +82,18 @@ class Counts:
 
 
 def list_studies(
-    engine: sa.Engine, limit: int, offset: int = 0, state: StudyState | None = None
+    engine: sa.Engine, limit: int, offset: int = 0, state: StudyState | None = None, search: str | None = None
 ) -> tuple[StudyRow, ...]:
-    """Studies, the one heard of last first."""
+    """Studies, the one heard of last first; in one state where given.
+
+    `search` is looked for in patient name, patient ID, accession number and description, ignoring case.
+    """
     query = sa.select(study).order_by(study.c.last_received.desc(), study.c.study_instance_uid)
     if state is not None:
         query = query.where(study.c.state == state)
+    if search:
+        columns = (study.c.patient_name, study.c.patient_id, study.c.accession_number, study.c.description)
+        query = query.where(sa.or_(*(column.icontains(search, autoescape=True) for column in columns)))
     with engine.connect() as connection:
         return tuple(_study(row) for row in connection.execute(query.limit(limit).offset(offset)).mappings())
 
