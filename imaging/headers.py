@@ -195,9 +195,7 @@ def _enhanced_planes(file: Path, ds: Dataset) -> Iterable[Slice]:
             image_type=_strings(macro("CTImageFrameTypeSequence").get("FrameType")) or base.image_type,
             acquisition_number=_integer(macro("FrameContentSequence").get("FrameAcquisitionNumber")),
             image_position_patient=_point(macro("PlanePositionSequence").get("ImagePositionPatient")),
-            image_orientation_patient=_floats(
-                macro("PlaneOrientationSequence").get("ImageOrientationPatient"), 6
-            ),
+            image_orientation_patient=_floats(macro("PlaneOrientationSequence").get("ImageOrientationPatient"), 6),
             pixel_spacing_mm=_pair(measures.get("PixelSpacing")),
             slice_thickness_mm=_number(measures.get("SliceThickness")),
             rescale_slope=_number(transformation.get("RescaleSlope")),

@@ -77,9 +77,7 @@ def _body(hu: npt.NDArray[np.int16]) -> Mask:
     return np.stack([ndimage.binary_fill_holes(plane) for plane in largest]) if largest.any() else largest
 
 
-def _airways(
-    hu: npt.NDArray[np.int16], body: Mask, air: Mask, spacing: tuple[float, ...], superior_last: bool
-) -> Mask:
+def _airways(hu: npt.NDArray[np.int16], body: Mask, air: Mask, spacing: tuple[float, ...], superior_last: bool) -> Mask:
     """Trachea and central bronchi by region growing whose threshold stops before it leaks into a lung."""
     seed = _trachea_seed(body, air, spacing, superior_last)
     empty = np.zeros_like(air)

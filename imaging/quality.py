@@ -71,9 +71,7 @@ def _missing(slices: Sequence[Slice]) -> Iterator[QualityIssue]:
         "ImageOrientationPatient": [s.image_orientation_patient is None for s in slices],
         "PixelSpacing": [s.pixel_spacing_mm is None or min(s.pixel_spacing_mm) <= 0 for s in slices],
         "Rows and Columns": [s.rows <= 0 or s.columns <= 0 for s in slices],
-        "RescaleSlope and RescaleIntercept": [
-            not s.rescale_slope or s.rescale_intercept is None for s in slices
-        ],
+        "RescaleSlope and RescaleIntercept": [not s.rescale_slope or s.rescale_intercept is None for s in slices],
     }
     for keyword, missing in required.items():
         if any(missing):
@@ -116,7 +114,9 @@ def _stack(slices: Sequence[Slice]) -> Iterator[QualityIssue]:
     step = float(np.median(steps))
     duplicates = int((steps < 0.01).sum())
     if duplicates:
-        yield _reject("duplicate_positions", f"{duplicates} images lie at the position of another", float(duplicates), 0.0)
+        yield _reject(
+            "duplicate_positions", f"{duplicates} images lie at the position of another", float(duplicates), 0.0
+        )
         return
     tolerance = max(_STEP_TOLERANCE_MM, _STEP_TOLERANCE_FRACTION * step)
     irregular = np.flatnonzero(np.abs(steps - step) > tolerance)
@@ -206,7 +206,11 @@ def _coverage(volume: Volume, lungs: Lungs) -> Iterator[QualityIssue]:
     """A lung that still has a large cross-section in the outermost slice goes on outside the volume."""
     area_mm2 = (lungs.left | lungs.right).sum(axis=(1, 2)) * float(np.prod(volume.geometry.spacing_mm[1:]))
     superior_last = volume.geometry.affine[2, 0] > 0
-    ends = {"bases": area_mm2[0], "apices": area_mm2[-1]} if superior_last else {"apices": area_mm2[0], "bases": area_mm2[-1]}
+    ends = (
+        {"bases": area_mm2[0], "apices": area_mm2[-1]}
+        if superior_last
+        else {"apices": area_mm2[0], "bases": area_mm2[-1]}
+    )
     for part, cut_mm2 in ends.items():
         share = float(cut_mm2 / area_mm2.max())
         if share > 0.6:

@@ -106,7 +106,8 @@ def _offsets_mm(slices: Sequence[Slice]) -> list[float]:
     oriented = [s for s in slices if s.image_position_patient and s.image_orientation_patient]
     try:
         return [
-            float(np.dot(slice_normal(s.image_orientation_patient or ()), s.image_position_patient or ())) for s in oriented
+            float(np.dot(slice_normal(s.image_orientation_patient or ()), s.image_position_patient or ()))
+            for s in oriented
         ]
     except ValueError:
         return []
@@ -173,7 +174,7 @@ def _preference(series: Series) -> tuple[float, ...]:
         0.0 if _CHEST.search(_words(series)) else 1.0,
         1.0 if _is_derived(series) else 0.0,
         0.0 if spacing <= 1.5 else 1.0 if spacing <= 3.0 else 2.0,
-        1.0 if _has_lung_kernel(series) else 0.0,
+        1.0 if has_sharp_kernel(series) else 0.0,
         1.0 if series.contrast_bolus_agent else 0.0,
         spacing,
         -float(len(series.slices)),
@@ -185,7 +186,8 @@ def _is_derived(series: Series) -> bool:
     return bool(series.slices[0].image_type) and series.slices[0].image_type[0].upper() == "DERIVED"
 
 
-def _has_lung_kernel(series: Series) -> bool:
+def has_sharp_kernel(series: Series) -> bool:
+    """Whether the kernel is one made for lung or bone, which sharpens noise and with it low HU."""
     return bool(_LUNG_KERNEL.search(series.convolution_kernel or ""))
 
 

@@ -166,9 +166,7 @@ def _padding_range(ds: Dataset) -> tuple[int, int] | None:
     return low, high
 
 
-def _to_hu(
-    stored: npt.NDArray[np.generic], plane: Slice, padding: tuple[int, int] | None
-) -> npt.NDArray[np.int16]:
+def _to_hu(stored: npt.NDArray[np.generic], plane: Slice, padding: tuple[int, int] | None) -> npt.NDArray[np.int16]:
     """Stored values to HU. Padding, and what no CT value can be (above 32767 HU), becomes air."""
     hu = stored.astype(np.float32) * (plane.rescale_slope or 1.0) + (plane.rescale_intercept or 0.0)
     outside = hu > _MAX_STORED_HU

@@ -1,0 +1,57 @@
+"""Whether intravenous contrast was given, from the HU of the blood."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+# Unenhanced blood is 30 to 60 HU; every vascular phase of a chest CT lies above 100 HU in the heart and aorta.
+UNENHANCED_BELOW_HU = 80.0
+ENHANCED_ABOVE_HU = 100.0
+_MINIMUM_AORTA_ML = 30.0
+_NOT_BLOOD_HU = 600.0
+_FAT_HU = -20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BloodPool:
+    """Attenuation of the blood in HU and what follows; `contrast` is None between the limits or without a blood pool."""
+
+    hu: float | None
+    contrast: bool | None
+    evidence: str
+
+
+def measure_blood_pool(
+    hu: npt.NDArray[np.float32], left_lung: npt.NDArray[np.bool_], right_lung: npt.NDArray[np.bool_]
+) -> BloodPool:
+    """Blood in the anterior mediastinum: the bright half of the soft tissue between the lungs, before the spine.
+
+    All arrays (z, y, x) on the network grid (y to posterior, x to the left).
+    """
+    region = _anterior_mediastinum(left_lung, right_lung)
+    smooth = ndimage.uniform_filter(hu, 3)
+    tissue = smooth[region & (smooth > _FAT_HU) & (smooth < _NOT_BLOOD_HU)]
+    if tissue.size < 500:
+        return BloodPool(hu=None, contrast=None, evidence="no mediastinum was found to measure the blood in")
+    blood_hu = float(np.percentile(tissue, 75))
+    contrast = True if blood_hu > ENHANCED_ABOVE_HU else False if blood_hu < UNENHANCED_BELOW_HU else None
+    return BloodPool(hu=blood_hu, contrast=contrast, evidence=f"blood in the mediastinum measures {blood_hu:.0f} HU")
+
+
+def _anterior_mediastinum(left_lung: npt.NDArray[np.bool_], right_lung: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Row by row what lies between the two lungs, in front of their middle, in the middle half of their height."""
+    region = np.zeros_like(left_lung)
+    both = left_lung.any(axis=(1, 2)) & right_lung.any(axis=(1, 2))
+    slices = np.flatnonzero(both)
+    if len(slices) < 8:
+        return region
+    columns = np.arange(left_lung.shape[2])
+    for z in slices[len(slices) // 4 : len(slices) * 3 // 4]:
+        rows = np.flatnonzero(left_lung[z].any(axis=1) & right_lung[z].any(axis=1))
+        for y in rows[: len(rows) * 6 // 10]:
+            inner_right = np.flatnonzero(right_lung[z, y]).max()
+            inner_left = np.flatnonzero(left_lung[z, y]).min()
+            region[z, y] = (columns > inner_right + 1) & (columns < inner_left - 1)
+    return region

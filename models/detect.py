@@ -1,0 +1,365 @@
+"""One chest CT volume to findings in patient coordinates: network grid, one run, decoding, measurement."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from imaging.lungs import Lungs
+from imaging.preprocess import ModelInput, prepare
+from imaging.uids import derive_uid
+from imaging.volume import Volume
+from models.contrast import BloodPool, measure_blood_pool
+from models.findings import (
+    EvidenceGrade,
+    Finding,
+    FindingKind,
+    Laterality,
+    Measurement,
+    Presence,
+    Quantity,
+    Region,
+)
+from models.heads import (
+    Candidate,
+    candidate_side,
+    joined_box,
+    joined_mask,
+    lesion_candidates,
+)
+from models.manifest import OperatingPoint
+from models.measure import (
+    attenuation,
+    axial_axes_mm,
+    emphysema_indices,
+    emphysema_slice,
+    lung_zone,
+    maximum_thickness_mm,
+    region_of,
+    volume_mm3,
+)
+from models.session import HeadOutputs, ModelSession
+
+# %LAA-950 above 5 is the usual definition of emphysema on CT (COPDGene: Castaldi et al., Thorax 2014;69:415).
+EMPHYSEMA_PRESENT_LAA_PERCENT = 5.0
+EMPHYSEMA_ABSENT_LAA_PERCENT = 3.0
+# Halfway between aerated lung (-850 HU) and soft tissue (50 HU): where partial volume puts a solid border.
+_SOLID_BORDER_HU = -400
+_MAXIMUM_LESIONS = 10
+_NETWORK_METHOD = "network"
+_PER_SIDE_KINDS = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
+_FOCAL_KINDS = (FindingKind.PULMONARY_NODULE,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Detection:
+    """All findings about one volume, every kind at least once, in the order of FindingKind."""
+
+    findings: tuple[Finding, ...]
+    blood_pool: BloodPool
+    timings_s: dict[str, float]
+
+
+class Detector:
+    """A loaded model that answers for volumes. One network run per volume."""
+
+    def __init__(self, session: ModelSession) -> None:
+        self.session = session
+        self.manifest = session.manifest
+
+    def detect(self, volume: Volume, lungs: Lungs, *, sharp_kernel: bool) -> Detection:
+        """Findings of every kind. Raises models.errors.BadOutput when the network's answer is none."""
+        started = time.perf_counter()
+        grid = prepare(volume, lungs, self.manifest.input.spacing_mm, self.manifest.input.multiple_of)
+        prepared = time.perf_counter()
+        outputs = self.session.run(grid.hu)
+        inferred = time.perf_counter()
+        reading = _Reading(self, volume, lungs, grid, outputs)
+        found = {kind: reading.network_findings(kind) for kind in self.manifest.lesions}
+        found[FindingKind.EMPHYSEMA] = (reading.emphysema(sharp_kernel),)
+        findings = tuple(
+            finding for kind in FindingKind for finding in found.get(kind) or (reading.not_assessed(kind),)
+        )
+        measured = time.perf_counter()
+        return Detection(
+            findings=findings,
+            blood_pool=reading.blood_pool(),
+            timings_s={
+                "preprocess": prepared - started,
+                "infer": inferred - prepared,
+                "measure": measured - inferred,
+            },
+        )
+
+
+class _Reading:
+    """The network's answer about one volume, read kind by kind."""
+
+    def __init__(
+        self, detector: Detector, volume: Volume, lungs: Lungs, grid: ModelInput, outputs: HeadOutputs
+    ) -> None:
+        self._manifest = detector.manifest
+        self._volume = volume
+        self._lungs = lungs
+        self._grid = grid
+        self._outputs = outputs
+        self._left_label = self._manifest.anatomy.index("lung_left")
+        self._right_label = self._manifest.anatomy.index("lung_right")
+        self._lung_z_mm = self._lung_height_mm()
+
+    def blood_pool(self) -> BloodPool:
+        whole = tuple(slice(0, n) for n in self._grid.geometry.shape)
+        back = ModelInput(self._grid.hu, self._grid.source, self._grid.geometry)
+        left, right = (
+            back.to_source(lung, (whole[0], whole[1], whole[2]), order=0) > 0.5
+            for lung in (self._lungs.left, self._lungs.right)
+        )
+        return measure_blood_pool(self._grid.hu[0, 0], left, right)
+
+    def not_assessed(self, kind: FindingKind) -> Finding:
+        return Finding(
+            kind=kind,
+            presence=Presence.NOT_ASSESSED,
+            tracking_uid=self._tracking_uid(kind),
+            evidence_grade=None,
+            method="none",
+            reason=self._manifest.not_assessed[kind],
+        )
+
+    def emphysema(self, sharp_kernel: bool) -> Finding:
+        """By rule on the HU of the segmented lungs; no network."""
+        kind = FindingKind.EMPHYSEMA
+        hu, left, right = self._volume.hu, self._lungs.left, self._lungs.right
+        measurements = emphysema_indices(hu, left, right, self._volume.geometry)
+        if not measurements:
+            return self.not_assessed(kind)
+        laa_percent = measurements[0].value
+        presence, reason = _emphysema_presence(laa_percent, sharp_kernel)
+        region = self._emphysema_region(left | right) if presence is not Presence.ABSENT else None
+        return Finding(
+            kind=kind,
+            presence=presence,
+            tracking_uid=self._tracking_uid(kind),
+            evidence_grade=EvidenceGrade.B,
+            method=f"threshold at -950 HU in the segmented lungs; present from {EMPHYSEMA_PRESENT_LAA_PERCENT:g} %",
+            reason=reason,
+            site="both lungs",
+            laterality=Laterality.BILATERAL,
+            measurements=measurements,
+            region=region,
+        )
+
+    def _emphysema_region(self, lung: npt.NDArray[np.bool_]) -> Region | None:
+        key = emphysema_slice(self._volume.hu, lung)
+        low = (self._volume.hu[key : key + 1] < -950) & lung[key : key + 1]
+        if not low.any():
+            return None
+        rows, columns = self._volume.hu.shape[1:]
+        return region_of(low, (slice(key, key + 1), slice(0, rows), slice(0, columns)), self._volume.geometry)
+
+    def network_findings(self, kind: FindingKind) -> tuple[Finding, ...]:
+        """The answer about the study, then one finding for each lesion of it."""
+        point = self._manifest.operating_points[kind]
+        channel = self._manifest.lesions.index(kind)
+        probability = self._outputs.lesions[channel]
+        candidates = lesion_candidates(
+            probability,
+            point.voxel_threshold,
+            self._grid.geometry.voxel_volume_mm3,
+            _smallest_candidate_ml(kind, point),
+        )
+        lesions = self._lesions(kind, candidates, probability, point)
+        study_probability = point.probability(float(self._outputs.study_logits[channel]))
+        presence, reason = _study_presence(study_probability, bool(lesions), point)
+        if presence is Presence.ABSENT:
+            lesions = ()
+        lesions = tuple(self._as_finding(kind, presence, n, lesion) for n, lesion in enumerate(lesions, start=1))
+        return (self._study_finding(kind, presence, reason, study_probability, point, lesions), *lesions)
+
+    def _lesions(
+        self,
+        kind: FindingKind,
+        candidates: Sequence[Candidate],
+        probability: npt.NDArray[np.float32],
+        point: OperatingPoint,
+    ) -> tuple["_Lesion", ...]:
+        """Focal kinds: one lesion a candidate. Others: the candidates of one side together."""
+        sides = [candidate_side(c, self._outputs.anatomy, self._left_label, self._right_label) for c in candidates]
+        if kind in _FOCAL_KINDS:
+            groups = [(side, (c,)) for side, c in zip(sides, candidates, strict=True)][:_MAXIMUM_LESIONS]
+        else:
+            groups = [
+                (wanted, tuple(c for side, c in zip(sides, candidates, strict=True) if side is wanted))
+                for wanted in (Laterality.RIGHT, Laterality.LEFT)
+            ]
+        lesions = []
+        for side, group in groups:
+            if sum(c.volume_ml for c in group) < point.minimum_volume_ml or not group:
+                continue
+            region = self._source_region(kind, group, probability, point.voxel_threshold)
+            if region is not None:
+                lesions.append(_Lesion(side, max(c.peak for c in group), region))
+        return tuple(lesions)
+
+    def _source_region(
+        self,
+        kind: FindingKind,
+        group: Sequence[Candidate],
+        probability: npt.NDArray[np.float32],
+        threshold: float,
+    ) -> Region | None:
+        """The candidates' outline on the source grid, a nodule's border by its HU; None where nothing is left."""
+        box = self._grid.source_box(joined_box(group))
+        mask = joined_mask(group, probability.shape)
+        # One voxel more than the candidates, so that interpolation reaches their border.
+        near = ndimage.binary_dilation(mask)
+        inside = self._grid.to_source(np.where(near, probability, 0.0), box) >= threshold
+        if kind is FindingKind.PULMONARY_NODULE:
+            inside = self._solid_border(inside, box)
+        return region_of(inside, box, self._volume.geometry) if inside.any() else None
+
+    def _solid_border(self, inside: npt.NDArray[np.bool_], box: tuple[slice, slice, slice]) -> npt.NDArray[np.bool_]:
+        """A solid nodule ends where its HU fall halfway to lung; one that is mostly ground glass keeps its outline."""
+        dense = self._volume.hu[box] > _SOLID_BORDER_HU
+        if not inside.any() or (dense & inside).sum() < 0.3 * inside.sum():
+            return inside
+        return dense & ndimage.binary_dilation(inside)
+
+    def _as_finding(self, kind: FindingKind, presence: Presence, number: int, lesion: "_Lesion") -> Finding:
+        region = lesion.region
+        return Finding(
+            kind=kind,
+            presence=presence,
+            tracking_uid=self._tracking_uid(kind, str(number)),
+            evidence_grade=self._manifest.evidence[kind].grade,
+            method=_NETWORK_METHOD,
+            probability=lesion.peak,
+            operating_point=self._manifest.operating_points[kind].voxel_threshold,
+            laterality=lesion.side,
+            site=self._site(kind, lesion.side, region),
+            lesion=number,
+            measurements=self._measurements(kind, region),
+            region=region,
+        )
+
+    def _measurements(self, kind: FindingKind, region: Region) -> tuple[Measurement, ...]:
+        geometry = self._volume.geometry
+        mm3 = volume_mm3(region, geometry)
+        mean, deviation = attenuation(self._volume.hu, region)
+        if kind in _FOCAL_KINDS:
+            long_mm, short_mm = axial_axes_mm(region, geometry)
+            return (
+                Measurement(quantity=Quantity.LONG_AXIS, value=long_mm, unit="mm"),
+                Measurement(quantity=Quantity.SHORT_AXIS, value=short_mm, unit="mm"),
+                Measurement(quantity=Quantity.VOLUME, value=mm3, unit="mm3"),
+                mean,
+                deviation,
+            )
+        volume = Measurement(quantity=Quantity.VOLUME, value=mm3 / 1000, unit="ml")
+        if kind in _PER_SIDE_KINDS or kind is FindingKind.PERICARDIAL_EFFUSION:
+            depth = maximum_thickness_mm(region, geometry)
+            return (volume, Measurement(quantity=Quantity.MAXIMUM_DEPTH, value=depth, unit="mm"), mean)
+        return (volume, mean)
+
+    def _study_finding(
+        self,
+        kind: FindingKind,
+        presence: Presence,
+        reason: str | None,
+        probability: float,
+        point: OperatingPoint,
+        lesions: Sequence[Finding],
+    ) -> Finding:
+        sides = {lesion.laterality for lesion in lesions}
+        largest = max(lesions, key=_size, default=None)
+        return Finding(
+            kind=kind,
+            presence=presence,
+            tracking_uid=self._tracking_uid(kind),
+            evidence_grade=self._manifest.evidence[kind].grade,
+            method=_NETWORK_METHOD,
+            probability=probability,
+            operating_point=point.present_probability,
+            reason=reason,
+            laterality=(Laterality.BILATERAL if len(sides) > 1 else next(iter(sides))) if sides else None,
+            site=largest.site if largest and len(lesions) == 1 else None,
+            measurements=self._totals(kind, lesions),
+            region=largest.region if largest else None,
+        )
+
+    def _totals(self, kind: FindingKind, lesions: Sequence[Finding]) -> tuple[Measurement, ...]:
+        if not lesions:
+            return ()
+        if kind in _FOCAL_KINDS:
+            return (Measurement(quantity=Quantity.LESION_COUNT, value=float(len(lesions)), unit="1"),)
+        ml = sum(_size(lesion) for lesion in lesions)
+        total = Measurement(quantity=Quantity.VOLUME, value=ml, unit="ml")
+        if kind not in (FindingKind.CONSOLIDATION, FindingKind.GROUND_GLASS_OPACITY):
+            return (total,)
+        percent = 100.0 * ml / max(self._lung_space_ml(), ml)
+        return (total, Measurement(quantity=Quantity.FRACTION_OF_LUNG, value=percent, unit="%"))
+
+    def _lung_space_ml(self) -> float:
+        """Both lung spaces of the anatomy head, or the aerated lungs where those are larger."""
+        space = np.isin(self._outputs.anatomy, (self._left_label, self._right_label)).sum()
+        aerated = (self._lungs.left | self._lungs.right).sum() * self._volume.geometry.voxel_volume_mm3
+        return max(float(space) * self._grid.geometry.voxel_volume_mm3, float(aerated)) / 1000
+
+    def _site(self, kind: FindingKind, side: Laterality, region: Region) -> str:
+        if kind in _PER_SIDE_KINDS:
+            return f"{side} pleural space"
+        if kind is FindingKind.PERICARDIAL_EFFUSION:
+            return "pericardium"
+        return f"{side} lung, {lung_zone(region.centre_mm, self._lung_z_mm)}"
+
+    def _lung_height_mm(self) -> tuple[float, float]:
+        slices = np.flatnonzero((self._lungs.left | self._lungs.right).any(axis=(1, 2)))
+        ends = (slices[0], slices[-1]) if len(slices) else (0, self._volume.hu.shape[0] - 1)
+        low, high = sorted(float(self._volume.geometry.index_to_patient((z, 0, 0))[2]) for z in ends)
+        return low, high
+
+    def _tracking_uid(self, *parts: str) -> str:
+        series = (self._volume.series_instance_uid, self._manifest.sha256)
+        return derive_uid("tracking", *series, *map(str, parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesion:
+    side: Laterality
+    peak: float
+    region: Region
+
+
+def _size(finding: Finding) -> float:
+    return next((m.value for m in finding.measurements if m.quantity is Quantity.VOLUME), 0.0)
+
+
+def _smallest_candidate_ml(kind: FindingKind, point: OperatingPoint) -> float:
+    """Specks below this are noise; a diffuse kind may be made of parts smaller than what makes it present."""
+    return point.minimum_volume_ml if kind in _FOCAL_KINDS else point.minimum_volume_ml / 10
+
+
+def _study_presence(probability: float, has_lesions: bool, point: OperatingPoint) -> tuple[Presence, str | None]:
+    """The study's answer from the calibrated score and what could be outlined; the two must agree."""
+    if probability < point.absent_probability:
+        return Presence.ABSENT, None
+    if has_lesions and probability >= point.present_probability:
+        return Presence.PRESENT, None
+    if has_lesions:
+        return Presence.INDETERMINATE, "the study score lies between the absent and present operating points"
+    if probability >= point.present_probability:
+        return Presence.INDETERMINATE, "the study score is high but no lesion large enough could be outlined"
+    return Presence.ABSENT, None
+
+
+def _emphysema_presence(laa_percent: float, sharp_kernel: bool) -> tuple[Presence, str | None]:
+    if laa_percent < EMPHYSEMA_ABSENT_LAA_PERCENT:
+        return Presence.ABSENT, None
+    if sharp_kernel:
+        return Presence.INDETERMINATE, "a sharp kernel raises the low attenuation area"
+    if laa_percent < EMPHYSEMA_PRESENT_LAA_PERCENT:
+        return Presence.INDETERMINATE, "the low attenuation area lies between 3 and 5 %"
+    return Presence.PRESENT, None

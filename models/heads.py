@@ -1,0 +1,74 @@
+"""Raw head outputs to candidates in voxel space: connected components of one lesion channel."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+
+from models.findings import Laterality
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidate:
+    """One connected component of a lesion channel on the network grid.
+
+    `box` bounds it, `mask` is its content of the box, `peak` the highest probability in it.
+    """
+
+    box: Box
+    mask: npt.NDArray[np.bool_]
+    volume_ml: float
+    peak: float
+
+
+def lesion_candidates(
+    probability: npt.NDArray[np.float32], threshold: float, voxel_volume_mm3: float, minimum_volume_ml: float
+) -> tuple[Candidate, ...]:
+    """Components of `probability` (D, H, W) at or above `threshold`, the largest first, specks left out."""
+    labels = cc3d.connected_components(probability >= threshold, connectivity=26)
+    statistics = cc3d.statistics(labels)
+    found = []
+    for label in range(1, int(labels.max()) + 1):
+        volume_ml = float(statistics["voxel_counts"][label]) * voxel_volume_mm3 / 1000
+        if volume_ml < minimum_volume_ml:
+            continue
+        z, y, x = statistics["bounding_boxes"][label]
+        mask = labels[z, y, x] == label
+        peak = float(probability[z, y, x][mask].max())
+        found.append(Candidate(box=(z, y, x), mask=mask, volume_ml=volume_ml, peak=peak))
+    return tuple(sorted(found, key=lambda c: -c.volume_ml))
+
+
+def candidate_side(
+    candidate: Candidate, anatomy: npt.NDArray[np.uint8], left_label: int, right_label: int
+) -> Laterality:
+    """The patient's side: the lung space most of the candidate lies in, else the side of the midline (x to left)."""
+    inside = anatomy[candidate.box][candidate.mask]
+    left, right = int((inside == left_label).sum()), int((inside == right_label).sum())
+    if left != right:
+        return Laterality.LEFT if left > right else Laterality.RIGHT
+    lungs = np.flatnonzero(((anatomy == left_label) | (anatomy == right_label)).any(axis=(0, 1)))
+    middle = float(lungs[0] + lungs[-1]) / 2 if len(lungs) else (anatomy.shape[2] - 1) / 2
+    centre = float(np.nonzero(candidate.mask)[2].mean()) + candidate.box[2].start
+    return Laterality.LEFT if centre > middle else Laterality.RIGHT
+
+
+def joined_box(candidates: Sequence[Candidate]) -> Box:
+    """The smallest box around all candidates."""
+    z, y, x = (
+        slice(min(c.box[axis].start for c in candidates), max(c.box[axis].stop for c in candidates))
+        for axis in range(3)
+    )
+    return z, y, x
+
+
+def joined_mask(candidates: Sequence[Candidate], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """All candidates in one mask of the network grid."""
+    mask = np.zeros(shape, dtype=bool)
+    for candidate in candidates:
+        mask[candidate.box] |= candidate.mask
+    return mask
