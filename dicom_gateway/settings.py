@@ -52,9 +52,7 @@ class Settings(BaseSettings):
         default=None,
         description="postgresql://user@host/name to use PostgreSQL; unset: SQLite inside data_dir.",
     )
-    ae_title: AeTitle = Field(
-        default="ONESCAN", description="Our AE title; senders must call it by this name."
-    )
+    ae_title: AeTitle = Field(default="ONESCAN", description="Our AE title; senders must call it by this name.")
     dicom_host: str = Field(default="0.0.0.0", description="Address the DICOM port listens on.")
     dicom_port: Port = Field(default=11112, description="TCP port for C-STORE and C-ECHO.")
     calling_ae_titles: tuple[AeTitle, ...] = Field(

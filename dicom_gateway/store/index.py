@@ -16,7 +16,7 @@ from dicom_gateway.store.schema import DeliveryState, StudyState, delivery, inst
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyRow:
-    """One study as the index has it. `error` is set for FAILED; `revision` counts from 1, late images add one."""
+    """One study as the index has it. `error` is set for FAILED; late images add one to `revision`."""
 
     study_instance_uid: str
     state: StudyState
@@ -36,7 +36,7 @@ class StudyRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRow:
-    """A written report; `folder` holds report.json, key images and the DICOM objects. outcome: reported, refused."""
+    """A written report, `outcome` reported or refused; `folder` holds report.json and everything made of it."""
 
     study_instance_uid: str
     revision: int
@@ -140,9 +140,7 @@ def list_deliveries(
         return tuple(_delivery(row) for row in connection.execute(query).mappings())
 
 
-def get_delivery(
-    engine: sa.Engine, study_instance_uid: str, revision: int, destination: str
-) -> DeliveryRow | None:
+def get_delivery(engine: sa.Engine, study_instance_uid: str, revision: int, destination: str) -> DeliveryRow | None:
     """One delivery, or None when the report was never meant for that destination."""
     query = sa.select(delivery).where(
         delivery.c.study_instance_uid == study_instance_uid,
@@ -177,9 +175,7 @@ def counts(engine: sa.Engine) -> Counts:
     """How many studies and deliveries are in each state."""
     with engine.connect() as connection:
         studies = connection.execute(sa.select(study.c.state, sa.func.count()).group_by(study.c.state)).all()
-        sent = connection.execute(
-            sa.select(delivery.c.state, sa.func.count()).group_by(delivery.c.state)
-        ).all()
+        sent = connection.execute(sa.select(delivery.c.state, sa.func.count()).group_by(delivery.c.state)).all()
     return Counts(
         dict.fromkeys(StudyState, 0) | {StudyState(state): count for state, count in studies},
         dict.fromkeys(DeliveryState, 0) | {DeliveryState(state): count for state, count in sent},

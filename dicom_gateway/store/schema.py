@@ -13,7 +13,7 @@ metadata = sa.MetaData()
 
 
 class StudyState(enum.StrEnum):
-    """RECEIVING -> QUEUED -> ANALYSING -> REPORTED, REFUSED or FAILED; a late instance leads back to RECEIVING."""
+    """RECEIVING -> QUEUED -> ANALYSING -> REPORTED, REFUSED or FAILED; a late instance: RECEIVING again."""
 
     RECEIVING = "receiving"
     QUEUED = "queued"
@@ -45,6 +45,7 @@ study = sa.Table(
     sa.Column("last_received", sa.Float, nullable=False, index=True),
     sa.Column("last_released", sa.Float, nullable=False),
     sa.Column("largest_association", sa.Integer, nullable=False),
+    sa.Column("queued_at", sa.Float, nullable=True),
     sa.Column("patient_name", sa.Text, nullable=False),
     sa.Column("patient_id", sa.Text, nullable=False),
     sa.Column("study_date", sa.String(8), nullable=False),

@@ -1,0 +1,245 @@
+"""Changes of the index, each a function of one open transaction: the caller decides what commits together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from dicom_gateway.errors import ConflictingInstance
+from dicom_gateway.store.files import StoredFile
+from dicom_gateway.store.schema import DeliveryState, StudyState, delivery, instance, report, study
+
+ROUTINE_PRIORITY = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceHeader:
+    """What the index keeps of a received instance's header; the text is the sender's, in Unicode."""
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    patient_name: str
+    patient_id: str
+    study_date: str
+    description: str
+    accession_number: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What recording an instance did: `duplicate` when we had it, `reopened` when its study was closed before."""
+
+    revision: int
+    duplicate: bool
+    reopened: bool
+
+
+def record_instance(
+    connection: sa.Connection,
+    header: InstanceHeader,
+    file: StoredFile,
+    *,
+    calling_ae_title: str,
+    association_count: int,
+    now: float,
+) -> Receipt:
+    """Index a stored instance; a study that was closed opens again with the next revision.
+
+    `association_count` is how many images of the study the association has sent with this one.
+    Raises ConflictingInstance when this SOP Instance UID is indexed with other bytes or another place.
+    """
+    _insert_or_ignore(connection, study, _new_study(header, calling_ae_title, now))
+    key = study.c.study_instance_uid == header.study_instance_uid
+    row = connection.execute(sa.select(study).where(key).with_for_update()).mappings().one()
+    reopened = row["state"] != StudyState.RECEIVING
+    revision = row["revision"] + reopened
+    new = _insert_or_ignore(connection, instance, _new_instance(header, file, revision, now))
+    if not new:
+        _require_same(connection, header, file)
+        if not reopened:
+            connection.execute(sa.update(study).where(key).values(last_received=now))
+        return Receipt(revision=row["revision"], duplicate=True, reopened=False)
+    largest = association_count if reopened else max(row["largest_association"], association_count)
+    connection.execute(
+        sa.update(study)
+        .where(key)
+        .values(
+            state=StudyState.RECEIVING,
+            revision=revision,
+            instance_count=row["instance_count"] + 1,
+            last_received=now,
+            largest_association=largest,
+            error=None,
+        )
+    )
+    return Receipt(revision=revision, duplicate=False, reopened=reopened)
+
+
+def mark_released(connection: sa.Connection, study_instance_uids: frozenset[str], now: float) -> None:
+    """Note that an association that sent these studies has ended."""
+    connection.execute(
+        sa.update(study)
+        .where(study.c.study_instance_uid.in_(study_instance_uids), study.c.state == StudyState.RECEIVING)
+        .values(last_released=now)
+    )
+
+
+def close_study(
+    connection: sa.Connection, study_instance_uid: str, *, revision: int, last_received: float, now: float
+) -> bool:
+    """RECEIVING -> QUEUED, unless something arrived since the row was read; whether it was done."""
+    done = connection.execute(
+        sa.update(study)
+        .where(
+            study.c.study_instance_uid == study_instance_uid,
+            study.c.state == StudyState.RECEIVING,
+            study.c.revision == revision,
+            study.c.last_received == last_received,
+        )
+        .values(state=StudyState.QUEUED, queued_at=now)
+    )
+    return done.rowcount == 1
+
+
+def change_study(
+    connection: sa.Connection,
+    study_instance_uid: str,
+    revision: int,
+    *,
+    to: StudyState,
+    since: tuple[StudyState, ...],
+    error: str | None = None,
+) -> bool:
+    """Move the study to another state if it is still at this revision and in one of `since`; whether it was."""
+    done = connection.execute(
+        sa.update(study)
+        .where(
+            study.c.study_instance_uid == study_instance_uid,
+            study.c.revision == revision,
+            study.c.state.in_(since),
+        )
+        .values(state=to, error=error)
+    )
+    return done.rowcount == 1
+
+
+def record_report(
+    connection: sa.Connection,
+    study_instance_uid: str,
+    revision: int,
+    *,
+    folder: Path,
+    created: float,
+    outcome: str,
+) -> None:
+    """Note a written report; the same one again changes nothing."""
+    _insert_or_ignore(
+        connection,
+        report,
+        {
+            "study_instance_uid": study_instance_uid,
+            "revision": revision,
+            "folder": folder.as_posix(),
+            "created": created,
+            "outcome": outcome,
+        },
+    )
+
+
+def open_delivery(
+    connection: sa.Connection,
+    study_instance_uid: str,
+    revision: int,
+    destination: str,
+    *,
+    objects: tuple[str, ...],
+    now: float,
+) -> bool:
+    """Note that a report is to go to a destination; whether that is new."""
+    return _insert_or_ignore(
+        connection,
+        delivery,
+        {
+            "study_instance_uid": study_instance_uid,
+            "revision": revision,
+            "destination": destination,
+            "objects": ",".join(objects),
+            "state": DeliveryState.PENDING,
+            "attempts": 0,
+            "updated": now,
+        },
+    )
+
+
+def change_delivery(
+    connection: sa.Connection,
+    study_instance_uid: str,
+    revision: int,
+    destination: str,
+    *,
+    to: DeliveryState,
+    now: float,
+    since: tuple[DeliveryState, ...] = (DeliveryState.PENDING, DeliveryState.DELAYED),
+    **values: Any,
+) -> bool:
+    """Move a delivery to another state if it is in one of `since`; whether it was."""
+    done = connection.execute(
+        sa.update(delivery)
+        .where(
+            delivery.c.study_instance_uid == study_instance_uid,
+            delivery.c.revision == revision,
+            delivery.c.destination == destination,
+            delivery.c.state.in_(since),
+        )
+        .values(**{"next_attempt": None, **values, "state": to, "updated": now})
+    )
+    return done.rowcount == 1
+
+
+def _new_study(header: InstanceHeader, calling_ae_title: str, now: float) -> dict[str, Any]:
+    return {
+        "study_instance_uid": header.study_instance_uid,
+        "state": StudyState.RECEIVING,
+        "revision": 1,
+        "priority": ROUTINE_PRIORITY,
+        "calling_ae_title": calling_ae_title,
+        "instance_count": 0,
+        "first_received": now,
+        "last_received": now,
+        "last_released": now,
+        "largest_association": 0,
+        "patient_name": header.patient_name,
+        "patient_id": header.patient_id,
+        "study_date": header.study_date,
+        "description": header.description,
+        "accession_number": header.accession_number,
+    }
+
+
+def _new_instance(header: InstanceHeader, file: StoredFile, revision: int, now: float) -> dict[str, Any]:
+    return {
+        "sop_instance_uid": header.sop_instance_uid,
+        "series_instance_uid": header.series_instance_uid,
+        "study_instance_uid": header.study_instance_uid,
+        "revision": revision,
+        "path": file.path.as_posix(),
+        "sha256": file.sha256,
+        "size_bytes": file.size_bytes,
+        "received": now,
+    }
+
+
+def _require_same(connection: sa.Connection, header: InstanceHeader, file: StoredFile) -> None:
+    stored = connection.execute(
+        sa.select(instance.c.path, instance.c.sha256).where(instance.c.sop_instance_uid == header.sop_instance_uid)
+    ).one()
+    if tuple(stored) != (file.path.as_posix(), file.sha256):
+        raise ConflictingInstance("indexed already, with other bytes or in another series")
+
+
+def _insert_or_ignore(connection: sa.Connection, table: sa.Table, values: dict[str, Any]) -> bool:
+    insert: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    return connection.execute(insert(table).values(**values).on_conflict_do_nothing()).rowcount == 1
