@@ -90,7 +90,7 @@ def load_volume(series: Series) -> Volume:
 
     def fill(path: Path) -> None:
         planes = by_path[path]
-        for (index, plane), stored in zip(planes, _stored_planes(path, [p for _, p in planes]), strict=True):
+        for (index, _plane), stored in zip(planes, _stored_planes(path, [p for _, p in planes]), strict=True):
             if stored.shape != hu.shape[1:]:
                 raise InconsistentSeries(f"image {index + 1} is {stored.shape} pixels, not {hu.shape[1:]}")
             hu[index] = stored
@@ -132,7 +132,7 @@ def _stored_planes(path: Path, planes: Sequence[Slice]) -> list[npt.NDArray[np.i
         frames = _decode(ds)
         padding = _padding_range(ds)
         return [_to_hu(frames[(plane.frame_number or 1) - 1], plane, padding) for plane in planes]
-    except Exception as error:  # noqa: BLE001 - codecs and parser fail in many ways on damaged or hostile bytes
+    except Exception as error:  # codecs and parser fail in many ways on damaged bytes
         raise UnreadableInstance(f"pixels cannot be decoded ({type(error).__name__})") from error
 
 

@@ -16,7 +16,7 @@ _FAT_HU = -20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BloodPool:
-    """Attenuation of the blood in HU and what follows; `contrast` is None between the limits or without a blood pool."""
+    """Attenuation of the blood in HU and what follows; `contrast` is None between the limits or where unknown."""
 
     hu: float | None
     contrast: bool | None

@@ -55,7 +55,7 @@ class Laterality(enum.StrEnum):
 
 
 class EvidenceGrade(enum.StrEnum):
-    """What stands behind an answer: A measured on labelled real CT, B single or unlabelled real CT, C simulation only."""
+    """What stands behind an answer: A labelled real CT with figures, B single or unlabelled real CT, C simulation."""
 
     A = "A"
     B = "B"

@@ -1,0 +1,183 @@
+"""The whole data path of one study on one screen: files in, report and result objects out."""
+
+import io
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydicom.dataset import Dataset
+
+from dicom_gateway.report.compose import compose_report
+from dicom_gateway.report.content import Report, ReportedModel
+from dicom_gateway.report.key_images import render_key_images
+from dicom_gateway.report.source_headers import read_source_headers
+from dicom_gateway.report.sr import encode_sr
+from dicom_gateway.report.summary import encode_summary
+from imaging.headers import Series, Study
+from imaging.lungs import Lungs, segment_lungs
+from imaging.quality import QualityIssue, Verdict, check_headers, check_voxels, is_rejected
+from imaging.selection import Selection, has_sharp_kernel, next_selection, select_series
+from imaging.volume import Volume, load_volume
+from models.detect import Detection, Detector
+from models.manifest import ModelManifest
+
+REPORT_NAME = "report.json"
+SR_NAME = "findings.sr.dcm"
+SUMMARY_NAME = "summary.sc.dcm"
+
+OnStage = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StudyResult:
+    """Everything that is kept of one analysis. Key images are RGB uint8 (rows, columns, 3) by file name."""
+
+    report: Report
+    sr: Dataset
+    summary: Dataset
+    key_images: Mapping[str, npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Passed:
+    """What the gates let through: the series' volume and lungs, or neither."""
+
+    selection: Selection
+    quality: tuple[QualityIssue, ...]
+    volume: Volume | None
+    lungs: Lungs | None
+
+
+def process_study(
+    study: Study,
+    detector: Detector,
+    *,
+    revision: int,
+    created: datetime,
+    unreadable_file_count: int = 0,
+    on_stage: OnStage = lambda stage: None,
+) -> StudyResult:
+    """Analyse one study. A refusal is a result too.
+
+    Raises ImagingError for pixels that cannot be decoded and ModelError for a model without an answer.
+    """
+    clock = _Clock(on_stage)
+    passed = _first_series_through_the_gates(study, clock)
+    detection = _detect(detector, passed, clock)
+    key_images = {}
+    with clock.stage("encode"):
+        if detection and passed.volume:
+            key_images = render_key_images(detection.findings, passed.volume)
+        report = compose_report(
+            study_instance_uid=study.study_instance_uid,
+            selection=passed.selection,
+            quality=passed.quality,
+            findings=detection.findings if detection else (),
+            volume=passed.volume,
+            contrast=detection.blood_pool.contrast if detection else None,
+            contrast_evidence=detection.blood_pool.evidence if detection else None,
+            model=_identity(detector.manifest),
+            revision=revision,
+            created=created,
+            software_version=version("onescan"),
+            unreadable_file_count=unreadable_file_count,
+            timings_s={**clock.seconds, **(detection.timings_s if detection else {})},
+        )
+        headers = read_source_headers(_evidence(study, passed.selection.chosen))
+        sr = encode_sr(report, headers)
+        summary = encode_summary(report, headers, key_images)
+    return StudyResult(report=report, sr=sr, summary=summary, key_images=key_images)
+
+
+def write_result(result: StudyResult, folder: Path) -> tuple[Path, ...]:
+    """Write report.json, key images, SR and summary; each file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {name: _png(picture) for name, picture in result.key_images.items()}
+    contents |= {SR_NAME: _part_10(result.sr), SUMMARY_NAME: _part_10(result.summary)}
+    # The report is written last: where it stands, everything it names stands too.
+    contents[REPORT_NAME] = result.report.model_dump_json(indent=2).encode()
+    for name, content in contents.items():
+        part = folder / f".{name}.part"
+        with part.open("wb") as sink:
+            sink.write(content)
+            sink.flush()
+            os.fsync(sink.fileno())
+        part.replace(folder / name)
+    return tuple(folder / name for name in contents)
+
+
+def _first_series_through_the_gates(study: Study, clock: "_Clock") -> _Passed:
+    """The best series that passes both gates; the others are rejected with what the gates said."""
+    selection = select_series(study)
+    quality: tuple[QualityIssue, ...] = ()
+    while selection.chosen is not None:
+        quality = check_headers(selection.chosen)
+        if not is_rejected(quality):
+            with clock.stage("read"):
+                volume = load_volume(selection.chosen)
+            with clock.stage("lungs"):
+                lungs = segment_lungs(volume)
+                quality += check_voxels(volume, lungs)
+            if not is_rejected(quality):
+                return _Passed(selection=selection, quality=quality, volume=volume, lungs=lungs)
+        if not selection.alternatives:
+            # The last one stays the chosen series: the report says why it was refused.
+            break
+        selection = next_selection(selection, _why_rejected(quality))
+    return _Passed(selection=selection, quality=quality, volume=None, lungs=None)
+
+
+def _why_rejected(quality: Sequence[QualityIssue]) -> str:
+    return "; ".join(issue.message for issue in quality if issue.verdict is Verdict.REJECT)
+
+
+def _detect(detector: Detector, passed: _Passed, clock: "_Clock") -> Detection | None:
+    if passed.volume is None or passed.lungs is None or passed.selection.chosen is None:
+        return None
+    with clock.stage("analyse"):
+        return detector.detect(passed.volume, passed.lungs, sharp_kernel=has_sharp_kernel(passed.selection.chosen))
+
+
+def _evidence(study: Study, chosen: Series | None) -> tuple[Path, ...]:
+    """Files of the analysed series; without one, the CT files of the study, else nothing can be referenced."""
+    series = (chosen,) if chosen else study.series
+    return tuple(dict.fromkeys(plane.path for one in series for plane in one.slices))
+
+
+def _identity(manifest: ModelManifest) -> ReportedModel:
+    return ReportedModel(name=manifest.name, version=manifest.version, sha256=manifest.sha256)
+
+
+def _png(picture: npt.NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _part_10(ds: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+class _Clock:
+    """Seconds of each stage; a stage that runs twice (a second series was tried) adds up."""
+
+    def __init__(self, on_stage: OnStage) -> None:
+        self.seconds: dict[str, float] = {}
+        self._on_stage = on_stage
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._on_stage(name)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
