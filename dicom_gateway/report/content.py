@@ -1,7 +1,7 @@
 """The report: the record of one analysis, from which every other output is made.
 
-The classes are the published JSON form (`report_schema()`); `compose_report` fills them from the values the
-pipeline produced. No patient identity stands in a report: it stays in the source headers.
+The classes are the published JSON form (`report.schema.json`); `dicom_gateway.report.compose` fills them from the
+values the pipeline produced. No patient identity stands in a report: it stays in the source headers.
 """
 
 from datetime import datetime

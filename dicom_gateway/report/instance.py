@@ -1,0 +1,88 @@
+"""What every DICOM result of one report shares: identifiers, equipment, clock, and the marks "AI" and "unverified"."""
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from pydicom.dataset import Dataset
+
+from dicom_gateway.report.codes import (
+    PRIVATE_SCHEME,
+    PRIVATE_SCHEME_NAME,
+    PRIVATE_SCHEME_UID,
+    PRIVATE_SCHEME_VERSION,
+)
+from dicom_gateway.report.content import Report
+from dicom_gateway.report.source_headers import CHARACTER_SET, SourceHeaders
+from imaging.uids import derive_uid
+
+MANUFACTURER = "OneScan project"
+DEVICE_NAME = "OneScan"
+
+_LONG_STRING = 64
+
+
+def instance_arguments(report: Report, headers: SourceHeaders, kind: str, series_number: int) -> dict[str, Any]:
+    """Arguments that all highdicom SOP classes take alike; `kind` ("SR", "SC") makes the UIDs of one result its own.
+
+    One series for each result and revision: some viewers show only the last instance of an SR series.
+    """
+    created = local_time(report, headers)
+    return {
+        "series_instance_uid": derive_uid(report.report_uid, "series", kind),
+        "sop_instance_uid": derive_uid(report.report_uid, "sop", kind),
+        "series_number": series_number,
+        "instance_number": 1,
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": report.model.name[:_LONG_STRING],
+        "software_versions": [report.software_version, report.model.version],
+        "device_serial_number": report.model.sha256[:_LONG_STRING],
+        "content_date": created.date(),
+        "content_time": created.time().replace(microsecond=0),
+        "series_date": created.date(),
+        "series_time": created.time().replace(microsecond=0),
+        "content_qualification": "RESEARCH",
+        "specific_character_set": CHARACTER_SET,
+    }
+
+
+def private_coding_scheme() -> CodingSchemeIdentificationItem:
+    """Declares 99ONESCAN in the Coding Scheme Identification Sequence (PS3.3 C.12.1.1.4)."""
+    return CodingSchemeIdentificationItem(
+        designator=PRIVATE_SCHEME,
+        name=PRIVATE_SCHEME_NAME,
+        version=PRIVATE_SCHEME_VERSION,
+        uid=PRIVATE_SCHEME_UID,
+        responsible_organization=MANUFACTURER,
+    )
+
+
+def local_time(report: Report, headers: SourceHeaders) -> datetime:
+    """`report.created` in the source's own zone where the source declares one, else as it was given."""
+    offset = headers.first.get("TimezoneOffsetFromUTC")
+    if offset is None:
+        return report.created
+    sign = -1 if offset[0] == "-" else 1
+    delta = timedelta(hours=int(offset[1:3]), minutes=int(offset[3:5]))
+    return report.created.astimezone(timezone(sign * delta))
+
+
+def finish(ds: Dataset, report: Report, headers: SourceHeaders, description: str) -> Dataset:
+    """Freezes every time stamp at `report.created` and names the series; `ds` is changed and returned.
+
+    highdicom writes the wall clock into several elements, which would make a re-run differ under the same UID.
+    """
+    created = local_time(report, headers)
+    date, time = created.strftime("%Y%m%d"), created.strftime("%H%M%S")
+    ds.InstanceCreationDate, ds.InstanceCreationTime = date, time
+    if "DateOfSecondaryCapture" in ds:
+        ds.DateOfSecondaryCapture, ds.TimeOfSecondaryCapture = date, time
+    for equipment in ds.get("ContributingEquipmentSequence", ()):
+        if "ContributionDateTime" in equipment:
+            equipment.ContributionDateTime = created.strftime("%Y%m%d%H%M%S%z")
+    # Without it in the source, its study times are local to an unknown zone: none may be declared for them here.
+    for keyword in ("TimezoneOffsetFromUTC", "StudyDescription", "PatientAge", "IssuerOfPatientID"):
+        if keyword in headers.first:
+            setattr(ds, keyword, headers.first.get(keyword))
+    ds.SeriesDescription = description
+    return ds

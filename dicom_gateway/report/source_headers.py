@@ -1,0 +1,181 @@
+"""The source headers that results repeat: complete, plausible and in Unicode, whatever the scanner wrote.
+
+A result must carry the patient and study of its source to reach the same study in the PACS, yet ordinary hospital
+data lack elements, hold values outside their VR and declare the wrong character set.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.tag import Tag
+from pydicom.uid import UID
+
+from dicom_gateway.report.source_text import decode_text
+from imaging.errors import UnreadableInstance
+
+CHARACTER_SET = "ISO_IR 192"
+
+# Type 2 of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present in every result, empty if unknown.
+_REQUIRED_TEXT = ("PatientName", "PatientID", "AccessionNumber", "StudyID", "ReferringPhysicianName")
+_OPTIONAL_TEXT = (
+    "IssuerOfPatientID",
+    "StudyDescription",
+    "SeriesDescription",
+    "BodyPartExamined",
+    "Modality",
+    "TimezoneOffsetFromUTC",
+)
+_DATES = ("StudyDate", "PatientBirthDate")
+_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+_INTEGERS = ("SeriesNumber", "InstanceNumber", "Rows", "Columns", "NumberOfFrames")
+_DECIMALS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3, "SliceThickness": 1}
+_OTHER = ("StudyTime", "PatientSex", "PatientAge", "SpecificCharacterSet")
+_READ = (*_REQUIRED_TEXT, *_OPTIONAL_TEXT, *_DATES, *_UIDS, *_INTEGERS, *_DECIMALS, *_OTHER)
+_GEOMETRY = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceHeaders:
+    """Sanitised headers of one study's instances, in Unicode (ISO_IR 192), without pixels; at least one."""
+
+    instances: tuple[Dataset, ...]
+
+    @property
+    def first(self) -> Dataset:
+        return self.instances[0]
+
+
+def read_source_headers(paths: Iterable[Path]) -> SourceHeaders:
+    """Sanitised headers of the readable DICOM files among `paths` that belong to the first one's study.
+
+    For a refused study any of its files will do. Raises UnreadableInstance when not one of them can be used.
+    """
+    raw = [ds for path in paths if (ds := _read(path)) is not None]
+    if not raw:
+        raise UnreadableInstance("no file has the headers a result needs")
+    study_instance_uid = raw[0].StudyInstanceUID
+    headers = [_sanitised(ds) for ds in raw if ds.StudyInstanceUID == study_instance_uid]
+    _complete_slice_thickness(headers)
+    return SourceHeaders(tuple(headers))
+
+
+def has_image_plane(header: Dataset) -> bool:
+    """Whether the header has what an image library entry describes (TID 1604); an Enhanced CT's root has not."""
+    return all(keyword in header for keyword in (*_GEOMETRY, "SliceThickness"))
+
+
+def _read(path: Path) -> Dataset | None:
+    try:
+        ds = dcmread(path, stop_before_pixels=True, specific_tags=list(_READ))
+    except (InvalidDicomError, OSError, EOFError):
+        return None
+    named = all(ds.get(keyword) for keyword in _UIDS[:4])
+    # A result can only refer to an instance whose class a PACS knows.
+    return ds if named and UID(ds.SOPClassUID).name != ds.SOPClassUID else None
+
+
+def _sanitised(source: Dataset) -> Dataset:
+    header = Dataset()
+    declared = _strings(source.get("SpecificCharacterSet"))
+    for keyword in _UIDS:
+        if source.get(keyword):
+            setattr(header, keyword, str(source[keyword].value))
+    for keyword in (*_REQUIRED_TEXT, *_OPTIONAL_TEXT):
+        value = decode_text(_raw_bytes(source, keyword), declared)
+        if value or keyword in _REQUIRED_TEXT:
+            setattr(header, keyword, value)
+    header.Modality = header.get("Modality") or "OT"
+    for keyword in _DATES:
+        setattr(header, keyword, _date(_ascii(source, keyword)))
+    header.StudyTime = _time(_ascii(source, "StudyTime"))
+    # Defined terms of (0010,0040); others ("U", "MALE") make a result invalid.
+    sex = _ascii(source, "PatientSex").upper()
+    header.PatientSex = sex if sex in {"M", "F", "O"} else ""
+    if re.fullmatch(r"\d{3}[DWMY]", age := _ascii(source, "PatientAge")):
+        header.PatientAge = age
+    for keyword in _INTEGERS:
+        if re.fullmatch(r"[+-]?\d{1,11}", number := _number_text(source, keyword)):
+            setattr(header, keyword, int(number))
+    for keyword, count in _DECIMALS.items():
+        numbers = _decimals(_number_text(source, keyword), count)
+        if numbers is not None:
+            setattr(header, keyword, numbers[0] if count == 1 else numbers)
+    if not re.fullmatch(r"[+-]\d{4}", header.get("TimezoneOffsetFromUTC", "")):
+        header.pop("TimezoneOffsetFromUTC", None)
+    header.SpecificCharacterSet = CHARACTER_SET
+    return header
+
+
+def _complete_slice_thickness(headers: Sequence[Dataset]) -> None:
+    """SliceThickness, where absent or not positive, becomes the median distance between the planes."""
+    for header in headers:
+        if not header.get("SliceThickness", 0.0) > 0:
+            header.pop("SliceThickness", None)
+    located = [h for h in headers if all(keyword in h for keyword in _GEOMETRY)]
+    incomplete = [h for h in located if "SliceThickness" not in h]
+    if len(located) < 2 or not incomplete:
+        return
+    orientation = np.array(located[0].ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
+    offsets = np.array([h.ImagePositionPatient for h in located], dtype=np.float64) @ np.cross(*orientation)
+    steps = np.diff(np.unique(np.round(offsets, 3)))
+    if len(steps):
+        for header in incomplete:
+            header.SliceThickness = round(float(np.median(steps)), 3)
+
+
+def _raw_bytes(source: Dataset, keyword: str) -> bytes:
+    """The value field as it stands in the file, before pydicom decodes it by the declared character set."""
+    if keyword not in source:
+        return b""
+    value = source.get_item(Tag(keyword)).value
+    return value if isinstance(value, bytes) else str(value or "").encode()
+
+
+def _ascii(source: Dataset, keyword: str) -> str:
+    return _raw_bytes(source, keyword).decode("ascii", errors="replace").strip(" \0")
+
+
+def _number_text(source: Dataset, keyword: str) -> str:
+    """A number's text; Rows and Columns are binary (US) in the file."""
+    if keyword in {"Rows", "Columns"}:
+        value = source.get(keyword)
+        return str(value) if isinstance(value, int) else ""
+    return _ascii(source, keyword)
+
+
+def _decimals(text: str, count: int) -> list[float] | None:
+    try:
+        numbers = [float(part) for part in text.split("\\")]
+    except ValueError:
+        return None
+    return numbers if len(numbers) == count and bool(np.all(np.isfinite(numbers))) else None
+
+
+def _date(text: str) -> str:
+    """YYYYMMDD, or empty where the text is no date of the calendar; the old form YYYY.MM.DD is understood."""
+    text = text.replace(".", "")
+    try:
+        datetime.strptime(text, "%Y%m%d")  # noqa: DTZ007 - a DICOM date has no zone
+    except ValueError:
+        return ""
+    return text
+
+
+def _time(text: str) -> str:
+    """HH[MM[SS[.FFFFFF]]] (PS3.5 6.2), or empty; the old form with colons is understood."""
+    text = text.replace(":", "")
+    return text if re.fullmatch(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", text) else ""
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(str(v) for v in value)

@@ -1,0 +1,239 @@
+"""The report as a Comprehensive 3D SR: TID 1500 with one TID 1501 group for each answer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from highdicom.sr import (
+    AlgorithmIdentification,
+    CodedConcept,
+    Comprehensive3DSR,
+    ContainerContentItem,
+    ContentSequence,
+    DeviceObserverIdentifyingAttributes,
+    FindingSite,
+    LanguageOfContentItemAndDescendants,
+    Measurement,
+    MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+    RelationshipTypeValues,
+    Scoord3DContentItem,
+    SourceImageForMeasurementGroup,
+    TextContentItem,
+    TrackingIdentifier,
+)
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes as standard
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicom_gateway.report import codes
+from dicom_gateway.report.codes import CodeEntry
+from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement
+from dicom_gateway.report.headline import headline
+from dicom_gateway.report.instance import (
+    DEVICE_NAME,
+    MANUFACTURER,
+    finish,
+    instance_arguments,
+    private_coding_scheme,
+)
+from dicom_gateway.report.source_headers import SourceHeaders, has_image_plane
+from dicom_gateway.report.wording import describe_series, finding_title, place
+from imaging.uids import derive_uid
+from models.findings import EvidenceGrade, FindingKind, Laterality, Presence, Quantity
+
+SERIES_NUMBER = 9001
+SERIES_DESCRIPTION = "AI chest CT findings (unverified)"
+
+_CONTAINS = RelationshipTypeValues.CONTAINS
+
+
+def encode_sr(report: Report, headers: SourceHeaders) -> Dataset:
+    """Comprehensive 3D SR of the whole report, refused or not; the same report gives the same bytes.
+
+    Evidence is every instance of `headers`, the image library only those shown by a finding. A kind that was not
+    assessed has a group too, answered with a code of its own and the reason, so that nobody reads it as absent.
+    """
+    by_uid = {str(ds.SOPInstanceUID): ds for ds in headers.instances}
+    key_uids = dict.fromkeys(f.key_sop_instance_uid for f in report.findings if f.key_sop_instance_uid)
+    library = [by_uid[uid] for uid in key_uids if uid in by_uid and has_image_plane(by_uid[uid])]
+    content = MeasurementReport(
+        observation_context=_observation_context(report),
+        procedure_reported=_concept(codes.CT_CHEST),
+        imaging_measurements=[_group(finding, report, by_uid) for finding in report.findings],
+        title=_concept(codes.IMAGING_MEASUREMENT_REPORT),
+        language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(
+            CodedConcept("en-US", "RFC5646", "English (United States)")
+        ),
+        referenced_images=library or None,
+    )
+    _insert_narrative(content[0].ContentSequence, report)
+    sr = Comprehensive3DSR(
+        evidence=list(headers.instances),
+        content=content,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        coding_schemes=[private_coding_scheme()],
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        **instance_arguments(report, headers, "SR", SERIES_NUMBER),
+    )
+    return finish(sr, report, headers, SERIES_DESCRIPTION)
+
+
+def _concept(entry: CodeEntry) -> CodedConcept:
+    return CodedConcept(entry.value, entry.scheme, entry.meaning)
+
+
+def _text(name: CodeEntry, value: str) -> TextContentItem:
+    return TextContentItem(name=_concept(name), value=value, relationship_type=_CONTAINS)
+
+
+def _observation_context(report: Report) -> ObservationContext:
+    device = DeviceObserverIdentifyingAttributes(
+        uid=derive_uid("device", report.model.sha256, report.software_version),
+        name=f"{DEVICE_NAME} {report.software_version}",
+        manufacturer_name=MANUFACTURER,
+        model_name=f"{report.model.name} {report.model.version}",
+        serial_number=report.model.sha256,
+    )
+    return ObservationContext(
+        observer_device_context=ObserverContext(
+            observer_type=standard.DCM.Device, observer_identifying_attributes=device
+        )
+    )
+
+
+def _insert_narrative(root: ContentSequence, report: Report) -> None:
+    """Impressions before the groups and the record of what was analysed after them; TID 1500 is extensible."""
+    impressions = [_text(codes.IMPRESSION, sentence) for sentence in headline(report)]
+    impressions.append(_text(codes.COMMENT, report.disclaimer))
+    names = [item.ConceptNameCodeSequence[0].CodeValue for item in root]
+    # 111028 Image Library, 126010 Imaging Measurements
+    first = min(names.index(code) for code in ("111028", "126010") if code in names)
+    root.insert(first, _container(codes.IMPRESSIONS, impressions))
+    root.append(_container(codes.STUDY_RECORD, _study_record(report)))
+
+
+def _container(name: CodeEntry, items: Sequence[TextContentItem]) -> ContainerContentItem:
+    container = ContainerContentItem(name=_concept(name), relationship_type=_CONTAINS)
+    container.ContentSequence = ContentSequence(items)
+    return container
+
+
+def _study_record(report: Report) -> list[TextContentItem]:
+    items = []
+    if report.refusal is not None:
+        items.append(_text(codes.REFUSAL, report.refusal))
+    if report.analysed_series is not None:
+        items.append(_text(codes.ANALYSED_SERIES, describe_series(report)))
+    for issue in report.quality:
+        numbers = "" if issue.measured is None else f" (measured {issue.measured:g})"
+        if issue.measured is not None and issue.limit is not None:
+            numbers = f" (measured {issue.measured:g}, limit {issue.limit:g})"
+        items.append(_text(codes.QUALITY_CHECK, f"{issue.check}: {issue.verdict}: {issue.message}{numbers}"))
+    for series in report.rejected_series:
+        number = "without number" if series.series_number is None else str(series.series_number)
+        what = f"series {number}, {series.modality or 'unknown modality'}, {series.instance_count} instances"
+        items.append(_text(codes.SERIES_NOT_ANALYSED, f"{what}: {series.reason}"))
+    items.append(_text(codes.UNREADABLE_FILES, str(report.unreadable_file_count)))
+    return items
+
+
+def _group(
+    finding: ReportedFinding, report: Report, by_uid: dict[str, Dataset]
+) -> MeasurementsAndQualitativeEvaluations:
+    """TID 1501: what was asked, the answer, how sure, how large, where, and by which algorithm."""
+    kind = FindingKind(finding.kind)
+    lesion = "" if finding.lesion is None else f":{finding.lesion}"
+    source = by_uid.get(finding.key_sop_instance_uid or "")
+    group = MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(uid=finding.tracking_uid, identifier=f"finding:{kind}{lesion}"),
+        finding_type=_concept(codes.KIND_CODES[kind].finding),
+        finding_sites=[_site(kind, finding.laterality)],
+        algorithm_id=_algorithm(finding, report),
+        measurements=_measurements(finding),
+        qualitative_evaluations=_evaluations(finding),
+        source_images=None if source is None else [_source_image(source, finding.key_frame_number)],
+    )
+    items = group[0].ContentSequence
+    items.append(_text(codes.FINDING_IN_WORDS, finding_title(finding)))
+    if finding.reason:
+        is_unanswered = finding.presence == "not_assessed"
+        items.append(_text(codes.REASON_NOT_ASSESSED if is_unanswered else codes.REASON, finding.reason))
+    if place(finding):
+        items.append(_text(codes.SITE_IN_WORDS, place(finding)))
+    if finding.centre_mm is not None and source is not None and "FrameOfReferenceUID" in source:
+        items.append(_centre(finding.centre_mm, source.FrameOfReferenceUID))
+    return group
+
+
+def _site(kind: FindingKind, laterality: str | None) -> FindingSite:
+    side = None if laterality is None else _concept(codes.LATERALITY_CODES[Laterality(laterality)])
+    return FindingSite(anatomic_location=_concept(codes.KIND_CODES[kind].site), laterality=side)
+
+
+def _source_image(source: Dataset, frame_number: int | None) -> SourceImageForMeasurementGroup:
+    return SourceImageForMeasurementGroup(
+        source.SOPClassUID, source.SOPInstanceUID, None if frame_number is None else [frame_number]
+    )
+
+
+def _centre(centre_mm: tuple[float, float, float], frame_of_reference_uid: str) -> Scoord3DContentItem:
+    return Scoord3DContentItem(
+        name=_concept(codes.CENTER),
+        graphic_type="POINT",
+        graphic_data=np.array([centre_mm]),
+        frame_of_reference_uid=frame_of_reference_uid,
+        relationship_type=_CONTAINS,
+    )
+
+
+def _algorithm(finding: ReportedFinding, report: Report) -> AlgorithmIdentification:
+    parameters = [f"method: {finding.method}", f"model sha256: {report.model.sha256}"]
+    if finding.operating_point is not None:
+        parameters.append(f"operating point: {finding.operating_point:g}")
+    return AlgorithmIdentification(
+        name=report.model.name,
+        version=f"{report.model.version} / {report.software_version}",
+        family=_concept(codes.ARTIFICIAL_INTELLIGENCE),
+        manufacturer=MANUFACTURER,
+        parameters=parameters,
+    )
+
+
+def _measurements(finding: ReportedFinding) -> list[Measurement]:
+    kind = FindingKind(finding.kind)
+    items = [_measurement(m, kind) for m in finding.measurements]
+    if finding.probability is not None:
+        percent = Measurement(
+            name=_concept(codes.CERTAINTY_OF_FINDING),
+            value=round(finding.probability * 100, 1),
+            unit=_concept(codes.UNIT_CODES["%"]),
+        )
+        items.insert(0, percent)
+    return items
+
+
+def _measurement(measurement: ReportedMeasurement, kind: FindingKind) -> Measurement:
+    quantity = codes.QUANTITY_CODES[Quantity(measurement.quantity)]
+    units = {str(unit): entry for unit, entry in codes.UNIT_CODES.items()}
+    return Measurement(
+        name=_concept(quantity.name),
+        value=measurement.value,
+        unit=_concept(units[measurement.unit]),
+        derivation=quantity.derivation and _concept(quantity.derivation),
+        method=quantity.method and _concept(quantity.method),
+        finding_sites=[_site(kind, measurement.laterality)] if measurement.laterality else None,
+    )
+
+
+def _evaluations(finding: ReportedFinding) -> list[QualitativeEvaluation]:
+    answer = codes.PRESENCE_CODES[Presence(finding.presence)]
+    evaluations = [QualitativeEvaluation(_concept(codes.PRESENCE_OF_PROPERTY), _concept(answer))]
+    if finding.evidence_grade is not None:
+        grade = codes.EVIDENCE_CODES[EvidenceGrade(finding.evidence_grade)]
+        evaluations.append(QualitativeEvaluation(_concept(codes.EVIDENCE_GRADE), _concept(grade)))
+    return evaluations

@@ -1,0 +1,47 @@
+"""The summary page as a Secondary Capture image: the one result that every PACS shows."""
+
+from collections.abc import Mapping
+
+from highdicom.sc import SCImage
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicom_gateway.report.content import Report
+from dicom_gateway.report.instance import finish, instance_arguments
+from dicom_gateway.report.page import draw_page
+from dicom_gateway.report.source_headers import SourceHeaders
+from imaging.render import Rgb
+
+SERIES_NUMBER = 9002
+SERIES_DESCRIPTION = "AI chest CT summary (unverified)"
+
+
+def encode_summary(report: Report, headers: SourceHeaders, key_images: Mapping[str, Rgb]) -> Dataset:
+    """Secondary Capture (RGB, 8 bit) of the summary page; the same report and images give the same bytes."""
+    source = headers.first
+    ds = SCImage(
+        pixel_array=draw_page(report, source.StudyDate, key_images),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        study_instance_uid=report.study_instance_uid,
+        patient_id=source.PatientID,
+        patient_name=source.PatientName,
+        patient_birth_date=source.PatientBirthDate or None,
+        patient_sex=source.PatientSex or None,
+        accession_number=source.AccessionNumber,
+        study_id=source.StudyID,
+        study_date=source.StudyDate or None,
+        study_time=source.StudyTime or None,
+        referring_physician_name=source.ReferringPhysicianName,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        patient_orientation=("L", "P"),
+        **instance_arguments(report, headers, "SC", SERIES_NUMBER),
+    )
+    ds.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
+    ds.BurnedInAnnotation = "NO"  # (0028,0301) asks for what identifies the patient; the page holds nothing of it
+    ds.LossyImageCompression = "00"
+    ds.DerivationDescription = report.disclaimer
+    # Makes Laterality (2C, PS3.3 C.7.3.1) not required: the chest is not a paired part.
+    ds.BodyPartExamined = "CHEST"
+    return finish(ds, report, headers, SERIES_DESCRIPTION)

@@ -1,0 +1,110 @@
+"""Finding kinds, quantities and numbers in plain words, for every output a person reads."""
+
+from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement
+from models.findings import FindingKind, Quantity
+
+KIND_NAMES: dict[FindingKind, str] = {
+    FindingKind.PULMONARY_NODULE: "Pulmonary nodule",
+    FindingKind.CORONARY_ARTERY_CALCIFICATION: "Coronary artery calcification",
+    FindingKind.EMPHYSEMA: "Emphysema",
+    FindingKind.PLEURAL_EFFUSION: "Pleural effusion",
+    FindingKind.AORTIC_DILATATION: "Aortic dilatation",
+    FindingKind.VERTEBRAL_COMPRESSION_FRACTURE: "Vertebral compression fracture",
+    FindingKind.CONSOLIDATION: "Consolidation",
+    FindingKind.GROUND_GLASS_OPACITY: "Ground glass opacity",
+    FindingKind.PNEUMOTHORAX: "Pneumothorax",
+    FindingKind.PERICARDIAL_EFFUSION: "Pericardial effusion",
+    FindingKind.CARDIOMEGALY: "Cardiomegaly",
+    FindingKind.ATELECTASIS: "Atelectasis",
+    FindingKind.LYMPHADENOPATHY: "Lymphadenopathy",
+    FindingKind.INTERSTITIAL_ABNORMALITY: "Interstitial abnormality",
+    FindingKind.BRONCHIECTASIS: "Bronchiectasis",
+    FindingKind.PULMONARY_ARTERY_ENLARGEMENT: "Pulmonary artery enlargement",
+    FindingKind.LOW_BONE_DENSITY: "Low bone density",
+    FindingKind.HEPATIC_STEATOSIS: "Hepatic steatosis",
+    FindingKind.RIB_FRACTURE: "Rib fracture",
+    FindingKind.HIATAL_HERNIA: "Hiatal hernia",
+    FindingKind.ARTERIAL_WALL_CALCIFICATION: "Arterial wall calcification",
+    FindingKind.MEDICAL_DEVICE: "Medical device",
+}
+
+QUANTITY_NAMES: dict[Quantity, str] = {
+    Quantity.LONG_AXIS: "long axis",
+    Quantity.SHORT_AXIS: "short axis",
+    Quantity.MAXIMUM_DIAMETER: "maximum diameter",
+    Quantity.MAXIMUM_DEPTH: "maximum depth",
+    Quantity.VOLUME: "volume",
+    Quantity.MEAN_ATTENUATION: "mean attenuation",
+    Quantity.STANDARD_DEVIATION_OF_ATTENUATION: "standard deviation of attenuation",
+    Quantity.LOW_ATTENUATION_AREA_950: "lung below -950 HU",
+    Quantity.PERCENTILE_15_OF_ATTENUATION: "15th percentile of attenuation",
+    Quantity.FRACTION_OF_LUNG: "fraction of lung",
+    Quantity.LUNG_VOLUME: "lung volume",
+    Quantity.AGATSTON_SCORE: "Agatston score",
+    Quantity.CARDIOTHORACIC_RATIO: "cardiothoracic ratio",
+    Quantity.LESION_COUNT: "count",
+}
+
+PRESENCE_NAMES = {
+    "present": "Present",
+    "absent": "Not found",
+    "indeterminate": "Indeterminate",
+    "not_assessed": "Not assessed",
+}
+
+_UNIT_NAMES = {"mm3": "mm³", "1": "", "{ratio}": "", "[hnsf'U]": "HU"}
+
+
+def finding_title(finding: ReportedFinding) -> str:
+    """The kind in plain words, with the lesion's number where it is one lesion."""
+    name = KIND_NAMES[FindingKind(finding.kind)]
+    return name if finding.lesion is None else f"{name} {finding.lesion}"
+
+
+def format_number(measurement: ReportedMeasurement) -> str:
+    """The value with its unit, as rounded in the report: "8.2 mm", "350 ml", "-856 HU", "210"."""
+    value = f"{measurement.value:.0f}" if measurement.value.is_integer() else f"{measurement.value:g}"
+    if measurement.unit == "mm":
+        value = f"{measurement.value:.1f}"
+    return f"{value} {_UNIT_NAMES.get(measurement.unit, measurement.unit)}".rstrip()
+
+
+def format_measurement(measurement: ReportedMeasurement) -> str:
+    """The number with what it measures and the side: "left lung below -950 HU 3.4 %"."""
+    side = f"{measurement.laterality} " if measurement.laterality else ""
+    return f"{side}{QUANTITY_NAMES[Quantity(measurement.quantity)]} {format_number(measurement)}"
+
+
+def format_measurements(measurements: tuple[ReportedMeasurement, ...]) -> str:
+    """All measurements in one line; a long and a short axis become "8.2 x 6.1 mm"."""
+    by_quantity = {m.quantity: m for m in measurements if m.laterality is None}
+    long_axis, short_axis = by_quantity.get(Quantity.LONG_AXIS), by_quantity.get(Quantity.SHORT_AXIS)
+    if long_axis is None or short_axis is None:
+        return ", ".join(map(format_measurement, measurements))
+    others = [m for m in measurements if m is not long_axis and m is not short_axis]
+    return ", ".join([f"{long_axis.value:.1f} x {short_axis.value:.1f} mm", *map(format_measurement, others)])
+
+
+def place(finding: ReportedFinding) -> str:
+    """Where the finding is, in words: "right upper lobe", "left", or empty."""
+    side, site = finding.laterality or "", finding.site or ""
+    return site if side in site else f"{side} {site}".strip()
+
+
+def describe_series(report: Report) -> str:
+    """The analysed series in words: number, description, slices, spacing, thickness, kernel, contrast."""
+    series = report.analysed_series
+    if series is None:
+        return "no series"
+    slice_mm, row_mm, column_mm = series.spacing_mm
+    parts = [
+        "series without number" if series.series_number is None else f"series {series.series_number}",
+        series.series_description,
+        f"{series.slice_count} slices",
+        f"spacing {slice_mm:g} x {row_mm:g} x {column_mm:g} mm",
+        None if series.slice_thickness_mm is None else f"thickness {series.slice_thickness_mm:g} mm",
+        series.convolution_kernel and f"kernel {series.convolution_kernel}",
+        {True: "contrast-enhanced", False: "unenhanced", None: "contrast unknown"}[series.contrast],
+        series.contrast_evidence and f"({series.contrast_evidence})",
+    ]
+    return ", ".join(part for part in parts if part).replace(", (", " (")
