@@ -147,9 +147,8 @@ def _detect(detector: Detector, passed: _Passed, clock: "_Clock") -> Detection |
 
 
 def _evidence(study: Study, chosen: Series | None) -> tuple[Path, ...]:
-    """Files of the analysed series; without one, the CT files of the study, else nothing can be referenced."""
-    series = (chosen,) if chosen else study.series
-    return tuple(dict.fromkeys(plane.path for one in series for plane in one.slices))
+    """Files of the analysed series; without one, those of the whole study."""
+    return chosen.files if chosen else tuple(file for series in study.series for file in series.files)
 
 
 def _identity(manifest: ModelManifest) -> ReportedModel:

@@ -47,7 +47,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A series with its CT planes in file order; other instances (SR, SEG ...) are only counted.
+    """A series with its CT planes in file order; of other instances (SR, SEG ...) only the files are known.
 
     `left_out_localizers` counts localizer planes that selection removed from among axial ones.
     """
@@ -60,9 +60,13 @@ class Series:
     protocol_name: str | None
     convolution_kernel: str | None
     contrast_bolus_agent: str | None
-    instance_count: int
+    files: tuple[Path, ...]
     slices: tuple[Slice, ...]
     left_out_localizers: int = 0
+
+    @property
+    def instance_count(self) -> int:
+        return len(self.files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +150,7 @@ def _instance_header(file: Path, ds: Dataset) -> InstanceHeader:
         protocol_name=_text(ds.get("ProtocolName")),
         convolution_kernel=_kernel(ds),
         contrast_bolus_agent=_text(ds.get("ContrastBolusAgent")),
-        instance_count=1,
+        files=(file,),
         slices=planes,
     )
     return InstanceHeader(
@@ -236,7 +240,7 @@ class _StudyParts:
 def _joined(parts: Sequence[Series]) -> Series:
     return replace(
         parts[0],
-        instance_count=len(parts),
+        files=tuple(file for part in parts for file in part.files),
         slices=tuple(plane for part in parts for plane in part.slices),
     )
 

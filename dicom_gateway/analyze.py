@@ -1,0 +1,105 @@
+"""Studies from files to results in a folder, without service or database: what `onescan analyze` does."""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dicom_gateway.pipeline import OnStage, StudyResult, process_study, write_result
+from dicom_gateway.report.content import Report
+from dicom_gateway.report.headline import headline
+from imaging.errors import ImagingError
+from imaging.headers import Study
+from imaging.uids import is_safe_uid
+from models.detect import Detector
+from models.errors import ModelError
+
+FINDINGS_TABLE = "findings.csv"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalysedStudy:
+    """How one study ended: reported, refused (a report says why) or failed (`problem` says why)."""
+
+    study_instance_uid: str
+    outcome: str
+    headline: tuple[str, ...]
+    problem: str | None = None
+    report: Report | None = None
+
+
+def analyze_studies(
+    studies: Sequence[Study],
+    out: Path,
+    detector: Detector,
+    *,
+    unreadable_file_count: int,
+    on_stage: OnStage,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Iterator[AnalysedStudy]:
+    """Analyse each study into `out/<StudyInstanceUID>`; a study that fails does not stop the others."""
+    for study in studies:
+        uid = study.study_instance_uid
+        if not is_safe_uid(uid):
+            yield AnalysedStudy(
+                study_instance_uid="(invalid)",
+                outcome="failed",
+                headline=(),
+                problem="the Study Instance UID is not a valid UID",
+            )
+            continue
+        try:
+            result = process_study(
+                study,
+                detector,
+                revision=1,
+                created=clock(),
+                unreadable_file_count=unreadable_file_count,
+                on_stage=on_stage,
+            )
+        except (ImagingError, ModelError) as error:
+            yield AnalysedStudy(study_instance_uid=uid, outcome="failed", headline=(), problem=str(error))
+            continue
+        write_result(result, out / uid)
+        yield _ended(result)
+
+
+def _ended(result: StudyResult) -> AnalysedStudy:
+    report = result.report
+    return AnalysedStudy(
+        study_instance_uid=report.study_instance_uid,
+        outcome=report.outcome,
+        headline=headline(report),
+        problem=report.refusal,
+        report=report,
+    )
+
+
+def write_findings_table(path: Path, studies: Sequence[AnalysedStudy]) -> None:
+    """One row a finding and measurement (one row where there is none), for a spreadsheet or a data frame."""
+    with path.open("w", newline="", encoding="utf-8") as sink:
+        table = csv.writer(sink)
+        table.writerow(
+            ("study_instance_uid", "series_instance_uid", "outcome", "problem", "kind", "lesion", "presence")
+            + ("probability", "reason", "laterality", "site", "evidence_grade", "quantity", "side", "value", "unit")
+        )
+        for study in studies:
+            table.writerows(_rows(study))
+
+
+def _rows(study: AnalysedStudy) -> Iterator[tuple[object, ...]]:
+    report = study.report
+    if report is None or study.outcome != "reported":
+        yield (study.study_instance_uid, "", study.outcome, study.problem or "")
+        return
+    for finding in report.findings:
+        start = (
+            *(report.study_instance_uid, report.series_instance_uid, report.outcome, ""),
+            *(finding.kind, finding.lesion, finding.presence, finding.probability, finding.reason),
+            *(finding.laterality, finding.site, finding.evidence_grade),
+        )
+        for measurement in finding.measurements:
+            yield (*start, measurement.quantity, measurement.laterality, measurement.value, measurement.unit)
+        if not finding.measurements:
+            yield start

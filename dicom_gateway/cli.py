@@ -1,0 +1,250 @@
+"""The command `onescan`."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dicom_gateway.errors import ConfigurationError
+from dicom_gateway.settings import Settings
+
+USAGE_ERROR = 2
+_RESEARCH = "[bold red]Research use only. Not a medical device.[/]"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="Reads a chest CT once and reports every finding it can.\n\n"
+    + _RESEARCH
+    + "\n\nStart with [bold]onescan demo[/]: it sends a phantom study through the real DICOM port and shows the report."
+    " Then [bold]onescan analyze FOLDER --out RESULTS[/] for files, or [bold]onescan serve[/] beside a PACS.",
+)
+out = Console()
+err = Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="Settings file; default ./onescan.toml if it exists. ONESCAN_* variables win."),
+]
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Exit when the report is back: 0 if it agrees.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the phantom patient.")] = 7,
+) -> None:
+    """Send a phantom study through the real DICOM port and compare the report that comes back with the truth.
+
+    Starts a small receiving PACS, the listener, the worker and the web page on free loopback ports with a
+    temporary data folder. Nothing outside this machine is contacted.
+    """
+    from dicom_gateway.demo import run_demo
+
+    raise typer.Exit(run_demo(out, once=once, seed=seed))
+
+
+@app.command()
+def serve(config: ConfigOption = None) -> None:
+    """Run the service: DICOM listener, worker and web page, until stopped."""
+    from dicom_gateway.service import serve as run_service
+
+    raise typer.Exit(run_service(_settings(config), config=config))
+
+
+@app.command()
+def analyze(
+    paths: Annotated[list[Path], typer.Argument(help="Files, folders, DICOMDIR or zip archives.", show_default=False)],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for results, one subfolder a study.")],
+    config: ConfigOption = None,
+) -> None:
+    """Analyse studies from files, without service or database.
+
+    Each study gives [bold]OUT/<StudyInstanceUID>/[/] with report.json, findings.sr.dcm, summary.sc.dcm and key
+    images; all findings together stand in [bold]OUT/findings.csv[/].
+
+    Exit code 0: all reported. 1: some refused or failed. 2: wrong usage.
+    """
+    settings = _settings(config)
+    if missing := [path for path in paths if not path.exists()]:
+        err.print(f"[red]No such file or folder:[/] {', '.join(map(str, missing))}")
+        raise typer.Exit(USAGE_ERROR)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        err.print(f"[red]Cannot write to {out_dir}:[/] {error.strerror}")
+        raise typer.Exit(USAGE_ERROR) from error
+    with tempfile.TemporaryDirectory(prefix="onescan-") as unpacked:
+        raise typer.Exit(_analyze(paths, out_dir, Path(unpacked), settings))
+
+
+def _analyze(paths: list[Path], out_dir: Path, unpacked: Path, settings: Settings) -> int:
+    from imaging.errors import ImagingError
+    from imaging.files import find_files
+    from imaging.headers import read_studies
+
+    with _progress() as progress:
+        reading = progress.add_task("reading headers", total=None)
+        try:
+            files = find_files(paths, unpacked)
+        except ImagingError as error:
+            err.print(f"[red]{error}[/]")
+            return 1
+        progress.update(reading, total=len(files))
+        studies, unreadable = read_studies(files, lambda _: progress.advance(reading))
+        for file in unreadable:
+            progress.console.print(f"[yellow]skipped[/] {file.path.name}: {file.reason}")
+        if not studies:
+            err.print(f"[red]No DICOM study found[/] in {', '.join(map(str, paths))} ({len(files)} files looked at).")
+            return 1
+        detector = _detector(settings)
+        from dicom_gateway.analyze import FINDINGS_TABLE, analyze_studies, write_findings_table
+
+        task = progress.add_task("analysing", total=len(studies))
+        ended = []
+        for study in analyze_studies(
+            studies,
+            out_dir,
+            detector,
+            unreadable_file_count=len(unreadable),
+            on_stage=lambda stage: progress.update(task, description=f"analysing: {stage}"),
+        ):
+            colour = {"reported": "green", "refused": "yellow", "failed": "red"}[study.outcome]
+            progress.console.print(f"[bold {colour}]{study.outcome}[/] {study.study_instance_uid}")
+            for line in study.headline or filter(None, (study.problem,)):
+                progress.console.print(f"  {line}", highlight=False)
+            ended.append(study)
+            progress.advance(task)
+    write_findings_table(out_dir / FINDINGS_TABLE, ended)
+    reported = sum(study.outcome == "reported" for study in ended)
+    out.print(f"{reported} of {len(ended)} studies reported into {out_dir}. {_RESEARCH}")
+    return 0 if reported == len(ended) else 1
+
+
+def _detector(settings: Settings):  # type: ignore[no-untyped-def]  # naming the type would import onnxruntime
+    from models.detect import Detector
+    from models.errors import ModelError
+    from models.session import ModelSession
+
+    try:
+        session = ModelSession.open(
+            settings.model_dir, settings.execution_provider, threads=settings.inference_threads or None
+        )
+    except ModelError as error:
+        err.print(f"[red]The model cannot be used:[/] {error}")
+        raise typer.Exit(USAGE_ERROR) from error
+    return Detector(session)
+
+
+@app.command()
+def phantom(
+    folder: Annotated[Path, typer.Argument(help="Folder for the DICOM files and truth.json.", show_default=False)],
+    seed: Annotated[int, typer.Option(help="Another seed is another patient.")] = 1,
+    finding: Annotated[
+        list[str] | None,
+        typer.Option(help="KIND=SIZE, e.g. pleural_effusion=300 (ml) or left:pulmonary_nodule=12 (mm); repeatable."),
+    ] = None,
+    contrast: Annotated[bool, typer.Option(help="With intravenous contrast.")] = False,
+    slice_spacing_mm: Annotated[float, typer.Option(min=0.5, max=5.0, help="Distance between slices, mm.")] = 2.0,
+) -> None:
+    """Write a synthetic chest CT with chosen findings as DICOM files, and the truth beside it."""
+    from imaging.phantom import LesionRequest, make_phantom
+    from imaging.phantom_dicom import write_phantom, write_truth
+
+    try:
+        requests = [_requested(text, LesionRequest) for text in finding or ()]
+        with _progress() as progress:
+            progress.add_task("making the phantom", total=None)
+            made = make_phantom(seed, requests, spacing_mm=(slice_spacing_mm, 0.7, 0.7), contrast=contrast)
+            writing = progress.add_task("writing", total=made.volume.hu.shape[0])
+            files = write_phantom(made, folder, on_slice=lambda *_: progress.advance(writing))
+    except ValueError as error:
+        err.print(f"[red]{error}[/]")
+        raise typer.Exit(USAGE_ERROR) from error
+    write_truth(made, folder / "truth.json")
+    out.print(f"{len(files)} images and truth.json in {folder}")
+
+
+def _requested(text: str, request):  # type: ignore[no-untyped-def]
+    """KIND=SIZE or SIDE:KIND=SIZE."""
+    kind, separator, size = text.partition("=")
+    side, _, named = kind.rpartition(":")
+    try:
+        return request(kind=named, size=float(size), laterality=side or None)
+    except ValueError as error:
+        what = "SIZE must be a number" if separator else "write KIND=SIZE"
+        raise ValueError(f"--finding {text}: {what}") from error
+
+
+@app.command()
+def doctor(config: ConfigOption = None) -> None:
+    """Check ports, disk, database, model and destinations (by C-ECHO). Exit code 1 when something is wrong."""
+    from dicom_gateway.operate import doctor as run_checks
+
+    checks = run_checks(_settings(config))
+    table = Table("check", "", "detail", "what to do")
+    for check in checks:
+        table.add_row(check.name, "[green]ok[/]" if check.ok else "[red]wrong[/]", check.detail, check.advice or "")
+    out.print(table)
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command()
+def status(config: ConfigOption = None) -> None:
+    """Studies, deliveries and parked jobs of the service."""
+    from dicom_gateway.operate import print_status
+
+    print_status(_settings(config), out)
+
+
+@app.command()
+def replay(
+    what: Annotated[str, typer.Argument(help="A job id as `onescan status` shows it, or a Study Instance UID.")],
+    config: ConfigOption = None,
+) -> None:
+    """Start parked work again: one job, or all parked jobs of a study."""
+    from dicom_gateway.operate import replay as replay_parked
+
+    replayed = replay_parked(_settings(config), what)
+    if not replayed:
+        err.print(f"[red]Nothing parked under {what}.[/] See `onescan status`.")
+        raise typer.Exit(1)
+    for job in replayed:
+        out.print(f"started again: {job}")
+
+
+def _settings(config: Path | None) -> Settings:
+    try:
+        return Settings.load(config)
+    except ConfigurationError as error:
+        err.print(f"[red]{error}[/]")
+        raise typer.Exit(USAGE_ERROR) from error
+
+
+def _progress() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+    )
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    # MONAI and torch talk on import; a user sees only what we say.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")
+    app()
