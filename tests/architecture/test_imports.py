@@ -1,0 +1,27 @@
+"""The direction of imports, and what the light processes must not load."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "monai", "onnxruntime")
+
+
+def test_import_contracts_are_kept() -> None:
+    """import-linter finds no import against the layers of `.importlinter`."""
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    run = subprocess.run([*command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    "module", ["dicom_gateway.cli", "dicom_gateway.web.app", "dicom_gateway.receive.listener", "dicom_gateway.service"]
+)
+def test_light_processes_do_not_load_the_network_libraries(module: str) -> None:
+    """The listener, the web app and the command line start without torch, monai and onnxruntime."""
+    code = f"import sys, {module}; print(*[m for m in {HEAVY!r} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []

@@ -1,0 +1,217 @@
+"""Gate 1 and series selection on header values: a volume is geometrically right or refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from imaging.headers import Series, Slice, Study
+from imaging.quality import Verdict, check_headers, is_rejected
+from imaging.selection import next_selection, select_series
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+
+
+def make_slice(index: int, **overrides) -> Slice:
+    """An axial plane, 1.5 mm above the one before."""
+    values = {
+        "path": Path(f"{index}.dcm"),
+        "sop_instance_uid": f"1.2.3.{index + 1}",
+        "sop_class_uid": CT_IMAGE,
+        "frame_number": None,
+        "instance_number": index + 1,
+        "image_type": ("ORIGINAL", "PRIMARY", "AXIAL"),
+        "acquisition_number": 1,
+        "frame_of_reference_uid": "1.2.4",
+        "image_position_patient": (-180.0, -160.0, -300.0 + 1.5 * index),
+        "image_orientation_patient": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+        "pixel_spacing_mm": (0.7, 0.7),
+        "rows": 512,
+        "columns": 512,
+        "slice_thickness_mm": 1.5,
+        "rescale_slope": 1.0,
+        "rescale_intercept": -1024.0,
+    }
+    return Slice(**{**values, **overrides})
+
+
+def make_series(slices=None, **overrides) -> Series:
+    planes = tuple(make_slice(i) for i in range(200)) if slices is None else tuple(slices)
+    values = {
+        "series_instance_uid": "1.2.5",
+        "modality": "CT",
+        "series_number": 3,
+        "series_description": "Chest 1.5 B40f",
+        "body_part_examined": "CHEST",
+        "protocol_name": None,
+        "convolution_kernel": "B40f",
+        "contrast_bolus_agent": None,
+        "files": tuple(p.path for p in planes),
+        "slices": planes,
+    }
+    return Series(**{**values, **overrides})
+
+
+def _rejects(series: Series) -> set[str]:
+    return {issue.check for issue in check_headers(series) if issue.verdict is Verdict.REJECT}
+
+
+def test_a_regular_series_passes() -> None:
+    assert not is_rejected(check_headers(make_series()))
+
+
+@given(
+    seed=st.integers(0, 1000),
+    tilt_free_rotation=st.floats(-15, 15),
+    spacing=st.sampled_from([0.5, 0.625, 0.7, 1.0, 1.25, 2.0, 5.0]),
+    decimals=st.sampled_from([1, 2, 6]),
+)
+def test_order_rounding_and_oblique_positioning_do_not_matter(seed, tilt_free_rotation, spacing, decimals) -> None:
+    """Files in any order, positions rounded as scanners round them, patient rotated: still one regular stack."""
+    row, column, normal = Rotation.from_euler("zx", [tilt_free_rotation, 3], degrees=True).as_matrix().T
+    planes = [
+        make_slice(
+            i,
+            image_position_patient=tuple(np.round(np.array([-180, -160, -300]) + i * spacing * normal, decimals)),
+            image_orientation_patient=(*row, *column),
+            slice_thickness_mm=spacing,
+        )
+        for i in range(250)
+    ]
+    np.random.default_rng(seed).shuffle(planes)
+    assert not is_rejected(check_headers(make_series(planes)))
+
+
+@given(st.data())
+def test_a_missing_slice_is_always_refused(data) -> None:
+    spacing = data.draw(st.sampled_from([0.5, 1.0, 1.5, 3.0]))
+    planes = [make_slice(i, image_position_patient=(0.0, 0.0, i * spacing)) for i in range(300)]
+    del planes[data.draw(st.integers(1, 298))]
+    assert _rejects(make_series(planes)) == {"slice_gaps"}
+
+
+def _with(index: int, **changes) -> Series:
+    planes = [make_slice(i) for i in range(200)]
+    planes[index] = replace(planes[index], **changes)
+    return make_series(planes)
+
+
+@pytest.mark.parametrize(
+    ("series", "check"),
+    [
+        (_with(50, image_position_patient=None), "headers"),
+        (_with(50, image_position_patient=(float("nan"), 0.0, 0.0)), "headers"),
+        (_with(50, rescale_slope=None), "headers"),
+        (_with(50, pixel_spacing_mm=(0.0, 0.7)), "headers"),
+        (_with(50, pixel_spacing_mm=(0.7, 0.8)), "mixed_images"),
+        (_with(50, rows=256), "mixed_images"),
+        (_with(50, frame_of_reference_uid="1.2.9"), "mixed_images"),
+        (_with(50, image_orientation_patient=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0)), "orientation"),
+        (_with(50, image_position_patient=(-180.0, -160.0, -300.0 + 1.5 * 51)), "duplicate_positions"),
+        (_with(50, image_position_patient=(-170.0, -160.0, -300.0 + 1.5 * 50)), "alignment"),
+        (_with(50, sop_instance_uid="1.2.3.1"), "sop_instance_uid"),
+        (make_series([make_slice(i, acquisition_number=1 + (i > 90)) for i in range(200)]), "acquisition"),
+        (
+            make_series([make_slice(i, image_position_patient=(0.0, 0.1 * i, 1.5 * i)) for i in range(200)]),
+            "gantry_tilt",
+        ),
+        (
+            make_series(
+                [make_slice(i, image_position_patient=(0.0, 0.0, 1.5 * i + 0.004 * i * i)) for i in range(200)]
+            ),
+            "slice_gaps",
+        ),
+        (
+            make_series([make_slice(i, image_position_patient=(0.0, 0.0, 10.0 * i)) for i in range(30)]),
+            "slice_spacing",
+        ),
+        (make_series([make_slice(i) for i in range(30)]), "coverage"),
+    ],
+)
+def test_what_is_no_regular_stack_is_refused_by_name(series, check) -> None:
+    assert check in _rejects(series)
+
+
+def test_every_rotation_numbered_as_an_acquisition_is_one_volume() -> None:
+    """Some scanners count AcquisitionNumber up with every image."""
+    assert not _rejects(make_series([make_slice(i, acquisition_number=i) for i in range(200)]))
+
+
+def test_thick_slices_are_warned_about_not_refused() -> None:
+    planes = [make_slice(i, image_position_patient=(0.0, 0.0, 5.0 * i), slice_thickness_mm=5.0) for i in range(60)]
+    issues = check_headers(make_series(planes))
+    assert not is_rejected(issues)
+    assert any(i.check == "slice_thickness" and i.verdict is Verdict.WARN for i in issues)
+
+
+def _study(*series: Series) -> Study:
+    return Study(study_instance_uid="1.2", study_description=None, series=series)
+
+
+def test_localizers_inside_an_axial_series_are_left_out_and_said() -> None:
+    scout = make_slice(
+        200,
+        image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"),
+        image_orientation_patient=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0),
+    )
+    chosen = select_series(_study(make_series([*(make_slice(i) for i in range(200)), scout]))).chosen
+    assert chosen is not None and len(chosen.slices) == 200
+    issues = check_headers(chosen)
+    assert not is_rejected(issues)
+    assert any(i.check == "localizer" and i.verdict is Verdict.WARN for i in issues)
+
+
+def _numbered(number: int, **overrides) -> Series:
+    return make_series(
+        overrides.pop("slices", None), series_instance_uid=f"1.2.5.{number}", series_number=number, **overrides
+    )
+
+
+def _every(mm: float, count: int):
+    return [make_slice(i, image_position_patient=(0.0, 0.0, mm * i), slice_thickness_mm=mm) for i in range(count)]
+
+
+def test_the_thin_axial_chest_is_chosen_and_every_other_series_has_its_reason() -> None:
+    sagittal = [make_slice(i, image_orientation_patient=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0)) for i in range(60)]
+    scout = [make_slice(i, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER")) for i in range(2)]
+    study = _study(
+        _numbered(1, slices=scout),
+        _numbered(2, slices=_every(5.0, 60)),
+        _numbered(3, slices=_every(1.0, 300)),
+        _numbered(4, slices=_every(1.0, 300), convolution_kernel="B70f"),
+        _numbered(5, slices=sagittal),
+        _numbered(6, slices=(), modality="SR"),
+        _numbered(7, slices=(), series_description="Dose Report"),
+        _numbered(8, slices=_every(1.0, 300), body_part_examined="HEAD", series_description="Head 1.0"),
+        _numbered(9, slices=_every(1.0, 40), series_description="MIP", body_part_examined="CHEST"),
+        _numbered(10, slices=[replace(s, image_type=("DERIVED", "SECONDARY", "MIP")) for s in _every(1.0, 300)]),
+        _numbered(11, slices=_every(1.0, 300), contrast_bolus_agent="Iohexol"),
+        _numbered(12, slices=_every(1.0, 5)),
+    )
+    selection = select_series(study)
+    assert selection.chosen is not None and selection.chosen.series_number == 3
+    reasons = {r.series_number: r.reason for r in selection.rejected}
+    assert set(reasons) == set(range(1, 13)) - {3}
+    for number, word in {
+        1: "localizer", 2: "thicker", 4: "sharp kernel", 5: "sagittal", 6: "SR", 7: "no CT images", 8: "HEAD",
+        9: "fewer images", 10: "MIP", 11: "contrast", 12: "only 5 images",
+    }.items():  # fmt: skip
+        assert word in reasons[number], (number, reasons[number])
+
+
+def test_a_chosen_series_that_fails_its_gate_gives_way_to_the_next() -> None:
+    study = _study(_numbered(1, slices=_every(1.0, 300)), _numbered(2, slices=_every(2.0, 150)))
+    selection = next_selection(select_series(study), "an image is missing")
+    assert selection.chosen is not None and selection.chosen.series_number == 2
+    assert [r.reason for r in selection.rejected] == ["an image is missing"]
+    assert next_selection(selection, "too").chosen is None
+
+
+def test_a_study_without_ct_has_no_choice() -> None:
+    selection = select_series(_study(make_series((), modality="DX")))
+    assert selection.chosen is None
+    assert [r.reason for r in selection.rejected] == ["modality DX is not CT"]
