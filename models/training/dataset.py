@@ -1,0 +1,131 @@
+"""The stream of training samples: deterministic by seed and index, whatever process makes them."""
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from models.training.lesions import insert_lesions
+from models.training.sources import OrganMap, Sample, read_ct, read_organ_map, real_sample, to_grid
+from models.training.synthesis import Shape, deform, paint_organs, scan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A real CT of the data root: `path` in it, its licence, and whether it holds pneumonia nobody outlined."""
+
+    path: str
+    name: str
+    licence: str
+    unlabelled_pneumonia: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """How often a sample is a real volume, a painted organ map or a phantom; the three add up to 1."""
+
+    real: float
+    painted: float
+    phantom: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One training run, as its TOML file says it. Paths are relative to `data_root`."""
+
+    data_root: Path
+    seed: int
+    steps: int
+    batch: int
+    crop: Shape
+    learning_rate: float
+    features: tuple[int, ...]
+    healthy: float
+    mix: Mix
+    volumes: tuple[Volume, ...]
+    organ_map: str
+    organ_map_licence: str
+    phantoms: int
+
+
+def read_config(path: Path) -> Config:
+    """Raises TypeError where a key is missing or unknown."""
+    table: dict[str, Any] = tomllib.loads(path.read_text())
+    crop = tuple(table.pop("crop"))
+    if len(crop) != 3:
+        raise TypeError("crop has three axes")
+    return Config(
+        data_root=(path.parent / table.pop("data_root")).resolve(),
+        mix=Mix(**table.pop("mix")),
+        volumes=tuple(Volume(**volume) for volume in table.pop("volumes")),
+        features=tuple(table.pop("features")),
+        crop=crop,
+        **table,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sources:
+    """Everything that is read once before training."""
+
+    real: tuple[Sample, ...]
+    organs: OrganMap
+    phantoms: tuple[Sample, ...]
+
+
+def read_sources(config: Config) -> Sources:
+    """Read and label the real volumes and the organ map, and make the phantoms."""
+    real = tuple(
+        real_sample(
+            to_grid(read_ct(config.data_root / volume.path), -1024.0),
+            unlabelled_pneumonia=volume.unlabelled_pneumonia,
+        )
+        for volume in config.volumes
+    )
+    return Sources(real, read_organ_map(config.data_root / config.organ_map), ())
+
+
+def make_sample(sources: Sources, config: Config, index: int) -> Sample:
+    """Sample `index` of the run."""
+    rng = np.random.default_rng((config.seed, index))
+    host = sources.real[rng.integers(len(sources.real))]
+    kind = rng.random()
+    if kind < config.mix.phantom:
+        return scan(deform(sources.phantoms[rng.integers(len(sources.phantoms))], config.crop, rng), rng)
+    if kind < config.mix.phantom + config.mix.painted:
+        sample = paint_organs(sources.organs, host, config.crop, rng)
+    else:
+        sample = deform(host, config.crop, rng)
+    insert_lesions(sample, rng, config.healthy)
+    return scan(sample, rng)
+
+
+class Samples(Dataset[dict[str, Tensor]]):
+    """Samples `start` to `stop` of a run as tensors; a worker process may hold it."""
+
+    def __init__(self, sources: Sources, config: Config, start: int, stop: int) -> None:
+        self._sources = sources
+        self._config = config
+        self._start = start
+        self._stop = stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        sample = make_sample(self._sources, self._config, self._start + item)
+        return {
+            "hu": torch.from_numpy(sample.hu)[None],
+            "anatomy": torch.from_numpy(sample.anatomy),
+            "lesions": torch.from_numpy(sample.lesions),
+            "unknown": torch.from_numpy(sample.unknown),
+        }
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self[item] for item in range(len(self)))

@@ -1,0 +1,49 @@
+"""Losses for labels of which only a part is known."""
+
+import torch
+from torch import Tensor
+
+from models.training.labels import ALLOWED
+from models.training.network import LESIONS
+
+# nodules are a few voxels of a million: a missed one must still weigh something
+_POSITIVE_WEIGHT = torch.tensor([4.0 if kind == "pulmonary_nodule" else 1.5 for kind in LESIONS])
+_SMOOTH = 20.0
+
+
+def anatomy_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy and Dice of (N, A, D, H, W) logits with labels uint8 (N, D, H, W) that may be partial.
+
+    A partial label asks that the probability lies within its set of classes; Dice counts the full labels only.
+    """
+    classes = logits.shape[1]
+    probabilities = torch.softmax(logits, dim=1).movedim(1, -1).reshape(-1, classes)
+    flat = labels.reshape(-1).long()
+    allowed = torch.from_numpy(ALLOWED).to(probabilities.dtype)[flat]
+    within = (probabilities * allowed).sum(dim=1)
+    entropy = -torch.log(within + 1e-6).mean()
+    known = (allowed.sum(dim=1) == 1).to(probabilities.dtype)[:, None]
+    hit = (probabilities * allowed * known).sum(dim=0)
+    total = ((probabilities + allowed) * known).sum(dim=0)
+    there = (allowed * known).sum(dim=0) > 0
+    dice = (2 * hit + _SMOOTH) / (total + _SMOOTH)
+    return entropy + (1 - dice[there]).mean()
+
+
+def lesion_loss(logits: Tensor, bits: Tensor, unknown: Tensor) -> Tensor:
+    """Binary cross-entropy and Dice of (N, L, D, H, W) logits with bit masks uint8 (N, D, H, W).
+
+    Voxels of unknown truth count for nothing; Dice is taken per study and kind where the kind is there.
+    """
+    shifts = torch.arange(logits.shape[1], dtype=torch.uint8).view(1, -1, 1, 1, 1)
+    target = ((bits[:, None] >> shifts) & 1).to(logits.dtype)
+    known = 1 - ((unknown[:, None] >> shifts) & 1).to(logits.dtype)
+    weight = _POSITIVE_WEIGHT.view(1, -1, 1, 1, 1)
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, known, pos_weight=weight)
+    probabilities = torch.sigmoid(logits) * known
+    hit = (probabilities * target).sum(dim=(2, 3, 4))
+    total = (probabilities + target * known).sum(dim=(2, 3, 4))
+    there = (target * known).sum(dim=(2, 3, 4)) > 0
+    dice = 1 - (2 * hit + _SMOOTH) / (total + _SMOOTH)
+    overlap = dice[there].mean() if bool(there.any()) else dice.sum() * 0.0
+    return 10.0 * entropy + overlap

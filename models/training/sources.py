@@ -1,0 +1,260 @@
+"""What training images are made from: real CT volumes labelled by thresholds, and organ label maps.
+
+Everything is brought to the network's grid: `SPACING_MM` isotropic, (z superior, y posterior, x left), which is the
+array SimpleITK gives for an image of identity direction in LPS.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+from scipy import ndimage as ndi
+
+from models.training.labels import LABEL
+from models.training.network import LESIONS, SPACING_MM
+
+MARGIN_MM = 40.0
+
+_LUNG_BITS = sum(
+    1 << index
+    for index, kind in enumerate(LESIONS)
+    if kind in {"pulmonary_nodule", "consolidation", "ground_glass_opacity", "atelectasis"}
+)
+_CONSOLIDATION_BIT = 1 << LESIONS.index("consolidation")
+_GROUND_GLASS_BIT = 1 << LESIONS.index("ground_glass_opacity")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """One labelled grid (D, H, W).
+
+    `hu` float32; `anatomy` uint8 values of `labels.LABEL`; `lesions` uint8, bit k set where `LESIONS[k]` is;
+    `unknown` uint8, bit k set where it is not known whether `LESIONS[k]` is there.
+    """
+
+    hu: npt.NDArray[np.float32]
+    anatomy: npt.NDArray[np.uint8]
+    lesions: npt.NDArray[np.uint8]
+    unknown: npt.NDArray[np.uint8]
+
+
+def read_ct(path: Path) -> sitk.Image:
+    """A CT as an image in HU: a folder with one DICOM series, or a file SimpleITK reads."""
+    if not path.is_dir():
+        return sitk.ReadImage(str(path), sitk.sitkFloat32)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(path)))
+    return sitk.Cast(reader.Execute(), sitk.sitkFloat32)
+
+
+def to_grid(image: sitk.Image, outside: float, *, labels: bool = False) -> npt.NDArray[np.float32]:
+    """The image on the network's spacing, axis-aligned LPS, covering its whole extent."""
+    corners = np.array(
+        [
+            image.TransformIndexToPhysicalPoint((x, y, z))
+            for x in (0, image.GetWidth() - 1)
+            for y in (0, image.GetHeight() - 1)
+            for z in (0, image.GetDepth() - 1)
+        ]
+    )
+    origin = corners.min(axis=0)
+    size = np.ceil((corners.max(axis=0) - origin) / SPACING_MM).astype(int) + 1
+    if not labels:
+        # half the target spacing as full width at half maximum: less aliasing, noise as a thick slice has it
+        for axis, spacing in enumerate(image.GetSpacing()):
+            if spacing < SPACING_MM:
+                image = sitk.RecursiveGaussian(image, sigma=0.35 * SPACING_MM, direction=axis)
+    resampled = sitk.Resample(
+        image,
+        [int(n) for n in size],
+        sitk.Transform(),
+        sitk.sitkNearestNeighbor if labels else sitk.sitkLinear,
+        [float(v) for v in origin],
+        [SPACING_MM] * 3,
+        np.eye(3).ravel().tolist(),
+        outside,
+    )
+    return sitk.GetArrayFromImage(resampled).astype(np.float32)
+
+
+def largest(mask: npt.NDArray[np.bool_], count: int = 1) -> npt.NDArray[np.bool_]:
+    """The `count` largest connected components of a mask."""
+    components, found = ndi.label(mask)
+    if found <= count:
+        return mask
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    keep: npt.NDArray[np.bool_] = np.isin(components, np.argsort(sizes)[::-1][:count])
+    return keep
+
+
+def body_mask(hu: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Body without table: opened tissue, largest component, holes filled slice by slice."""
+    tissue = largest(ndi.binary_opening(hu > -300, iterations=1))
+    tissue = ndi.binary_dilation(tissue, iterations=1) & (hu > -400)
+    padded = np.pad(tissue, ((0, 0), (4, 4), (4, 4)))
+    disk = ndi.iterate_structure(ndi.generate_binary_structure(2, 1), 3)
+    planes = [ndi.binary_fill_holes(ndi.binary_closing(plane, disk)) for plane in padded]
+    body = np.stack(planes)[:, 4:-4, 4:-4]
+    # a plane whose thin wall let the fill leak out is closed by its neighbours
+    return body | ndi.binary_closing(np.pad(body, ((10, 10), (0, 0), (0, 0)), mode="edge"), np.ones((15, 1, 1)))[10:-10]
+
+
+def lung_labels(
+    hu: npt.NDArray[np.float32], body: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """(aerated left lung, aerated right lung, airways) by thresholds; x grows to the patient's left."""
+    air = (hu < -450) & body
+    airways = _airways(hu, body)
+    lungs = ndi.binary_opening(air & ~ndi.binary_dilation(airways, iterations=1))
+    lungs = largest(lungs, 2) & air
+    components, found = ndi.label(ndi.binary_erosion(lungs, iterations=2))
+    sizes = np.bincount(components.ravel(), minlength=3)
+    sizes[0] = 0
+    order = np.argsort(sizes)[::-1][:2]
+    if found >= 2 and sizes[order[1]] > 0.15 * sizes[order[0]]:
+        seeds = [components == label for label in order]
+    else:  # joined at the front: cut at the middle of the pair
+        middle = np.average(np.arange(hu.shape[2]), weights=lungs.sum(axis=(0, 1)) + 1e-6)
+        right_of = np.arange(hu.shape[2])[None, None, :] < middle
+        seeds = [lungs & right_of, lungs & ~right_of]
+    seeds.sort(key=lambda seed: float(np.nonzero(seed)[2].mean()))
+    nearest = ndi.distance_transform_edt(~seeds[1]) < ndi.distance_transform_edt(~seeds[0])
+    return lungs & nearest, lungs & ~nearest, airways
+
+
+def _airways(hu: npt.NDArray[np.float32], body: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Trachea and main bronchi: dark air grown downwards from the topmost closed lumen, stopped before it leaks."""
+    dark = (hu < -880) & body
+    centre = np.array(ndi.center_of_mass(body))[2]
+    seeds = np.zeros_like(dark)
+    for z in range(hu.shape[0] - 1, hu.shape[0] // 2, -1):
+        planes, count = ndi.label(dark[z])
+        for label in range(1, count + 1):
+            ys, xs = np.nonzero(planes == label)
+            if 8 <= ys.size <= 120 and abs(xs.mean() - centre) < 14 and np.ptp(ys) < 14 and np.ptp(xs) < 14:
+                seeds[z][planes == label] = True
+    trachea = largest(seeds)
+    grown = trachea
+    for _ in range(14):
+        larger = ndi.binary_dilation(grown) & dark
+        if larger.sum() > max(4500, 1.6 * grown.sum()):
+            break
+        grown = larger
+    return grown
+
+
+def real_sample(hu: npt.NDArray[np.float32], *, unlabelled_pneumonia: bool) -> Sample:
+    """A real volume without labels: anatomy by thresholds, partial where thresholds cannot tell.
+
+    With `unlabelled_pneumonia` what is dense in the lungs becomes clear ground glass or consolidation where its HU
+    leave no doubt, and unknown elsewhere.
+    """
+    body = body_mask(hu)
+    left, right, airways = lung_labels(hu, body)
+    keep = _thorax_box(body, left | right)
+    hu, body, left, right, airways = (array[keep] for array in (hu, body, left, right, airways))
+    anatomy = np.full(hu.shape, LABEL["background"], np.uint8)
+    anatomy[body] = LABEL["soft_tissue"]
+    anatomy[body & (hu > -140) & (hu < -60)] = LABEL["body"]
+    anatomy[body & (ndi.gaussian_filter(hu, 0.6) > 330)] = LABEL["bone"]
+    for lung, name in ((left, "left"), (right, "right")):
+        closed = ndi.binary_closing(np.pad(lung, 6), iterations=5)[6:-6, 6:-6, 6:-6] & body
+        anatomy[closed & (hu < 330)] = LABEL[f"{name}_or_soft"]
+        small = ndi.binary_fill_holes(ndi.binary_closing(lung, iterations=1))
+        anatomy[small & body] = LABEL[f"lung_{name}"]
+    anatomy[ndi.binary_dilation(airways, iterations=2) & body] = LABEL["inside"]
+    anatomy[airways] = LABEL["airways"]
+    edge = body ^ ndi.binary_erosion(body, iterations=1)
+    anatomy[edge] = LABEL["anything"]
+    lesions = np.zeros(hu.shape, np.uint8)
+    unknown = np.zeros(hu.shape, np.uint8)
+    if unlabelled_pneumonia:
+        lesions, unknown = _pneumonia(hu, anatomy)
+    return Sample(hu=hu, anatomy=anatomy, lesions=lesions, unknown=unknown)
+
+
+def _thorax_box(body: npt.NDArray[np.bool_], lungs: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    margin = round(MARGIN_MM / SPACING_MM)
+    z = np.nonzero(lungs.any(axis=(1, 2)))[0]
+    y = np.nonzero(body.any(axis=(0, 2)))[0]
+    x = np.nonzero(body.any(axis=(0, 1)))[0]
+    return (
+        slice(max(0, int(z[0]) - margin), int(z[-1]) + margin + 1),
+        slice(max(0, int(y[0]) - 4), int(y[-1]) + 5),
+        slice(max(0, int(x[0]) - 4), int(x[-1]) + 5),
+    )
+
+
+def _pneumonia(
+    hu: npt.NDArray[np.float32], anatomy: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    left, right = LABEL["lung_left"], LABEL["lung_right"]
+    space = np.isin(anatomy, (left, right, LABEL["left_or_soft"], LABEL["right_or_soft"]))
+    inner = ndi.binary_erosion(np.isin(anatomy, (left, right)), iterations=2)
+    smooth = ndi.gaussian_filter(hu, 1.5)
+    glass = ndi.binary_opening(inner & (smooth > -680) & (smooth < -300), iterations=1)
+    solid = ndi.binary_opening(inner & (smooth > -150), iterations=2)
+    lesions = np.zeros(hu.shape, np.uint8)
+    lesions[glass] |= _GROUND_GLASS_BIT
+    lesions[solid] |= _CONSOLIDATION_BIT
+    unknown = np.where(space & (smooth > -790) & (lesions == 0), np.uint8(_LUNG_BITS), np.uint8(0))
+    return lesions, unknown.astype(np.uint8)
+
+
+_ORGAN_PREFIXES = {
+    "lung_": None,
+    "trachea": "airways",
+    "heart": "heart",
+    "atrial_appendage": "heart",
+    "aorta": "aorta",
+    "esophagus": "oesophagus",
+    "vertebrae_": "vertebrae",
+    "rib_": "ribs",
+    "sternum": "sternum",
+    "liver": "liver",
+    "spleen": "spleen",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OrganMap:
+    """Organs of one trunk without its CT: `anatomy` as in `Sample`, `organ` uint8 of its own numbering (0 = none).
+
+    `names[i]` is the name of organ i; the synthesis draws one HU per organ.
+    """
+
+    anatomy: npt.NDArray[np.uint8]
+    organ: npt.NDArray[np.uint8]
+    names: dict[int, str]
+
+
+def read_organ_map(path: Path) -> OrganMap:
+    """A TotalSegmentator label map with its names in a JSON file of the same stem; body outline is added."""
+    names = {int(k): v for k, v in json.loads(path.with_name(path.name.split(".")[0] + ".json").read_text()).items()}
+    organ = to_grid(sitk.ReadImage(str(path)), 0, labels=True).astype(np.uint8)
+    lungs = np.isin(organ, [label for label, name in names.items() if name.startswith("lung_")])
+    margin = round(MARGIN_MM / SPACING_MM)
+    z = np.nonzero(lungs.any(axis=(1, 2)))[0]
+    organ = np.pad(organ[max(0, z[0] - margin) : z[-1] + margin + 1], ((0, 0), (14, 14), (14, 14)))
+    wall = ndi.binary_closing(np.pad(organ > 0, ((20, 20), (20, 20), (20, 20)), mode="edge"), iterations=14)
+    body = ndi.gaussian_filter(ndi.binary_dilation(wall, iterations=6).astype(np.float32), 4) > 0.5
+    body = body[20:-20, 20:-20, 20:-20]
+    body = np.stack([ndi.binary_fill_holes(plane) for plane in body])
+    anatomy = np.where(body, LABEL["body"], LABEL["background"]).astype(np.uint8)
+    for label, name in names.items():
+        anatomy[organ == label] = LABEL[_anatomy_name(name)]
+    return OrganMap(anatomy=anatomy, organ=organ, names=names)
+
+
+def _anatomy_name(organ: str) -> str:
+    if organ.startswith("lung_"):
+        return "lung_left" if organ.endswith("left") else "lung_right"
+    for prefix, name in _ORGAN_PREFIXES.items():
+        if organ.startswith(prefix) and name is not None:
+            return name
+    # the label set has no pulmonary trunk: it may hide in the vein label or in unlabelled mediastinum
+    return "blood" if organ == "pulmonary_vein" else "body"

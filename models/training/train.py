@@ -1,0 +1,130 @@
+"""Train the network: `python -m models.training.train CONFIG.toml RUN_FOLDER`.
+
+Resumes from the newest checkpoint of the folder. The learning rate follows the step and the configured number of
+steps, so a run may be shortened or lengthened between two starts. One line of progress every 20 steps goes to
+standard output and to `progress.csv`.
+"""
+
+import argparse
+import copy
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from models.training.dataset import Config, Samples, Sources, read_config, read_sources
+from models.training.losses import anatomy_loss, lesion_loss
+from models.training.network import ChestNet
+
+CHECKPOINT = "checkpoint.pt"
+_REPORT_EVERY = 20
+_SAVE_EVERY = 100
+_AVERAGE_OVER_STEPS = 150
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Linear warm-up over 50 steps, then polynomial decay to nothing."""
+    warm = min(1.0, (step + 1) / 50)
+    left: float = max(0.0, 1.0 - step / config.steps) ** 0.9
+    return config.learning_rate * warm * left + 1e-6
+
+
+def batch_loss(net: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+    """(anatomy loss, lesion loss). Anatomy is compared on every second voxel, at an offset that moves on."""
+    hu = batch["hu"].to(memory_format=torch.channels_last_3d)
+    with torch.autocast("cpu", torch.bfloat16):
+        anatomy, lesions = net(hu)
+    z, y, x = step % 2, step // 2 % 2, step // 4 % 2
+    anatomy = anatomy[:, :, z::2, y::2, x::2].float()
+    labels = batch["anatomy"][:, z::2, y::2, x::2]
+    return anatomy_loss(anatomy, labels), lesion_loss(lesions.float(), batch["lesions"], batch["unknown"])
+
+
+def update_average(average: nn.Module, net: nn.Module, step: int) -> None:
+    """Move the averaged weights towards the current ones; early steps are forgotten sooner."""
+    rate = 1.0 / min(_AVERAGE_OVER_STEPS, 1 + step / 10)
+    with torch.no_grad():
+        for mean, now in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+            if mean.dtype.is_floating_point:
+                mean.lerp_(now, rate)
+            else:
+                mean.copy_(now)
+
+
+def train(config: Config, sources: Sources, run: Path) -> ChestNet:
+    """Run or resume training in the folder `run`; returns the averaged network."""
+    torch.manual_seed(config.seed)
+    net = ChestNet(config.features)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-4)
+    average = copy.deepcopy(net)
+    step = _resume(run / CHECKPOINT, net, average, optimizer)
+    net = net.to(memory_format=torch.channels_last_3d)
+    net.train()
+    samples = Samples(sources, config, step * config.batch, config.steps * config.batch)
+    loader = DataLoader(samples, batch_size=config.batch, num_workers=1, prefetch_factor=4)
+    began, recent = time.monotonic(), []
+    for batch in loader:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        anatomy, lesions = batch_loss(net, batch, step)
+        optimizer.zero_grad(set_to_none=True)
+        (anatomy + lesions).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimizer.step()
+        step += 1
+        update_average(average, net, step)
+        recent.append((float(anatomy.detach()), float(lesions.detach())))
+        if step % _REPORT_EVERY == 0:
+            _report(run, step, time.monotonic() - began, recent)
+            recent = []
+        if step % _SAVE_EVERY == 0 or step == config.steps:
+            _save(run / CHECKPOINT, step, net, average, optimizer)
+    return average
+
+
+def _resume(path: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    net.load_state_dict(state["net"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _save(path: Path, step: int, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    state = {
+        "step": step,
+        "net": net.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    unfinished = path.with_suffix(".part")
+    torch.save(state, unfinished)
+    unfinished.replace(path)
+
+
+def _report(run: Path, step: int, seconds: float, losses: list[tuple[float, float]]) -> None:
+    anatomy, lesions = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+    with (run / "progress.csv").open("a") as progress:
+        progress.write(f"{step},{seconds:.0f},{anatomy:.4f},{lesions:.4f}\n")
+    print(f"step {step}  {seconds:.0f} s  anatomy {anatomy:.3f}  lesions {lesions:.3f}", flush=True)
+
+
+def main() -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(arguments.threads)
+    config = read_config(arguments.config)
+    train(config, read_sources(config), arguments.run)
+
+
+if __name__ == "__main__":
+    main()
