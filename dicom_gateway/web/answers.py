@@ -1,0 +1,82 @@
+"""The JSON forms of the API beside the report itself. Times are UTC."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dicom_gateway.store.schema import DeliveryState, StudyState
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Study(_Answer):
+    """A received study; identity and dates as the sender wrote them (PN, LO, DA)."""
+
+    study_instance_uid: str
+    state: StudyState
+    revision: int = Field(description="Counts from 1; late images make the next one.")
+    priority: int = Field(description="Smaller is served first.")
+    calling_ae_title: str
+    instance_count: int
+    first_received: datetime
+    last_received: datetime
+    patient_name: str
+    patient_id: str
+    study_date: str
+    description: str
+    accession_number: str
+    error: str | None = Field(description="Why the analysis failed, for state failed.")
+
+
+class StudyPage(_Answer):
+    """A page of the study list, the latest first."""
+
+    studies: list[Study]
+    limit: int
+    offset: int
+    more: bool = Field(description="Whether an older page follows.")
+    counts: dict[StudyState, int] = Field(description="Studies in each state, of all pages.")
+
+
+class StoredReport(_Answer):
+    """A revision of a study's report."""
+
+    revision: int
+    created: datetime
+    outcome: Literal["reported", "refused"]
+
+
+class Delivery(_Answer):
+    """One report on its way to one destination."""
+
+    study_instance_uid: str
+    revision: int
+    destination: str
+    objects: tuple[str, ...]
+    state: DeliveryState
+    attempts: int
+    last_error: str | None
+    next_attempt: datetime | None = Field(description="Set while the state is delayed.")
+    updated: datetime
+
+
+class StudyDetail(Study):
+    """A study with its reports, the newest first, and its deliveries, the last changed first."""
+
+    reports: list[StoredReport]
+    deliveries: list[Delivery]
+
+
+class Replayed(_Answer):
+    """What a replay has started again."""
+
+    replayed: int = Field(description="Number of jobs put back into their queue.")
+
+
+class Problem(_Answer):
+    """Why a request was not served."""
+
+    detail: str

@@ -1,0 +1,106 @@
+"""The JSON API: studies, reports with their files, deliveries."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import FileResponse
+
+from dicom_gateway.report.content import Report, report_schema
+from dicom_gateway.store.index import StudyRow, counts, list_deliveries, list_reports, list_studies
+from dicom_gateway.store.schema import DeliveryState, StudyState
+from dicom_gateway.web.answers import Delivery, Problem, StoredReport, Study, StudyDetail, StudyPage
+from dicom_gateway.web.results import MEDIA_TYPES, RECORD, SERVED_NAME, result_file
+from dicom_gateway.web.security import Revision, StudyUid
+from dicom_gateway.web.site import CurrentSite, Site
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    404: {"model": Problem, "description": "Not here"},
+    422: {"model": Problem, "description": "Malformed request"},
+}
+_REPORT = {200: {"model": Report, "description": "The stored report.json"}} | _PROBLEMS
+_FILE = {200: {"content": {media: {} for media in ("image/png", "application/dicom")}}} | _PROBLEMS
+
+router = APIRouter(prefix="/api", responses=_PROBLEMS)
+
+
+@router.get("/studies", summary="Received studies, the latest first")
+def get_studies(
+    site: CurrentSite,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+    state: StudyState | None = None,
+    search: Annotated[
+        str | None, Query(max_length=64, description="Part of patient name, ID, accession number or description.")
+    ] = None,
+) -> StudyPage:
+    found = list_studies(site.engine, limit + 1, offset, state, search)
+    return StudyPage(
+        studies=[Study.model_validate(study) for study in found[:limit]],
+        limit=limit,
+        offset=offset,
+        more=len(found) > limit,
+        counts=dict(counts(site.engine).studies),
+    )
+
+
+@router.get("/studies/{uid}", summary="One study with its reports and deliveries")
+def get_study(site: CurrentSite, uid: StudyUid) -> StudyDetail:
+    return _detail(site, site.study(uid))
+
+
+@router.get("/studies/{uid}/report", summary="The newest report of a study", responses=_REPORT)
+def get_newest_report(site: CurrentSite, uid: StudyUid) -> Response:
+    return _record(site, uid, None)
+
+
+@router.get("/studies/{uid}/reports/{revision}", summary="The report of one revision", responses=_REPORT)
+def get_report(site: CurrentSite, uid: StudyUid, revision: Revision) -> Response:
+    return _record(site, uid, revision)
+
+
+@router.get(
+    "/studies/{uid}/reports/{revision}/{name}",
+    summary="A file of a report: key_<n>.png, findings.sr.dcm or summary.sc.dcm",
+    response_class=FileResponse,
+    responses=_FILE,
+)
+def get_report_file(
+    site: CurrentSite, uid: StudyUid, revision: Revision, name: Annotated[str, Path(pattern=SERVED_NAME)]
+) -> FileResponse:
+    path = result_file(site.settings, site.report_row(uid, revision), name)
+    inline = path.suffix == ".png"
+    return FileResponse(
+        path,
+        media_type=MEDIA_TYPES[path.suffix],
+        filename=None if inline else name,
+        headers={"Cache-Control": "private, max-age=600"} if inline else None,
+    )
+
+
+@router.get("/deliveries", summary="Deliveries of reports, the last changed first")
+def get_deliveries(
+    site: CurrentSite,
+    state: DeliveryState | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+) -> list[Delivery]:
+    return [Delivery.model_validate(row) for row in list_deliveries(site.engine, state=state, limit=limit)]
+
+
+@router.get("/report-schema", summary="JSON Schema of a report")
+def get_report_schema() -> dict[str, Any]:
+    return report_schema()
+
+
+def _record(site: Site, uid: str, revision: int | None) -> Response:
+    """The bytes of report.json as they were stored."""
+    path = result_file(site.settings, site.report_row(uid, revision), RECORD)
+    return Response(path.read_bytes(), media_type=MEDIA_TYPES[path.suffix])
+
+
+def _detail(site: Site, study: StudyRow) -> StudyDetail:
+    uid = study.study_instance_uid
+    return StudyDetail(
+        **Study.model_validate(study).model_dump(),
+        reports=[StoredReport.model_validate(row) for row in list_reports(site.engine, uid)],
+        deliveries=[Delivery.model_validate(row) for row in list_deliveries(site.engine, uid)],
+    )

@@ -1,0 +1,163 @@
+"""Server-rendered pages: study list, report, deliveries."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse
+
+from dicom_gateway.errors import NotFound
+from dicom_gateway.report.content import Report
+from dicom_gateway.settings import ANY_AE_TITLE, Settings
+from dicom_gateway.store.index import (
+    DeliveryRow,
+    ReportRow,
+    StudyRow,
+    counts,
+    get_report,
+    list_deliveries,
+    list_reports,
+    list_studies,
+)
+from dicom_gateway.store.schema import DeliveryState, StudyState
+from dicom_gateway.web.findings import arrange, in_short
+from dicom_gateway.web.rendering import render
+from dicom_gateway.web.results import DICOM_OBJECTS, read_report
+from dicom_gateway.web.security import CUSTOM_HEADER, StudyUid
+from dicom_gateway.web.site import CurrentSite, Site
+from dicom_gateway.web.wording import Words, delivery_state
+
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+_STUDIES_PER_PAGE = 25
+_DELIVERIES_SHOWN = 200
+_ANY_ADDRESS = ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyEntry:
+    """A line of the study list; `headline` is empty until there is a report."""
+
+    study: StudyRow
+    headline: tuple[str, ...]
+    deliveries: tuple[tuple[Words, int], ...]
+
+
+@router.get("/")
+def studies_page(
+    request: Request,
+    site: CurrentSite,
+    search: Annotated[str, Query(max_length=64)] = "",
+    state: StudyState | str = "",
+    page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+) -> HTMLResponse:
+    """The study list, the latest first."""
+    chosen = StudyState(state) if state in list(StudyState) else None
+    found = list_studies(
+        site.engine, _STUDIES_PER_PAGE + 1, (page - 1) * _STUDIES_PER_PAGE, chosen, search.strip()
+    )
+
+    def page_url(number: int) -> str:
+        return "/?" + urlencode({"search": search, "state": chosen or "", "page": number})
+
+    return render(
+        request,
+        "studies.html",
+        entries=[_entry(site, study) for study in found[:_STUDIES_PER_PAGE]],
+        more=len(found) > _STUDIES_PER_PAGE,
+        page=page,
+        page_url=page_url,
+        search=search,
+        state=chosen,
+        counts=counts(site.engine).studies,
+        settings=site.settings,
+        **_how_to_connect(site.settings),
+    )
+
+
+@router.get("/studies/{uid}")
+def study_page(
+    request: Request,
+    site: CurrentSite,
+    uid: StudyUid,
+    revision: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
+) -> HTMLResponse:
+    """The report of a study, by default its newest revision, or what the study is waiting for."""
+    study = site.study(uid)
+    reports = list_reports(site.engine, uid)
+    row = site.report_row(uid, revision) if revision else next(iter(reports), None)
+    report = _readable(site, row) if row else None
+    base = f"/api/studies/{uid}/reports/{row.revision}" if row else ""
+    return render(
+        request,
+        "study.html",
+        study=study,
+        report=report,
+        report_missing=row is not None and report is None,
+        reading=arrange(report) if report else None,
+        headline=in_short(report) if report else (),
+        revisions=[stored.revision for stored in reports],
+        deliveries=list_deliveries(site.engine, uid),
+        report_url=base,
+        downloads=DICOM_OBJECTS,
+        settings=site.settings,
+    )
+
+
+@router.get("/deliveries")
+def deliveries_page(request: Request, site: CurrentSite, state: DeliveryState | str = "") -> HTMLResponse:
+    """Deliveries, the parked ones first."""
+    chosen = DeliveryState(state) if state in list(DeliveryState) else None
+    found = list_deliveries(site.engine, state=chosen or DeliveryState.PARKED, limit=_DELIVERIES_SHOWN)
+    if chosen is None:
+        latest = list_deliveries(site.engine, limit=_DELIVERIES_SHOWN)
+        found += tuple(delivery for delivery in latest if delivery.state is not DeliveryState.PARKED)
+    return render(request, "deliveries.html", deliveries=found, state=chosen, settings=site.settings)
+
+
+@router.get("/api")
+def api_page(request: Request) -> HTMLResponse:
+    """What the JSON API offers, from its OpenAPI document."""
+    operations = [
+        (method.upper(), path, operation["summary"])
+        for path, methods in request.app.openapi()["paths"].items()
+        for method, operation in methods.items()
+    ]
+    return render(request, "api.html", operations=operations, custom_header=CUSTOM_HEADER)
+
+
+def _entry(site: Site, study: StudyRow) -> StudyEntry:
+    row = get_report(site.engine, study.study_instance_uid)
+    report = _readable(site, row) if row else None
+    deliveries = list_deliveries(site.engine, study.study_instance_uid)
+    return StudyEntry(
+        study=study, headline=in_short(report) if report else (), deliveries=_tally(deliveries)
+    )
+
+
+def _readable(site: Site, row: ReportRow) -> Report | None:
+    """The stored record, or None where the page has to say that it is missing."""
+    try:
+        return read_report(site.settings, row)
+    except NotFound:
+        return None
+
+
+def _tally(deliveries: tuple[DeliveryRow, ...]) -> tuple[tuple[Words, int], ...]:
+    """How many deliveries of the newest revision that has any are in each state."""
+    newest = max((delivery.revision for delivery in deliveries), default=0)
+    states = Counter(delivery.state for delivery in deliveries if delivery.revision == newest)
+    return tuple((delivery_state(state), states[state]) for state in DeliveryState if state in states)
+
+
+def _how_to_connect(settings: Settings) -> dict[str, str]:
+    """What a PACS administrator has to type, for the empty list."""
+    everywhere = settings.dicom_host in _ANY_ADDRESS
+    named = [title for title in settings.calling_ae_titles if title != ANY_AE_TITLE]
+    return {
+        "dicom_address": "the address of this computer" if everywhere else settings.dicom_host,
+        "dicom_address_example": "127.0.0.1" if everywhere else settings.dicom_host,
+        "calling_example": named[0] if named else "MY_PACS",
+    }

@@ -1,0 +1,31 @@
+"""Files of a written report, found by its row and never by a path of the request."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from dicom_gateway.errors import NotFound
+from dicom_gateway.report.content import Report
+from dicom_gateway.settings import Settings
+from dicom_gateway.store.index import ReportRow
+
+MEDIA_TYPES = {".json": "application/json", ".png": "image/png", ".dcm": "application/dicom"}
+RECORD = "report.json"
+DICOM_OBJECTS = {"findings.sr.dcm": "Structured report", "summary.sc.dcm": "Summary page"}
+SERVED_NAME = r"^(key_[0-9]{1,4}\.png|findings\.sr\.dcm|summary\.sc\.dcm)$"
+
+
+def result_file(settings: Settings, row: ReportRow, name: str) -> Path:
+    """The file `name` of a report. Raises NotFound when it is not there or would lie outside the results."""
+    path = (settings.data_dir / row.folder / name).resolve()
+    if not path.is_relative_to(settings.results_dir.resolve()) or not path.is_file():
+        raise NotFound("This report has no such file.")
+    return path
+
+
+def read_report(settings: Settings, row: ReportRow) -> Report:
+    """The stored record. Raises NotFound when it is missing or not one of this version's."""
+    try:
+        return Report.model_validate_json(result_file(settings, row, RECORD).read_bytes())
+    except (ValidationError, OSError) as error:
+        raise NotFound("The stored report is missing or cannot be read.") from error

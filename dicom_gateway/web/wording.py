@@ -1,0 +1,116 @@
+"""The words and number forms of the pages: what a value of the store or the report is called on the screen."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from dicom_gateway.report.content import ReportedMeasurement
+from dicom_gateway.report.wording import KIND_NAMES, QUANTITY_NAMES
+from dicom_gateway.store.index import DeliveryRow
+from dicom_gateway.store.ledger import ROUTINE_PRIORITY
+from models.findings import FindingKind, Quantity
+
+Tone = Literal["good", "busy", "waiting", "warn", "bad", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A state in words: `label` on the badge, `tone` its colour and shape, `meaning` one sentence in plain words."""
+
+    label: str
+    tone: Tone
+    meaning: str
+
+
+STUDY_STATES = {
+    "receiving": Words("Receiving", "busy", "Images are still arriving, or the quiet period is not over yet."),
+    "queued": Words("Waiting", "waiting", "All images are here; the analysis starts when the worker is free."),
+    "analysing": Words("Analysing", "busy", "The worker is analysing the study now."),
+    "reported": Words("Reported", "good", "The analysis is finished and its report is stored."),
+    "refused": Words(
+        "Refused", "warn", "No series of the study could be analysed safely; the report says why. Nothing was assessed."
+    ),
+    "failed": Words("Failed", "bad", "The analysis stopped with an error and waits for a replay."),
+}
+
+DELIVERY_STATES = {
+    "pending": Words("Pending", "waiting", "Waits to be sent."),
+    "delayed": Words("Retrying", "busy", "The destination could not be reached; another attempt is scheduled."),
+    "delivered": Words("Delivered", "good", "The destination has confirmed that it stored the objects."),
+    "parked": Words("Parked", "bad", "Given up or refused by the destination; it is sent again only by a replay."),
+}
+
+EVIDENCE_GRADES = {
+    "A": "measured on real CT with reference labels",
+    "B": "tried on real CT without labels, or single cases",
+    "C": "simulated CT only",
+}
+
+
+def study_state(state: str) -> Words:
+    return STUDY_STATES.get(state, Words(state.capitalize(), "unknown", ""))
+
+
+def delivery_state(state: str) -> Words:
+    return DELIVERY_STATES.get(state, Words(state.capitalize(), "unknown", ""))
+
+
+def kind(value: str) -> str:
+    """A finding kind in plain words."""
+    return KIND_NAMES[FindingKind(value)]
+
+
+def quantity(measurement: ReportedMeasurement) -> str:
+    """What was measured, with its side where the number is of one side only."""
+    name = QUANTITY_NAMES[Quantity(measurement.quantity)]
+    return sentence(f"{measurement.laterality} {name}" if measurement.laterality else name)
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital first letter and spaces for underscores."""
+    words = text.replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def person(name: str | None) -> str:
+    """A DICOM PN as "Family, Given Middle", other character groups in brackets (PS3.5 6.2.1)."""
+    groups = []
+    for group in (name or "").split("="):
+        family, *given = (part.strip() for part in group.split("^"))
+        rest = " ".join(part for part in given if part)
+        groups.append(", ".join(part for part in (family, rest) if part))
+    first, *others = [group for group in groups if group] or ["No name"]
+    return f"{first} ({'; '.join(others)})" if others else first
+
+
+def day(date: str | None) -> str:
+    """A DICOM DA (YYYYMMDD) as YYYY-MM-DD; anything else as it stands."""
+    text = (date or "").strip()
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdigit() else text
+
+
+def moment(instant: datetime) -> str:
+    """An aware datetime as date and time in the time zone of this machine."""
+    return f"{instant.astimezone():%Y-%m-%d %H:%M}"
+
+
+def number(value: float) -> str:
+    """A length or a duration without trailing zeros."""
+    return f"{value:g}"
+
+
+def priority(value: int) -> str:
+    """Name of a study's priority; empty for the ordinary one."""
+    if value == ROUTINE_PRIORITY:
+        return ""
+    return "STAT" if value < ROUTINE_PRIORITY else "Batch"
+
+
+def replay_url(delivery: DeliveryRow) -> str:
+    """Where the form that sends a delivery again is posted to."""
+    return f"/studies/{delivery.study_instance_uid}/reports/{delivery.revision}/deliveries/{delivery.destination}/replay"
+
+
+def size(byte_count: int) -> str:
+    """Bytes as GB or MB, decimal."""
+    return f"{byte_count / 1e9:.1f} GB" if byte_count >= 1e9 else f"{byte_count / 1e6:.0f} MB"
