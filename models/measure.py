@@ -87,12 +87,11 @@ def _pixel_corners(plane: Mask) -> npt.NDArray[np.float64]:
 
 def maximum_thickness_mm(region: Region, geometry: Geometry) -> float:
     """Diameter in mm of the largest ball inside the region."""
-    padded = np.pad(region.mask, 1).astype(np.uint8)
-    image = sitk.GetImageFromArray(padded)
-    image.SetSpacing(tuple(reversed(geometry.spacing_mm)))
-    distance = sitk.SignedMaurerDistanceMap(image, insideIsPositive=True, squaredDistance=False, useImageSpacing=True)
-    # The map counts from the border voxels' centres; the border itself lies half a voxel further out.
-    return 2 * float(sitk.GetArrayFromImage(distance).max()) + float(min(geometry.spacing_mm[1:]))
+    outside = sitk.GetImageFromArray(np.pad(~region.mask, 1, constant_values=True).astype(np.uint8))
+    outside.SetSpacing(tuple(reversed(geometry.spacing_mm)))
+    distance = sitk.SignedMaurerDistanceMap(outside, squaredDistance=False, useImageSpacing=True)
+    # The map counts to the centre of the nearest voxel outside; the border lies half a voxel before it.
+    return 2 * float(sitk.GetArrayFromImage(distance).max()) - float(min(geometry.spacing_mm))
 
 
 def emphysema_indices(hu: Hu, left: Mask, right: Mask, geometry: Geometry) -> tuple[Measurement, ...]:
