@@ -101,7 +101,8 @@ def render_slice(
 def windowed(hu: npt.NDArray[np.int16], window: Window) -> npt.NDArray[np.uint8]:
     """HU as 0..255, linear in the window and clipped outside it (PS3.3 C.11.2.1.3.2, LINEAR_EXACT)."""
     fraction = (hu.astype(np.float32) - window.centre_hu) / window.width_hu + 0.5
-    return (np.clip(fraction, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    grey: npt.NDArray[np.uint8] = (np.clip(fraction, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return grey
 
 
 def line_around(mask: Mask) -> Mask:
@@ -146,7 +147,7 @@ def _annotated(picture: Rgb, caption: str, right_axis: int, px_per_mm: float) ->
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     height, width = picture.shape[:2]
-    size = max(11.0, max(height, width) / 30)
+    size = max(11.0, max(height, width) / 23)
     letter, small = ImageFont.load_default(size * 1.25), ImageFont.load_default(size)
 
     def write(x: float, y: float, text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, anchor: str) -> None:

@@ -16,11 +16,12 @@ from dicom_gateway.report.content import (
     ReportedQuality,
 )
 from dicom_gateway.report.key_images import key_image_names
+from dicom_gateway.report.wording import decimals
 from imaging.quality import QualityIssue, is_rejected
 from imaging.selection import Rejection, Selection
 from imaging.uids import derive_uid
 from imaging.volume import Volume
-from models.findings import Finding, FindingKind, Measurement, Presence, Unit
+from models.findings import Finding, FindingKind, Measurement, Presence
 
 
 def compose_report(
@@ -89,9 +90,9 @@ def _refusal(selection: Selection, quality: Sequence[QualityIssue], volume: Volu
         return "; ".join(rejects)
     reasons = Counter(r.reason for r in selection.rejected)
     if not reasons:
-        return "the study holds no series that can be analysed"
+        return "the study holds no series"
     listed = "; ".join(reason if n == 1 else f"{reason} ({n} series)" for reason, n in reasons.items())
-    return f"no series can be analysed: {listed}"
+    return f"no suitable series ({listed})"
 
 
 def _source_instance_uids(selection: Selection, volume: Volume | None) -> set[str]:
@@ -204,18 +205,10 @@ def _reported_finding(finding: Finding, volume: Volume | None, key_image: str | 
 def _reported_measurement(measurement: Measurement) -> ReportedMeasurement:
     return ReportedMeasurement(
         quantity=measurement.quantity,
-        value=_rounded(measurement.value, _decimals(measurement.unit, measurement.value)),
+        value=_rounded(measurement.value, decimals(measurement.unit, measurement.value)),
         unit=measurement.unit,
         laterality=measurement.laterality,
     )
-
-
-_DECIMALS: dict[Unit, int] = {"mm": 1, "mm3": 0, "ml": 0, "%": 1, "1": 0, "{ratio}": 2, "[hnsf'U]": 0}
-
-
-def _decimals(unit: Unit, value: float) -> int:
-    """As many decimals as the measurement can carry; below 10 ml one more."""
-    return 1 if unit == "ml" and abs(value) < 9.95 else _DECIMALS[unit]
 
 
 def _rounded(value: float, decimals: int) -> float:

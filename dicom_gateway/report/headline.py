@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 from dicom_gateway.report.content import Report, ReportedFinding
-from dicom_gateway.report.wording import KIND_NAMES, finding_title, format_measurements, place
+from dicom_gateway.report.wording import KIND_NAMES, finding_title, key_measurements, place
 from models.findings import FindingKind, Quantity
 
 _MOST_URGENT_FIRST = (
@@ -15,6 +15,8 @@ _MOST_URGENT_FIRST = (
     FindingKind.PULMONARY_NODULE,
 )
 _URGENCY = {kind: i for i, kind in enumerate((*_MOST_URGENT_FIRST, *FindingKind))}
+_LISTED_LESIONS = 2
+_NAMED_KINDS = 6
 _SIZE_FIRST = (Quantity.LONG_AXIS, Quantity.MAXIMUM_DIAMETER, Quantity.VOLUME)
 
 
@@ -33,10 +35,11 @@ def headline(report: Report) -> tuple[str, ...]:
     present = [f for f in studied if f.presence == "present"]
     lines = [_present(f, [x for x in lesions if x.kind == f.kind]) for f in present]
     if not present:
-        lines.append("Nothing found among the finding kinds that were assessed.")
+        assessed = sum(f.presence != "not_assessed" for f in studied)
+        lines.append(f"Nothing found among the {assessed} finding kinds assessed, of {len(FindingKind)}.")
     lines += _listed("Indeterminate", studied, "indeterminate")
     lines += _listed("Assessed, not found", studied, "absent")
-    return (*lines, *_not_assessed(studied))
+    return (*lines, *_not_assessed(report))
 
 
 def not_assessed_by_reason(report: Report) -> dict[str, list[str]]:
@@ -50,22 +53,17 @@ def not_assessed_by_reason(report: Report) -> dict[str, list[str]]:
 
 def _present(finding: ReportedFinding, lesions: list[ReportedFinding]) -> str:
     title = finding_title(finding)
-    if len(lesions) > 1:
-        title = f"{len(lesions)} findings of {title.lower()}"
-    parts = [title]
-    if len(lesions) > 1 and finding.site is None and finding.laterality is None:
-        largest = max(lesions, key=_size)
-        parts.append(f"largest {_where(largest)}{format_measurements(largest.measurements[:3])}".rstrip())
+    if len(lesions) > _LISTED_LESIONS:
+        title = f"{title} ({len(lesions)})"
+        details = [f"largest {_details(max(lesions, key=_size))}"]
     else:
-        shown = finding if finding.measurements or not lesions else lesions[0]
-        parts.append(f"{_where(shown)}{format_measurements(shown.measurements[:4])}".rstrip())
-    sentence = ", ".join(part.rstrip(", ") for part in parts if part)
+        details = [_details(lesion) for lesion in lesions] or [_details(finding)]
+    sentence = f"{title}: {'; '.join(details)}" if any(details) else title
     return f"{sentence} (simulation evidence only)." if finding.evidence_grade == "C" else f"{sentence}."
 
 
-def _where(finding: ReportedFinding) -> str:
-    where = place(finding)
-    return f"{where}, " if where else ""
+def _details(finding: ReportedFinding) -> str:
+    return ", ".join(filter(None, (place(finding), key_measurements(finding))))
 
 
 def _size(finding: ReportedFinding) -> float:
@@ -78,12 +76,13 @@ def _listed(words: str, findings: list[ReportedFinding], presence: str) -> list[
     return [f"{words}: {', '.join(names)}."] if names else []
 
 
-def _not_assessed(findings: list[ReportedFinding]) -> list[str]:
-    left_out = [f for f in findings if f.presence == "not_assessed"]
-    if not left_out:
+def _not_assessed(report: Report) -> list[str]:
+    groups = not_assessed_by_reason(report)
+    if not groups:
         return []
-    groups: defaultdict[str, list[str]] = defaultdict(list)
-    for finding in left_out:
-        groups[finding.reason or ""].append(finding_title(finding).lower())
-    reasons = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in groups.items())
-    return [f"Not assessed, {len(left_out)} of {len(FindingKind)} kinds: {reasons}."]
+    reasons = [f"{_named_or_counted(names)} ({reason})" for reason, names in groups.items()]
+    return [f"Not assessed, {sum(map(len, groups.values()))} of {len(FindingKind)} kinds: {'; '.join(reasons)}."]
+
+
+def _named_or_counted(names: list[str]) -> str:
+    return ", ".join(names).lower() if len(names) <= _NAMED_KINDS else f"{len(names)} kinds"

@@ -5,12 +5,20 @@ from collections.abc import Mapping
 from dicom_gateway.report.canvas import DIM, PANEL, RED, TEXT, Canvas
 from dicom_gateway.report.content import Report, ReportedFinding
 from dicom_gateway.report.headline import by_urgency, headline, not_assessed_by_reason
-from dicom_gateway.report.wording import PRESENCE_NAMES, describe_series, finding_title, format_measurements, place
+from dicom_gateway.report.wording import (
+    PRESENCE_NAMES,
+    describe_series,
+    finding_title,
+    format_measurements,
+    key_measurements,
+    place,
+)
 from imaging.render import Colour, Rgb
 
 _WIDTH_PX, _MINIMUM_HEIGHT_PX, _MARGIN_PX = 1280, 900, 36
 _PICTURES_A_ROW = 4
 _LESIONS_SHOWN = 4
+_REJECTED_SHOWN = 8
 _COLUMNS_PX = (300, 150, 368, 190, 110, 90)
 _ANSWER_COLOURS: dict[str, Colour] = {
     "present": (255, 160, 60),
@@ -73,7 +81,7 @@ def _key_images(canvas: Canvas, report: Report, key_images: Mapping[str, Rgb]) -
 
 
 def _caption(finding: ReportedFinding) -> str:
-    parts = [place(finding), format_measurements(finding.measurements[:2])]
+    parts = [place(finding), key_measurements(finding)]
     if finding.presence != "present":
         parts.insert(0, PRESENCE_NAMES[finding.presence].lower())
     return ", ".join(filter(None, parts))
@@ -84,16 +92,16 @@ def _table(canvas: Canvas, report: Report) -> None:
     if not assessed:
         return
     _section(canvas, "Assessed")
-    titles = ("Finding", "Answer", "Measurements", "Where", "Certainty", "Evidence")
-    canvas.row([(t, w, DIM) for t, w in zip(titles, _COLUMNS_PX, strict=True)], 15, padding_px=3)
+    titles = ("Finding", "Answer", "Measurements", "Where", "Probability", "Evidence")
+    canvas.row([(t, w, DIM) for t, w in zip(titles, _COLUMNS_PX, strict=True)], 15, indent_px=10, padding_px=3)
     for n, finding in enumerate(f for f in assessed if f.lesion is None):
         background = PANEL if n % 2 == 0 else None
         _table_row(canvas, finding, finding_title(finding), background)
         lesions = [f for f in assessed if f.kind == finding.kind and f.lesion is not None]
         for lesion in lesions[:_LESIONS_SHOWN]:
-            _table_row(canvas, lesion, f"    no. {lesion.lesion}", background)
+            _table_row(canvas, lesion, f"↳ no. {lesion.lesion}", background)
         if len(lesions) > _LESIONS_SHOWN:
-            more = f"    and {len(lesions) - _LESIONS_SHOWN} more, listed in the structured report"
+            more = f"↳ and {len(lesions) - _LESIONS_SHOWN} more, listed in the structured report"
             canvas.row([(more, canvas.inner_width, DIM)], 16, indent_px=10, background=background, padding_px=4)
 
 
@@ -101,7 +109,7 @@ def _table_row(canvas: Canvas, finding: ReportedFinding, title: str, background:
     certainty = "" if finding.probability is None else f"{finding.probability * 100:.1f} %"
     measured = format_measurements(finding.measurements)
     if finding.reason:
-        measured = f"{measured}. {finding.reason}" if measured else finding.reason
+        measured = f"{measured}; {finding.reason}" if measured else finding.reason
     texts = (
         title,
         PRESENCE_NAMES[finding.presence],
@@ -129,16 +137,17 @@ def _not_assessed(canvas: Canvas, report: Report) -> None:
 def _quality(canvas: Canvas, report: Report) -> None:
     _section(canvas, "Quality")
     notable = [issue for issue in report.quality if issue.verdict != "pass"]
-    passed = len(report.quality) - len(notable)
     for issue in notable:
         colour = RED if issue.verdict == "reject" else _ANSWER_COLOURS["indeterminate"]
         canvas.row([(issue.verdict, 90, colour), (issue.message, canvas.inner_width - 90, TEXT)], 16)
-    rest = [f"{passed} checks passed" if notable else f"all {passed} checks passed" if passed else "no check passed"]
-    if report.rejected_series:
-        rest.append(f"{len(report.rejected_series)} other series not analysed")
-    if report.unreadable_file_count:
-        rest.append(f"{report.unreadable_file_count} files unreadable")
-    canvas.text(f"{'; '.join(rest)}.", 16, DIM)
+    rest = [f"Checks passed: {len(report.quality) - len(notable)}"]
+    if report.outcome == "refused":
+        for series in report.rejected_series[:_REJECTED_SHOWN]:
+            number = "series" if series.series_number is None else f"series {series.series_number}"
+            canvas.row([(number, 110, DIM), (series.reason, canvas.inner_width - 110, TEXT)], 16)
+    rest.append(f"series not analysed: {len(report.rejected_series)}")
+    rest.append(f"unreadable files: {report.unreadable_file_count}")
+    canvas.text(", ".join(rest), 16, DIM)
 
 
 def _footer(canvas: Canvas, report: Report) -> None:

@@ -1,17 +1,18 @@
 """The source headers that results repeat: complete, plausible and in Unicode, whatever the scanner wrote.
 
+Geometry is not among them: results refer to the source images by UID.
+
 A result must carry the patient and study of its source to reach the same study in the PACS, yet ordinary hospital
 data lack elements, hold values outside their VR and declare the wrong character set.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
@@ -28,18 +29,13 @@ _REQUIRED_TEXT = ("PatientName", "PatientID", "AccessionNumber", "StudyID", "Ref
 _OPTIONAL_TEXT = (
     "IssuerOfPatientID",
     "StudyDescription",
-    "SeriesDescription",
-    "BodyPartExamined",
     "Modality",
     "TimezoneOffsetFromUTC",
 )
 _DATES = ("StudyDate", "PatientBirthDate")
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-_INTEGERS = ("SeriesNumber", "InstanceNumber", "Rows", "Columns", "NumberOfFrames")
-_DECIMALS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3, "SliceThickness": 1}
 _OTHER = ("StudyTime", "PatientSex", "PatientAge", "SpecificCharacterSet")
-_READ = (*_REQUIRED_TEXT, *_OPTIONAL_TEXT, *_DATES, *_UIDS, *_INTEGERS, *_DECIMALS, *_OTHER)
-_GEOMETRY = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient")
+_READ = (*_REQUIRED_TEXT, *_OPTIONAL_TEXT, *_DATES, *_UIDS, *_OTHER)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,13 +59,7 @@ def read_source_headers(paths: Iterable[Path]) -> SourceHeaders:
         raise UnreadableInstance("no file has the headers a result needs")
     study_instance_uid = raw[0].StudyInstanceUID
     headers = [_sanitised(ds) for ds in raw if ds.StudyInstanceUID == study_instance_uid]
-    _complete_slice_thickness(headers)
     return SourceHeaders(tuple(headers))
-
-
-def has_image_plane(header: Dataset) -> bool:
-    """Whether the header has what an image library entry describes (TID 1604); an Enhanced CT's root has not."""
-    return all(keyword in header for keyword in (*_GEOMETRY, "SliceThickness"))
 
 
 def _read(path: Path) -> Dataset | None:
@@ -101,34 +91,10 @@ def _sanitised(source: Dataset) -> Dataset:
     header.PatientSex = sex if sex in {"M", "F", "O"} else ""
     if re.fullmatch(r"\d{3}[DWMY]", age := _ascii(source, "PatientAge")):
         header.PatientAge = age
-    for keyword in _INTEGERS:
-        if re.fullmatch(r"[+-]?\d{1,11}", number := _number_text(source, keyword)):
-            setattr(header, keyword, int(number))
-    for keyword, count in _DECIMALS.items():
-        numbers = _decimals(_number_text(source, keyword), count)
-        if numbers is not None:
-            setattr(header, keyword, numbers[0] if count == 1 else numbers)
     if not re.fullmatch(r"[+-]\d{4}", header.get("TimezoneOffsetFromUTC", "")):
         header.pop("TimezoneOffsetFromUTC", None)
     header.SpecificCharacterSet = CHARACTER_SET
     return header
-
-
-def _complete_slice_thickness(headers: Sequence[Dataset]) -> None:
-    """SliceThickness, where absent or not positive, becomes the median distance between the planes."""
-    for header in headers:
-        if not header.get("SliceThickness", 0.0) > 0:
-            header.pop("SliceThickness", None)
-    located = [h for h in headers if all(keyword in h for keyword in _GEOMETRY)]
-    incomplete = [h for h in located if "SliceThickness" not in h]
-    if len(located) < 2 or not incomplete:
-        return
-    orientation = np.array(located[0].ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
-    offsets = np.array([h.ImagePositionPatient for h in located], dtype=np.float64) @ np.cross(*orientation)
-    steps = np.diff(np.unique(np.round(offsets, 3)))
-    if len(steps):
-        for header in incomplete:
-            header.SliceThickness = round(float(np.median(steps)), 3)
 
 
 def _raw_bytes(source: Dataset, keyword: str) -> bytes:
@@ -141,22 +107,6 @@ def _raw_bytes(source: Dataset, keyword: str) -> bytes:
 
 def _ascii(source: Dataset, keyword: str) -> str:
     return _raw_bytes(source, keyword).decode("ascii", errors="replace").strip(" \0")
-
-
-def _number_text(source: Dataset, keyword: str) -> str:
-    """A number's text; Rows and Columns are binary (US) in the file."""
-    if keyword in {"Rows", "Columns"}:
-        value = source.get(keyword)
-        return str(value) if isinstance(value, int) else ""
-    return _ascii(source, keyword)
-
-
-def _decimals(text: str, count: int) -> list[float] | None:
-    try:
-        numbers = [float(part) for part in text.split("\\")]
-    except ValueError:
-        return None
-    return numbers if len(numbers) == count and bool(np.all(np.isfinite(numbers))) else None
 
 
 def _date(text: str) -> str:

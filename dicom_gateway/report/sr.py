@@ -8,9 +8,11 @@ from highdicom.sr import (
     CodedConcept,
     Comprehensive3DSR,
     ContainerContentItem,
+    ContentItem,
     ContentSequence,
     DeviceObserverIdentifyingAttributes,
     FindingSite,
+    ImageContentItem,
     LanguageOfContentItemAndDescendants,
     Measurement,
     MeasurementReport,
@@ -39,8 +41,8 @@ from dicom_gateway.report.instance import (
     instance_arguments,
     private_coding_scheme,
 )
-from dicom_gateway.report.source_headers import SourceHeaders, has_image_plane
-from dicom_gateway.report.wording import describe_series, finding_title, place
+from dicom_gateway.report.source_headers import SourceHeaders
+from dicom_gateway.report.wording import decimals, describe_series, finding_title, place
 from imaging.uids import derive_uid
 from models.findings import EvidenceGrade, FindingKind, Laterality, Presence, Quantity
 
@@ -57,8 +59,6 @@ def encode_sr(report: Report, headers: SourceHeaders) -> Dataset:
     assessed has a group too, answered with a code of its own and the reason, so that nobody reads it as absent.
     """
     by_uid = {str(ds.SOPInstanceUID): ds for ds in headers.instances}
-    key_uids = dict.fromkeys(f.key_sop_instance_uid for f in report.findings if f.key_sop_instance_uid)
-    library = [by_uid[uid] for uid in key_uids if uid in by_uid and has_image_plane(by_uid[uid])]
     content = MeasurementReport(
         observation_context=_observation_context(report),
         procedure_reported=_concept(codes.CT_CHEST),
@@ -67,9 +67,9 @@ def encode_sr(report: Report, headers: SourceHeaders) -> Dataset:
         language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(
             CodedConcept("en-US", "RFC5646", "English (United States)")
         ),
-        referenced_images=library or None,
     )
-    _insert_narrative(content[0].ContentSequence, report)
+    _add_sections(content[0].ContentSequence, report, by_uid)
+    _separate(content[0])
     sr = Comprehensive3DSR(
         evidence=list(headers.instances),
         content=content,
@@ -106,18 +106,43 @@ def _observation_context(report: Report) -> ObservationContext:
     )
 
 
-def _insert_narrative(root: ContentSequence, report: Report) -> None:
-    """Impressions before the groups and the record of what was analysed after them; TID 1500 is extensible."""
+def _add_sections(root: ContentSequence, report: Report, by_uid: dict[str, Dataset]) -> None:
+    """Impressions and image library before the groups, what was analysed after them; TID 1500 is extensible."""
     impressions = [_text(codes.IMPRESSION, sentence) for sentence in headline(report)]
     impressions.append(_text(codes.COMMENT, report.disclaimer))
-    names = [item.ConceptNameCodeSequence[0].CodeValue for item in root]
-    # 111028 Image Library, 126010 Imaging Measurements
-    first = min(names.index(code) for code in ("111028", "126010") if code in names)
-    root.insert(first, _container(codes.IMPRESSIONS, impressions))
+    sections = [_container(codes.IMPRESSIONS, impressions)]
+    key_uids = dict.fromkeys(f.key_sop_instance_uid for f in report.findings if f.key_sop_instance_uid)
+    images = [_library_entry(by_uid[uid]) for uid in key_uids if uid in by_uid]
+    if images:
+        group = _container(codes.IMAGE_LIBRARY_GROUP, images)
+        sections.append(_container(codes.IMAGE_LIBRARY, [group]))
+    measurements = next(
+        i for i, item in enumerate(root) if item.ConceptNameCodeSequence[0] == standard.DCM.ImagingMeasurements
+    )
+    for offset, section in enumerate(sections):
+        root.insert(measurements + offset, section)
     root.append(_container(codes.STUDY_RECORD, _study_record(report)))
 
 
-def _container(name: CodeEntry, items: Sequence[TextContentItem]) -> ContainerContentItem:
+def _library_entry(source: Dataset) -> ImageContentItem:
+    """TID 1601 without its optional descriptors, which repeat the image's own header."""
+    return ImageContentItem(
+        name=_concept(codes.SOURCE),
+        referenced_sop_class_uid=source.SOPClassUID,
+        referenced_sop_instance_uid=source.SOPInstanceUID,
+        relationship_type=_CONTAINS,
+    )
+
+
+def _separate(item: Dataset) -> None:
+    """Marks every container as a list of separate items; as continuous text a viewer drops the items' names."""
+    if item.ValueType == "CONTAINER":
+        item.ContinuityOfContent = "SEPARATE"
+    for child in item.get("ContentSequence", ()):
+        _separate(child)
+
+
+def _container(name: CodeEntry, items: Sequence[ContentItem]) -> ContainerContentItem:
     container = ContainerContentItem(name=_concept(name), relationship_type=_CONTAINS)
     container.ContentSequence = ContentSequence(items)
     return container
@@ -159,7 +184,9 @@ def _group(
         source_images=None if source is None else [_source_image(source, finding.key_frame_number)],
     )
     items = group[0].ContentSequence
-    items.append(_text(codes.FINDING_IN_WORDS, finding_title(finding)))
+    finding_item = next(i for i, item in enumerate(items) if item.ConceptNameCodeSequence[0] == standard.DCM.Finding)
+    items.insert(finding_item + 1, _text(codes.FINDING_IN_WORDS, finding_title(finding)))
+    items.append(_text(codes.METHOD, finding.method))
     if finding.reason:
         is_unanswered = finding.presence == "not_assessed"
         items.append(_text(codes.REASON_NOT_ASSESSED if is_unanswered else codes.REASON, finding.reason))
@@ -192,7 +219,7 @@ def _centre(centre_mm: tuple[float, float, float], frame_of_reference_uid: str) 
 
 
 def _algorithm(finding: ReportedFinding, report: Report) -> AlgorithmIdentification:
-    parameters = [f"method: {finding.method}", f"model sha256: {report.model.sha256}"]
+    parameters = [f"sha256: {report.model.sha256[:12]}"]
     if finding.operating_point is not None:
         parameters.append(f"operating point: {finding.operating_point:g}")
     return AlgorithmIdentification(
@@ -222,7 +249,7 @@ def _measurement(measurement: ReportedMeasurement, kind: FindingKind) -> Measure
     units = {str(unit): entry for unit, entry in codes.UNIT_CODES.items()}
     return Measurement(
         name=_concept(quantity.name),
-        value=measurement.value,
+        value=measurement.value if decimals(measurement.unit, measurement.value) else int(measurement.value),
         unit=_concept(units[measurement.unit]),
         derivation=quantity.derivation and _concept(quantity.derivation),
         method=quantity.method and _concept(quantity.method),

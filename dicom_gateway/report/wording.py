@@ -53,6 +53,25 @@ PRESENCE_NAMES = {
 }
 
 _UNIT_NAMES = {"mm3": "mm³", "1": "", "{ratio}": "", "[hnsf'U]": "HU"}
+_DECIMALS = {"mm": 1, "mm3": 0, "ml": 0, "%": 1, "1": 0, "{ratio}": 2, "[hnsf'U]": 0}
+# What a radiologist wants to hear first of a finding.
+_KEY_QUANTITIES = (
+    Quantity.LONG_AXIS,
+    Quantity.SHORT_AXIS,
+    Quantity.MAXIMUM_DIAMETER,
+    Quantity.AGATSTON_SCORE,
+    Quantity.CARDIOTHORACIC_RATIO,
+    Quantity.LOW_ATTENUATION_AREA_950,
+    Quantity.VOLUME,
+    Quantity.MAXIMUM_DEPTH,
+    Quantity.FRACTION_OF_LUNG,
+    Quantity.MEAN_ATTENUATION,
+)
+
+
+def decimals(unit: str, value: float) -> int:
+    """How many decimals a number in `unit` is reported with; below 10 ml one more."""
+    return 1 if unit == "ml" and abs(value) < 9.95 else _DECIMALS[unit]
 
 
 def finding_title(finding: ReportedFinding) -> str:
@@ -63,9 +82,7 @@ def finding_title(finding: ReportedFinding) -> str:
 
 def format_number(measurement: ReportedMeasurement) -> str:
     """The value with its unit, as rounded in the report: "8.2 mm", "350 ml", "-856 HU", "210"."""
-    value = f"{measurement.value:.0f}" if measurement.value.is_integer() else f"{measurement.value:g}"
-    if measurement.unit == "mm":
-        value = f"{measurement.value:.1f}"
+    value = f"{measurement.value:.{decimals(measurement.unit, measurement.value)}f}"
     return f"{value} {_UNIT_NAMES.get(measurement.unit, measurement.unit)}".rstrip()
 
 
@@ -83,6 +100,14 @@ def format_measurements(measurements: tuple[ReportedMeasurement, ...]) -> str:
         return ", ".join(map(format_measurement, measurements))
     others = [m for m in measurements if m is not long_axis and m is not short_axis]
     return ", ".join([f"{long_axis.value:.1f} x {short_axis.value:.1f} mm", *map(format_measurement, others)])
+
+
+def key_measurements(finding: ReportedFinding) -> str:
+    """The one or two numbers that matter most, of the whole finding rather than of one side."""
+    order = {quantity.value: i for i, quantity in enumerate(_KEY_QUANTITIES)}
+    telling = [m for m in finding.measurements if m.quantity in order]
+    whole = [m for m in telling if m.laterality is None]
+    return format_measurements(tuple(sorted(whole or telling, key=lambda m: order[m.quantity])[:2]))
 
 
 def place(finding: ReportedFinding) -> str:

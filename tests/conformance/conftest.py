@@ -272,7 +272,7 @@ def _selection(is_chosen: bool) -> Selection:
         protocol_name=None,
         convolution_kernel="Br40",
         contrast_bolus_agent=None,
-        instance_count=SLICES,
+        files=tuple(Path(f"{i}.dcm") for i in range(SLICES)),
         slices=(),
     )
     return Selection(chosen=series if is_chosen else None, alternatives=(), unsuitable=_REJECTED)
