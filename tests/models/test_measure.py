@@ -44,13 +44,13 @@ def _whole(mask, geometry):
     spacing=st.tuples(st.floats(0.7, 1.5), *[st.floats(0.5, 0.9)] * 2),
 )
 def test_an_ellipsoid_has_its_volume_and_axes(semi_axes, angle, spacing) -> None:
-    """Volume within 3 %, axes within two pixels, in any in-plane rotation."""
+    """Volume within 5 %, axes within two pixels, in any in-plane rotation."""
     z, y, x = np.moveaxis(_offsets_mm(spacing), -1, 0)
     u, v = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
     mask = (z / semi_axes[0]) ** 2 + (v / semi_axes[1]) ** 2 + (u / semi_axes[2]) ** 2 <= 1
     geometry = _geometry(spacing)
     region = _whole(mask, geometry)
-    assert volume_mm3(region, geometry) == pytest.approx(4 / 3 * np.pi * np.prod(semi_axes), rel=0.03)
+    assert volume_mm3(region, geometry) == pytest.approx(4 / 3 * np.pi * np.prod(semi_axes), rel=0.05)
     long_mm, short_mm = axial_axes_mm(region, geometry)
     pixels = 2 * max(spacing[1:])
     assert long_mm == pytest.approx(2 * max(semi_axes[1:]), abs=pixels)
