@@ -8,7 +8,7 @@ from models.training.network import LESIONS
 
 # nodules are a few voxels of a million: a missed one must still weigh something
 _POSITIVE_WEIGHT = torch.tensor([4.0 if kind == "pulmonary_nodule" else 1.5 for kind in LESIONS])
-_SMOOTH = 20.0
+_SMOOTH = 5.0
 
 
 def anatomy_loss(logits: Tensor, labels: Tensor) -> Tensor:
