@@ -39,6 +39,8 @@ class Event(enum.StrEnum):
     DELIVERY_PARKED = "delivery_parked"
     HOUSEKEEPING_FAILED = "housekeeping_failed"
     JOBS_RECOVERED = "jobs_recovered"
+    JOB_GIVEN_UP = "job_given_up"
+    MODEL_UNUSABLE = "model_unusable"
     REPLAYED = "replayed"
 
 

@@ -76,8 +76,8 @@ class Settings(BaseSettings):
         default=BUNDLED_MODEL_DIR,
         description="Folder with model.json and its ONNX weights; unset: the bundled model.",
     )
-    execution_provider: str = Field(
-        default="CPUExecutionProvider", description="onnxruntime execution provider, as onnxruntime names it."
+    execution_provider: Literal["cpu", "cuda", "openvino", "cann"] = Field(
+        default="cpu", description="What runs the network: cpu, or cuda, openvino, cann where onnxruntime has it."
     )
     inference_threads: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Threads of the network; 0: as many as there are cores."

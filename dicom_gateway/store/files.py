@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from dicom_gateway.errors import ConflictingInstance, StorageFull
 from imaging.uids import is_safe_uid
@@ -65,12 +66,12 @@ def keep(data_dir: Path, path: Path, meta: bytes, data_set: bytes | memoryview) 
             _make_folders(target.parent, data_dir)
             # A hard link, unlike a rename, never replaces a file that is there.
             os.link(part, target)
-            _sync_folder(target.parent)
         except FileExistsError:
             if digest(target) != stored.sha256:
                 raise ConflictingInstance("stored already, with other bytes") from None
         finally:
             part.unlink(missing_ok=True)
+        _sync_folder(target.parent)
     return stored
 
 
@@ -96,12 +97,17 @@ def stored_paths(data_dir: Path) -> Iterator[Path]:
 def digest(path: Path) -> str:
     """SHA-256 of a stored file's data set. Raises ValueError when it is no DICOM file."""
     with path.open("rb") as file:
-        head = file.read(_META_LENGTH_END)
-        if len(head) < _META_LENGTH_END or head[_PREAMBLE_BYTES : _PREAMBLE_BYTES + 4] != b"DICM":
-            raise ValueError("not a DICOM file")
-        # (0002,0000) UL, always the first element (PS3.10 Table 7.1-1): the bytes of group 2 that follow.
-        file.seek(_META_LENGTH_END + int.from_bytes(head[-4:], "little"))
+        file.seek(data_set_offset(file))
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_set_offset(file: BinaryIO) -> int:
+    """Where the data set of a PS3.10 file begins, in bytes. Raises ValueError when it is no DICOM file."""
+    head = file.read(_META_LENGTH_END)
+    if len(head) < _META_LENGTH_END or head[_PREAMBLE_BYTES : _PREAMBLE_BYTES + 4] != b"DICM":
+        raise ValueError("not a DICOM file")
+    # (0002,0000) UL, always the first element (PS3.10 Table 7.1-1): the bytes of group 2 that follow.
+    return _META_LENGTH_END + int.from_bytes(head[-4:], "little")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,319 @@
+"""What an operator can ask and do: state of the service, parked work and its replay, checks of the installation."""
+
+import hashlib
+import os
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from rich.console import Console
+from rich.table import Table
+
+from dicom_gateway.deliver.dimse import echo
+from dicom_gateway.errors import DeliveryError, PeerRefused
+from dicom_gateway.events import Event, emit
+from dicom_gateway.jobs.engine import prepare_jobs
+from dicom_gateway.jobs.housekeeping import newest_beat_age_s
+from dicom_gateway.jobs.queue import JobQueue
+from dicom_gateway.settings import Destination, Settings
+from dicom_gateway.store import index, ledger
+from dicom_gateway.store.schema import DeliveryState, StudyState, create_tables, open_database, study
+from models.errors import ModelError
+from models.manifest import load_manifest
+
+_LISTED = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One check of the installation; `advice` says what to do where it is not ok."""
+
+    name: str
+    ok: bool
+    detail: str
+    advice: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedJob:
+    """Work that waits for a person: a failed analysis (`destination` None) or a parked delivery."""
+
+    job_id: str
+    study_instance_uid: str
+    revision: int
+    destination: str | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStatus:
+    """The service at a glance; `worker_seen_s` is None when no worker ever ran."""
+
+    counts: index.Counts
+    waiting_jobs: dict[str, int]
+    worker_seen_s: float | None
+    parked: tuple[ParkedJob, ...]
+
+
+def prepare_data(settings: Settings) -> None:
+    """Create the data folder and the tables where they are missing."""
+    for folder in (settings.incoming_dir, settings.studies_dir, settings.results_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    engine = open_database(settings.database)
+    create_tables(engine)
+    engine.dispose()
+    prepare_jobs(settings.database)
+
+
+def service_status(settings: Settings) -> ServiceStatus:
+    """Counts by state, jobs by queue, the worker's last sign of life and everything parked."""
+    with _opened(settings) as (engine, jobs):
+        return ServiceStatus(
+            counts=index.counts(engine),
+            waiting_jobs=jobs.waiting(),
+            worker_seen_s=newest_beat_age_s(engine),
+            parked=_parked(engine),
+        )
+
+
+def list_parked(settings: Settings) -> tuple[ParkedJob, ...]:
+    """Failed analyses and parked deliveries."""
+    with _opened(settings) as (engine, _):
+        return _parked(engine)
+
+
+def replay(settings: Settings, what: str) -> tuple[str, ...]:
+    """Start parked work again: a job id of `list_parked`, or all of a study by its UID. The ids started."""
+    with _opened(settings) as (engine, jobs):
+        chosen = [job for job in _parked(engine) if what in (job.job_id, job.study_instance_uid)]
+        started = tuple(job.job_id for job in chosen if _replay(engine, jobs, settings, job))
+    for job_id in started:
+        emit(Event.REPLAYED, job=job_id)
+    return started
+
+
+def print_status(settings: Settings, console: Console) -> None:
+    """The service's state as tables."""
+    status = service_status(settings)
+    seen = status.worker_seen_s
+    console.print("worker: " + ("never seen" if seen is None else f"last seen {seen:.0f} s ago"))
+    table = Table("state", "studies", "deliveries")
+    for state in dict.fromkeys([*status.counts.studies, *status.counts.deliveries]):
+        numbers = (getattr(status.counts, side).get(state) for side in ("studies", "deliveries"))
+        table.add_row(state.value, *("" if number is None else str(number) for number in numbers))
+    console.print(table)
+    for name, number in status.waiting_jobs.items():
+        console.print(f"{number} jobs wait or run in queue {name}")
+    for job in status.parked:
+        console.print(f"parked: {job.job_id}  {job.error}", soft_wrap=True)
+
+
+def doctor(settings: Settings) -> list[Check]:
+    """Check data folder, database, model, senders, ports and destinations; creates what is missing of the first two."""
+    checks = [_check_disk(settings), _check_database(settings), _check_model(settings), _check_senders(settings)]
+    checks.append(_check_dicom_port(settings))
+    checks.append(_check_web_port(settings))
+    checks += [_check_destination(settings, peer) for peer in settings.destinations]
+    if not settings.destinations:
+        checks.append(Check(name="destinations", ok=True, detail="none: reports stay on the web page and on disk"))
+    return checks
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[tuple[sa.Engine, JobQueue]]:
+    prepare_data(settings)
+    engine = open_database(settings.database)
+    jobs = JobQueue(engine)
+    try:
+        yield engine, jobs
+    finally:
+        jobs.close()
+        engine.dispose()
+
+
+def _parked(engine: sa.Engine) -> tuple[ParkedJob, ...]:
+    analyses = [
+        ParkedJob(
+            job_id=f"study:{row.study_instance_uid}:r{row.revision}:0",
+            study_instance_uid=row.study_instance_uid,
+            revision=row.revision,
+            destination=None,
+            error=row.error or "",
+        )
+        for row in index.list_studies(engine, limit=_LISTED, state=StudyState.FAILED)
+    ]
+    deliveries = [
+        ParkedJob(
+            job_id=f"deliver:{row.study_instance_uid}:r{row.revision}:{row.destination}",
+            study_instance_uid=row.study_instance_uid,
+            revision=row.revision,
+            destination=row.destination,
+            error=row.last_error or "",
+        )
+        for row in index.list_deliveries(engine, state=DeliveryState.PARKED, limit=_LISTED)
+    ]
+    return (*analyses, *deliveries)
+
+
+def _replay(engine: sa.Engine, jobs: JobQueue, settings: Settings, job: ParkedJob) -> bool:
+    """State and job in one transaction; False when somebody else was faster."""
+    now = time.time()
+    with engine.begin() as connection:
+        if job.destination is None:
+            row = connection.execute(
+                sa.select(study.c.queued_at, study.c.priority).where(
+                    study.c.study_instance_uid == job.study_instance_uid
+                )
+            ).one()
+            changed = ledger.change_study(
+                connection,
+                job.study_instance_uid,
+                job.revision,
+                to=StudyState.QUEUED,
+                since=(StudyState.FAILED,),
+            )
+            if changed:
+                jobs.submit_analysis(
+                    connection,
+                    job.study_instance_uid,
+                    job.revision,
+                    created=row.queued_at,
+                    priority=row.priority,
+                    run=int(now * 1000),
+                )
+            return changed
+        delivery = index.get_delivery(engine, job.study_instance_uid, job.revision, job.destination)
+        changed = delivery is not None and ledger.change_delivery(
+            connection,
+            job.study_instance_uid,
+            job.revision,
+            job.destination,
+            to=DeliveryState.PENDING,
+            now=now,
+            since=(DeliveryState.PARKED,),
+        )
+        if delivery is not None and changed:
+            jobs.submit_delivery(
+                connection,
+                job.study_instance_uid,
+                job.revision,
+                job.destination,
+                attempt=delivery.attempts + 1,
+                attempts_left=settings.delivery_attempts - 1,
+            )
+        return changed
+
+
+def _check_disk(settings: Settings) -> Check:
+    folder = settings.data_dir.resolve()
+    try:
+        settings.incoming_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return Check(
+            name="data folder",
+            ok=False,
+            detail=f"{folder}: {error.strerror}",
+            advice="Set data_dir to a folder of yours.",
+        )
+    free_mb = shutil.disk_usage(folder).free // 1_000_000
+    ok = os.access(folder, os.W_OK) and free_mb >= settings.minimum_free_space_mb
+    advice = None if ok else "Make room, or point data_dir to a larger writable disk."
+    return Check(name="data folder", ok=ok, detail=f"{folder}, {free_mb} MB free", advice=advice)
+
+
+def _check_database(settings: Settings) -> Check:
+    name = sa.make_url(settings.database).render_as_string(hide_password=True)
+    try:
+        prepare_data(settings)
+        engine = open_database(settings.database)
+        index.counts(engine)
+        engine.dispose()
+    except (sa.exc.SQLAlchemyError, OSError) as error:
+        return Check(
+            name="database",
+            ok=False,
+            detail=f"{name}: {type(error).__name__}",
+            advice="Check that the server runs and database_url is right.",
+        )
+    return Check(name="database", ok=True, detail=name)
+
+
+def _check_model(settings: Settings) -> Check:
+    try:
+        manifest = load_manifest(settings.model_dir)
+        with (settings.model_dir / manifest.weights).open("rb") as weights:
+            digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    except (ModelError, OSError) as error:
+        return Check(name="model", ok=False, detail=str(error), advice="Set model_dir to a model folder.")
+    ok = digest == manifest.sha256
+    detail = f"{manifest.name} {manifest.version}, sha256 {digest[:12]}"
+    advice = None if ok else "The weights are not those model.json describes: copy the folder again."
+    return Check(name="model", ok=ok, detail=detail, advice=advice)
+
+
+def _check_senders(settings: Settings) -> Check:
+    titles = ", ".join(settings.calling_ae_titles)
+    return Check(
+        name="senders",
+        ok=bool(titles),
+        detail=titles or "nobody may send images",
+        advice=None if titles else 'List the AE titles of your PACS in calling_ae_titles (["*"] for anybody).',
+    )
+
+
+def _check_dicom_port(settings: Settings) -> Check:
+    def is_ours() -> bool:
+        host = "127.0.0.1" if settings.dicom_host in ("0.0.0.0", "::") else settings.dicom_host
+        us = Destination(name="self", ae_title=settings.ae_title, host=host, port=settings.dicom_port)
+        try:
+            echo(us, calling_ae_title=(*settings.calling_ae_titles, settings.ae_title)[0].replace("*", "DOCTOR"))
+        except PeerRefused:
+            return True
+        except DeliveryError:
+            return False
+        return True
+
+    return _check_port("DICOM port", settings.dicom_host, settings.dicom_port, is_ours, "dicom_port")
+
+
+def _check_web_port(settings: Settings) -> Check:
+    def is_ours() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{settings.web_host}:{settings.web_port}/", timeout=5):
+                return True
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+
+    return _check_port("web port", settings.web_host, settings.web_port, is_ours, "web_port")
+
+
+def _check_port(name: str, host: str, port: int, is_ours: Callable[[], bool], setting: str) -> Check:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if is_ours():
+                return Check(name=name, ok=True, detail=f"{host}:{port}, a service answers there")
+            detail = f"{host}:{port}: {error.strerror}"
+            return Check(name=name, ok=False, detail=detail, advice=f"Another program has it: set {setting}.")
+    return Check(name=name, ok=True, detail=f"{host}:{port} is free (the service is not running)")
+
+
+def _check_destination(settings: Settings, peer: Destination) -> Check:
+    name = f"destination {peer.name}"
+    where = f"{peer.ae_title} at {peer.host}:{peer.port}"
+    try:
+        echo(peer, calling_ae_title=settings.ae_title)
+    except DeliveryError as error:
+        advice = f"Check address and AE title; the peer must know {settings.ae_title}."
+        return Check(name=name, ok=False, detail=f"{where}: {error}", advice=advice)
+    return Check(name=name, ok=True, detail=f"{where} answers C-ECHO")

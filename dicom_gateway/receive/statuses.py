@@ -1,0 +1,27 @@
+"""C-STORE response statuses by name, and the refusal that carries one."""
+
+import enum
+
+from dicom_gateway.errors import GatewayError
+
+
+class StoreStatus(enum.IntEnum):
+    """PS3.4 Table B.2-1 and the general statuses of PS3.7 Annex C that a C-STORE SCP answers with."""
+
+    SUCCESS = 0x0000
+    PROCESSING_FAILURE = 0x0110
+    DUPLICATE_SOP_INSTANCE = 0x0111
+    INVALID_SOP_INSTANCE = 0x0117
+    REFUSED_SOP_CLASS_NOT_SUPPORTED = 0x0122
+    REFUSED_OUT_OF_RESOURCES = 0xA700
+    DATA_SET_DOES_NOT_MATCH_SOP_CLASS = 0xA900
+    CANNOT_UNDERSTAND = 0xC000
+
+
+class StoreRefused(GatewayError):
+    """An instance is not taken. `comment` is told to the sender: at most 64 characters (0000,0902), no values."""
+
+    def __init__(self, status: StoreStatus, comment: str) -> None:
+        super().__init__(comment)
+        self.status = status
+        self.comment = comment
