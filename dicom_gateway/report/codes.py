@@ -102,9 +102,7 @@ KIND_CODES: dict[FindingKind, KindCodes] = {
     FindingKind.BRONCHIECTASIS: KindCodes(_private("BRONCHIECTASIS", "Bronchiectasis"), _sct("955009", "Bronchus")),
     FindingKind.PULMONARY_ARTERY_ENLARGEMENT: KindCodes(_ENLARGED, _sct("45341000", "Trunk of pulmonary artery")),
     FindingKind.LOW_BONE_DENSITY: KindCodes(_radlex("RID5388", "osteopenia"), _THORACIC_SPINE),
-    FindingKind.HEPATIC_STEATOSIS: KindCodes(
-        _private("HEPATIC_STEATOSIS", "Hepatic steatosis"), _sct("10200004", "Liver")
-    ),
+    FindingKind.HEPATIC_STEATOSIS: KindCodes(_private("STEATOSIS", "Hepatic steatosis"), _sct("10200004", "Liver")),
     FindingKind.RIB_FRACTURE: KindCodes(_radlex("RID4650", "fracture"), _sct("113197003", "Rib")),
     FindingKind.HIATAL_HERNIA: KindCodes(
         _private("HIATAL_HERNIA", "Hiatal hernia"), _sct("280062008", "Esophageal Hiatus")
@@ -130,7 +128,7 @@ QUANTITY_CODES: dict[Quantity, QuantityCodes] = {
     Quantity.AGATSTON_SCORE: QuantityCodes(
         _sct("450360000", "Coronary artery calcium score"), method=_dcm("112055", "Agatston scoring method")
     ),
-    Quantity.CARDIOTHORACIC_RATIO: QuantityCodes(_private("CARDIOTHORACIC_RATIO", "Cardiothoracic ratio")),
+    Quantity.CARDIOTHORACIC_RATIO: QuantityCodes(_private("CTR", "Cardiothoracic ratio")),
     Quantity.LESION_COUNT: QuantityCodes(_private("LESION_COUNT", "Number of lesions")),
 }
 
@@ -178,7 +176,7 @@ SOURCE = _sct("260753009", "Source")
 CENTER = _dcm("111010", "Center")
 CT_CHEST = CodeEntry("24627-2", "LN", "CT Chest")
 EVIDENCE_GRADE = _private("EVIDENCE_GRADE", "Evidence grade")
-REASON_NOT_ASSESSED = _private("REASON_NOT_ASSESSED", "Reason not assessed")
+REASON_NOT_ASSESSED = _private("WHY_NOT_ASSESSED", "Reason not assessed")
 REASON = _private("REASON", "Reason for the answer")
 METHOD = _private("METHOD", "Method")
 SITE_IN_WORDS = _private("SITE_IN_WORDS", "Site in words")
@@ -187,5 +185,5 @@ STUDY_RECORD = _private("STUDY_RECORD", "What was analysed")
 ANALYSED_SERIES = _private("ANALYSED_SERIES", "Analysed series")
 REFUSAL = _private("REFUSAL", "Study not analysed")
 QUALITY_CHECK = _private("QUALITY_CHECK", "Quality check")
-SERIES_NOT_ANALYSED = _private("SERIES_NOT_ANALYSED", "Series not analysed")
+SERIES_NOT_ANALYSED = _private("SERIES_LEFT_OUT", "Series not analysed")
 UNREADABLE_FILES = _private("UNREADABLE_FILES", "Unreadable files")

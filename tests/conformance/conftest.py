@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -317,11 +318,17 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
         headers = read_source_headers(write_ct(tmp_path_factory.mktemp("ct"), **overrides))
         if scenario == "refused":
             return Case(compose(None, (), quality=()), headers, {})
-        volume = make_volume()
-        findings = make_findings(scenario, volume)
-        return Case(compose(volume, findings), headers, render_key_images(findings, volume))
+        report, key_images = reported(scenario)
+        return Case(report, headers, key_images)
 
     return make
+
+
+@cache
+def reported(scenario: str) -> tuple[Report, dict[str, Rgb]]:
+    volume = make_volume()
+    findings = make_findings(scenario, volume)
+    return compose(volume, findings), render_key_images(findings, volume)
 
 
 @pytest.fixture(scope="session", params=SCENARIOS)

