@@ -1,12 +1,18 @@
 """Studies, reports and deliveries for the web tests, put into a real store by the store's own functions."""
 
+import contextlib
 import io
-from collections.abc import Mapping
+import socket
+import threading
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import sqlalchemy as sa
+import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 
 from dicom_gateway.report.content import (
@@ -36,7 +42,12 @@ NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC).timestamp()
 CONTRAST = "intravenous contrast hides calcium"
 UNTRAINED = "the model has not been trained for this kind"
 
-_NODULE_MM = (("long_axis", 8.4, "mm"), ("short_axis", 6.1, "mm"), ("volume", 163.0, "mm3"), ("mean_attenuation", 24.0, "[hnsf'U]"))
+_NODULE_MM = (
+    ("long_axis", 8.4, "mm"),
+    ("short_axis", 6.1, "mm"),
+    ("volume", 163.0, "mm3"),
+    ("mean_attenuation", 24.0, "[hnsf'U]"),
+)
 _SECOND_MM = (("long_axis", 5.2, "mm"), ("short_axis", 4.4, "mm"), ("volume", 52.0, "mm3"))
 _EFFUSION = (("volume", 240.0, "ml"), ("maximum_depth", 21.5, "mm"))
 _EMPHYSEMA = (("low_attenuation_area_950", 9.3, "%"), ("percentile_15_of_attenuation", -932.0, "[hnsf'U]"))
@@ -47,6 +58,21 @@ def site_settings(tmp_path: Path, **values: Any) -> Settings:
     pacs = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=4242)
     given = {"data_dir": tmp_path / "data", "destinations": (pacs,), "calling_ae_titles": ("SCANNER",)}
     return Settings(**{**given, **values})
+
+
+@contextlib.contextmanager
+def serving(app: FastAPI) -> Iterator[httpx.Client]:
+    """The application behind a real HTTP server on a free loopback port, and a client for it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=30) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def open_site(settings: Settings) -> sa.Engine:
@@ -73,7 +99,9 @@ def receive(engine: sa.Engine, uid: str, *, count: int = 1, now: float = NOW, **
             file = StoredFile(path=instance_path(uid, f"{uid}.1", sop), sha256=f"{number:064x}", size_bytes=1)
             record_instance(
                 connection,
-                InstanceHeader(sop_instance_uid=sop, series_instance_uid=f"{uid}.1", study_instance_uid=uid, **described),
+                InstanceHeader(
+                    sop_instance_uid=sop, series_instance_uid=f"{uid}.1", study_instance_uid=uid, **described
+                ),
                 file,
                 calling_ae_title="SCANNER",
                 association_count=number + 1,
@@ -126,7 +154,9 @@ def publish(
     return folder
 
 
-def deliver(engine: sa.Engine, uid: str, destination: str, state: DeliveryState, *, revision: int = 1, **values: Any) -> None:
+def deliver(
+    engine: sa.Engine, uid: str, destination: str, state: DeliveryState, *, revision: int = 1, **values: Any
+) -> None:
     """A delivery in the given state."""
     with engine.begin() as connection:
         open_delivery(connection, uid, revision, destination, objects=("sr", "sc"), now=NOW)
@@ -157,20 +187,77 @@ def finding(kind: str, presence: str, **values: Any) -> ReportedFinding:
 def sample_findings() -> tuple[ReportedFinding, ...]:
     """Every kind once: three present (one with two lesions), one indeterminate, some absent, the rest not assessed."""
     seen = [
-        finding("pulmonary_nodule", "present", probability=0.91, operating_point=0.5, measurements=(("lesion_count", 2.0, "1"),)),
-        finding("pulmonary_nodule", "present", lesion=1, probability=0.91, operating_point=0.5, laterality="right",
-                site="right upper lobe", measurements=_NODULE_MM, key_slice=141, key_image="key_1.png"),
-        finding("pulmonary_nodule", "present", lesion=2, probability=0.63, operating_point=0.5, laterality="left",
-                site="left lower lobe", measurements=_SECOND_MM, key_slice=88, key_image="key_2.png"),
+        finding(
+            "pulmonary_nodule",
+            "present",
+            probability=0.91,
+            operating_point=0.5,
+            measurements=(("lesion_count", 2.0, "1"),),
+        ),
+        finding(
+            "pulmonary_nodule",
+            "present",
+            lesion=1,
+            probability=0.91,
+            operating_point=0.5,
+            laterality="right",
+            site="right upper lobe",
+            measurements=_NODULE_MM,
+            key_slice=141,
+            key_image="key_1.png",
+        ),
+        finding(
+            "pulmonary_nodule",
+            "present",
+            lesion=2,
+            probability=0.63,
+            operating_point=0.5,
+            laterality="left",
+            site="left lower lobe",
+            measurements=_SECOND_MM,
+            key_slice=88,
+            key_image="key_2.png",
+        ),
         finding("coronary_artery_calcification", "not_assessed", reason=CONTRAST),
-        finding("emphysema", "present", evidence_grade="B", site="lungs", measurements=_EMPHYSEMA, key_slice=180,
-                key_image="key_3.png", method="share of lung voxels below -950 HU"),
-        finding("pleural_effusion", "present", probability=0.97, operating_point=0.4, laterality="left",
-                measurements=_EFFUSION, key_slice=61, key_image="key_4.png"),
-        finding("aortic_dilatation", "indeterminate", probability=0.44, operating_point=0.5, site="ascending aorta",
-                measurements=(("maximum_diameter", 40.2, "mm"),), reason="within the error of measurement of 40 mm"),
-        *(finding(kind, "absent", probability=0.04, operating_point=0.5)
-          for kind in ("consolidation", "ground_glass_opacity", "pneumothorax", "pericardial_effusion", "cardiomegaly")),
+        finding(
+            "emphysema",
+            "present",
+            evidence_grade="B",
+            site="lungs",
+            measurements=_EMPHYSEMA,
+            key_slice=180,
+            key_image="key_3.png",
+            method="share of lung voxels below -950 HU",
+        ),
+        finding(
+            "pleural_effusion",
+            "present",
+            probability=0.97,
+            operating_point=0.4,
+            laterality="left",
+            measurements=_EFFUSION,
+            key_slice=61,
+            key_image="key_4.png",
+        ),
+        finding(
+            "aortic_dilatation",
+            "indeterminate",
+            probability=0.44,
+            operating_point=0.5,
+            site="ascending aorta",
+            measurements=(("maximum_diameter", 40.2, "mm"),),
+            reason="within the error of measurement of 40 mm",
+        ),
+        *(
+            finding(kind, "absent", probability=0.04, operating_point=0.5)
+            for kind in (
+                "consolidation",
+                "ground_glass_opacity",
+                "pneumothorax",
+                "pericardial_effusion",
+                "cardiomegaly",
+            )
+        ),
     ]
     done = {answer.kind for answer in seen}
     return (*seen, *(finding(kind, "not_assessed", reason=UNTRAINED) for kind in FindingKind if kind not in done))
@@ -189,20 +276,39 @@ def sample_report(uid: str, **values: Any) -> Report:
         "outcome": "reported",
         "refusal": None,
         "analysed_series": AnalysedSeries(
-            series_number=3, series_description="Thorax 1.0 B40f", slice_count=312, spacing_mm=(1.0, 0.742, 0.742),
-            slice_thickness_mm=1.25, convolution_kernel="B40f", contrast=True,
+            series_number=3,
+            series_description="Thorax 1.0 B40f",
+            slice_count=312,
+            spacing_mm=(1.0, 0.742, 0.742),
+            slice_thickness_mm=1.25,
+            convolution_kernel="B40f",
+            contrast=True,
             contrast_evidence="aorta 214 HU, header names iohexol",
         ),
         "quality": (
             ReportedQuality(check="slice_spacing", verdict="pass", message="slices are evenly spaced, 1.0 mm"),
             ReportedQuality(check="lung_coverage", verdict="pass", message="both lungs are covered"),
-            ReportedQuality(check="noise", verdict="warn", message="noise 31 HU is above 25 HU", measured=31.0, limit=25.0),
+            ReportedQuality(
+                check="noise", verdict="warn", message="noise 31 HU is above 25 HU", measured=31.0, limit=25.0
+            ),
         ),
         "rejected_series": (
-            RejectedSeries(series_instance_uid=f"{uid}.2", series_number=1, modality="CT", series_description="Topogram",
-                           instance_count=2, reason="localizer"),
-            RejectedSeries(series_instance_uid=f"{uid}.4", series_number=4, modality="CT", series_description="Thorax 3.0 cor",
-                           instance_count=88, reason="coronal reformat"),
+            RejectedSeries(
+                series_instance_uid=f"{uid}.2",
+                series_number=1,
+                modality="CT",
+                series_description="Topogram",
+                instance_count=2,
+                reason="localizer",
+            ),
+            RejectedSeries(
+                series_instance_uid=f"{uid}.4",
+                series_number=4,
+                modality="CT",
+                series_description="Thorax 3.0 cor",
+                instance_count=88,
+                reason="coronal reformat",
+            ),
         ),
         "unreadable_file_count": 0,
         "findings": sample_findings(),

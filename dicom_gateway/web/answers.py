@@ -73,7 +73,24 @@ class StudyDetail(Study):
 class Replayed(_Answer):
     """What a replay has started again."""
 
-    replayed: int = Field(description="Number of jobs put back into their queue.")
+    started: tuple[str, ...] = Field(description="Ids of the jobs put back into their queue.")
+
+
+class HealthPart(_Answer):
+    """One part of the service: listener, worker, web, database or disk."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class Health(_Answer):
+    """State of the service. Counts are null while the database does not answer."""
+
+    ok: bool
+    parts: tuple[HealthPart, ...]
+    failed_studies: int | None
+    parked_deliveries: int | None
 
 
 class Problem(_Answer):

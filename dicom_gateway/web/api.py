@@ -1,26 +1,49 @@
-"""The JSON API: studies, reports with their files, deliveries."""
+"""The JSON API: studies, reports with their files, deliveries, health, replay."""
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Response
 from fastapi.responses import FileResponse
 
 from dicom_gateway.report.content import Report, report_schema
 from dicom_gateway.store.index import StudyRow, counts, list_deliveries, list_reports, list_studies
 from dicom_gateway.store.schema import DeliveryState, StudyState
-from dicom_gateway.web.answers import Delivery, Problem, StoredReport, Study, StudyDetail, StudyPage
+from dicom_gateway.web.answers import Delivery, Health, Problem, Replayed, StoredReport, Study, StudyDetail, StudyPage
+from dicom_gateway.web.health import check_health
+from dicom_gateway.web.replays import replay_delivery, replay_study
 from dicom_gateway.web.results import MEDIA_TYPES, RECORD, SERVED_NAME, result_file
-from dicom_gateway.web.security import Revision, StudyUid
+from dicom_gateway.web.security import CUSTOM_HEADER, DestinationName, Revision, StudyUid, require_same_origin
 from dicom_gateway.web.site import CurrentSite, Site
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "Not here"},
     422: {"model": Problem, "description": "Malformed request"},
 }
-_REPORT = {200: {"model": Report, "description": "The stored report.json"}} | _PROBLEMS
-_FILE = {200: {"content": {media: {} for media in ("image/png", "application/dicom")}}} | _PROBLEMS
+_REPORT: dict[int | str, dict[str, Any]] = {200: {"model": Report, "description": "The stored report.json"}} | _PROBLEMS
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {media: {} for media in ("image/png", "application/dicom")}}
+} | _PROBLEMS
+
+_CHANGE: dict[str, Any] = {
+    "dependencies": [Depends(require_same_origin)],
+    "responses": {
+        403: {"model": Problem, "description": f"Neither from our own page nor with the header {CUSTOM_HEADER}"},
+        409: {"model": Problem, "description": "Nothing is parked"},
+    },
+}
 
 router = APIRouter(prefix="/api", responses=_PROBLEMS)
+
+
+@router.get(
+    "/health",
+    summary="Whether listener, worker, web, database and disk are well",
+    responses={503: {"model": Health, "description": "A part is not well"}},
+)
+def get_health(site: CurrentSite, response: Response) -> Health:
+    health = check_health(site.settings, site.engine)
+    response.status_code = 200 if health.ok else 503
+    return Health.model_validate(health)
 
 
 @router.get("/studies", summary="Received studies, the latest first")
@@ -86,6 +109,18 @@ def get_deliveries(
     return [Delivery.model_validate(row) for row in list_deliveries(site.engine, state=state, limit=limit)]
 
 
+@router.post("/studies/{uid}/replay", summary="Start again what is parked of a study", **_CHANGE)
+def post_study_replay(site: CurrentSite, uid: StudyUid) -> Replayed:
+    return _replayed(replay_study(site, uid))
+
+
+@router.post("/deliveries/{uid}/{revision}/{destination}/replay", summary="Send a parked delivery again", **_CHANGE)
+def post_delivery_replay(
+    site: CurrentSite, uid: StudyUid, revision: Revision, destination: DestinationName
+) -> Replayed:
+    return _replayed(replay_delivery(site, uid, revision, destination))
+
+
 @router.get("/report-schema", summary="JSON Schema of a report")
 def get_report_schema() -> dict[str, Any]:
     return report_schema()
@@ -95,6 +130,12 @@ def _record(site: Site, uid: str, revision: int | None) -> Response:
     """The bytes of report.json as they were stored."""
     path = result_file(site.settings, site.report_row(uid, revision), RECORD)
     return Response(path.read_bytes(), media_type=MEDIA_TYPES[path.suffix])
+
+
+def _replayed(started: tuple[str, ...]) -> Replayed:
+    if not started:
+        raise HTTPException(409, "Nothing of this is parked, so there is nothing to replay.")
+    return Replayed(started=started)
 
 
 def _detail(site: Site, study: StudyRow) -> StudyDetail:

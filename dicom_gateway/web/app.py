@@ -10,7 +10,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from dicom_gateway.errors import GatewayError, NotFound
+from dicom_gateway.errors import NotFound
 from dicom_gateway.settings import Settings
 from dicom_gateway.store.schema import create_tables, open_database
 from dicom_gateway.web import api, pages
@@ -65,9 +65,7 @@ def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _server_error(request: Request, error: Exception) -> Response:
-    answer = _problem(
-        request, HTTPStatus.INTERNAL_SERVER_ERROR, "The service met an error; its log says which."
-    )
+    answer = _problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "The service met an error; its log says which.")
     answer.headers.update(HEADERS)  # this handler stands outside of every middleware
     return answer
 

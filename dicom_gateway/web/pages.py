@@ -1,13 +1,15 @@
-"""Server-rendered pages: study list, report, deliveries."""
+"""Server-rendered pages: study list, report, deliveries, system."""
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import HTMLResponse
+import sqlalchemy as sa
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
 
+from dicom_gateway import operate
 from dicom_gateway.errors import NotFound
 from dicom_gateway.report.content import Report
 from dicom_gateway.settings import ANY_AE_TITLE, Settings
@@ -23,9 +25,11 @@ from dicom_gateway.store.index import (
 )
 from dicom_gateway.store.schema import DeliveryState, StudyState
 from dicom_gateway.web.findings import arrange, in_short
+from dicom_gateway.web.health import check_health
 from dicom_gateway.web.rendering import render
+from dicom_gateway.web.replays import replay_delivery, replay_study
 from dicom_gateway.web.results import DICOM_OBJECTS, read_report
-from dicom_gateway.web.security import CUSTOM_HEADER, StudyUid
+from dicom_gateway.web.security import CUSTOM_HEADER, DestinationName, Revision, StudyUid, require_same_origin
 from dicom_gateway.web.site import CurrentSite, Site
 from dicom_gateway.web.wording import Words, delivery_state
 
@@ -33,6 +37,7 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 _STUDIES_PER_PAGE = 25
 _DELIVERIES_SHOWN = 200
+BackTo = Literal["study", "deliveries"]
 _ANY_ADDRESS = ("0.0.0.0", "::")
 
 
@@ -55,9 +60,7 @@ def studies_page(
 ) -> HTMLResponse:
     """The study list, the latest first."""
     chosen = StudyState(state) if state in list(StudyState) else None
-    found = list_studies(
-        site.engine, _STUDIES_PER_PAGE + 1, (page - 1) * _STUDIES_PER_PAGE, chosen, search.strip()
-    )
+    found = list_studies(site.engine, _STUDIES_PER_PAGE + 1, (page - 1) * _STUDIES_PER_PAGE, chosen, search.strip())
 
     def page_url(number: int) -> str:
         return "/?" + urlencode({"search": search, "state": chosen or "", "page": number})
@@ -73,7 +76,7 @@ def studies_page(
         state=chosen,
         counts=counts(site.engine).studies,
         settings=site.settings,
-        **_how_to_connect(site.settings),
+        connect=_how_to_connect(site.settings),
     )
 
 
@@ -114,7 +117,46 @@ def deliveries_page(request: Request, site: CurrentSite, state: DeliveryState | 
     if chosen is None:
         latest = list_deliveries(site.engine, limit=_DELIVERIES_SHOWN)
         found += tuple(delivery for delivery in latest if delivery.state is not DeliveryState.PARKED)
-    return render(request, "deliveries.html", deliveries=found, state=chosen, settings=site.settings)
+    uids = {delivery.study_instance_uid for delivery in found}
+    return render(
+        request,
+        "deliveries.html",
+        deliveries=found,
+        studies={uid: site.study(uid) for uid in uids},
+        state=chosen,
+        settings=site.settings,
+    )
+
+
+@router.get("/system")
+def system_page(request: Request, site: CurrentSite, checks: bool = False) -> HTMLResponse:
+    """Health and settings; with `checks` also the checks of `onescan doctor`, which call every destination."""
+    return render(
+        request,
+        "system.html",
+        health=check_health(site.settings, site.engine),
+        checks=operate.doctor(site.settings) if checks else (),
+        shown_settings=_shown(site.settings),
+    )
+
+
+@router.post("/studies/{uid}/replay", dependencies=[Depends(require_same_origin)])
+def replay_study_form(site: CurrentSite, uid: StudyUid) -> RedirectResponse:
+    """The button "Analyse again"; the page shows the new state."""
+    replay_study(site, uid)
+    return RedirectResponse(f"/studies/{uid}", 303)
+
+
+@router.post(
+    "/studies/{uid}/reports/{revision}/deliveries/{destination}/replay",
+    dependencies=[Depends(require_same_origin)],
+)
+def replay_delivery_form(
+    site: CurrentSite, uid: StudyUid, revision: Revision, destination: DestinationName, back: BackTo = "study"
+) -> RedirectResponse:
+    """The button "Send again"; leads back to the page it stands on."""
+    replay_delivery(site, uid, revision, destination)
+    return RedirectResponse("/deliveries" if back == "deliveries" else f"/studies/{uid}", 303)
 
 
 @router.get("/api")
@@ -132,9 +174,7 @@ def _entry(site: Site, study: StudyRow) -> StudyEntry:
     row = get_report(site.engine, study.study_instance_uid)
     report = _readable(site, row) if row else None
     deliveries = list_deliveries(site.engine, study.study_instance_uid)
-    return StudyEntry(
-        study=study, headline=in_short(report) if report else (), deliveries=_tally(deliveries)
-    )
+    return StudyEntry(study=study, headline=in_short(report) if report else (), deliveries=_tally(deliveries))
 
 
 def _readable(site: Site, row: ReportRow) -> Report | None:
@@ -150,6 +190,18 @@ def _tally(deliveries: tuple[DeliveryRow, ...]) -> tuple[tuple[Words, int], ...]
     newest = max((delivery.revision for delivery in deliveries), default=0)
     states = Counter(delivery.state for delivery in deliveries if delivery.revision == newest)
     return tuple((delivery_state(state), states[state]) for state in DeliveryState if state in states)
+
+
+def _shown(settings: Settings) -> list[tuple[str, str, str]]:
+    """Name, value and description of every setting; a password in the database's URL is left out."""
+    values: dict[str, Any] = settings.model_dump(mode="json")
+    values["database_url"] = sa.make_url(settings.database).render_as_string(hide_password=True)
+    values["destinations"] = [f"{d.name} ({d.ae_title} at {d.host}:{d.port})" for d in settings.destinations]
+    return [
+        (name, ", ".join(value) if isinstance(value, list) else str(value), field.description or "")
+        for name, field in Settings.model_fields.items()
+        for value in (values[name],)
+    ]
 
 
 def _how_to_connect(settings: Settings) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dicom_gateway.store.index import ReportRow
 
 MEDIA_TYPES = {".json": "application/json", ".png": "image/png", ".dcm": "application/dicom"}
 RECORD = "report.json"
-DICOM_OBJECTS = {"findings.sr.dcm": "Structured report", "summary.sc.dcm": "Summary page"}
+DICOM_OBJECTS = {"findings.sr.dcm": "SR (DICOM)", "summary.sc.dcm": "Summary (DICOM)"}
 SERVED_NAME = r"^(key_[0-9]{1,4}\.png|findings\.sr\.dcm|summary\.sc\.dcm)$"
 
 

@@ -54,9 +54,7 @@ def require_same_origin(request: Request) -> None:
     site = request.headers.get("Sec-Fetch-Site")
     origin = request.headers.get("Origin")
     # Browsers send Sec-Fetch-Site to HTTPS and loopback addresses only.
-    if site == "same-origin" or (
-        site is None and origin and urlsplit(origin).netloc == request.headers.get("Host")
-    ):
+    if site == "same-origin" or (site is None and origin and urlsplit(origin).netloc == request.headers.get("Host")):
         return
     raise HTTPException(403, f"This request must come from a OneScan page or carry the header {CUSTOM_HEADER}.")
 
@@ -70,3 +68,6 @@ def checked_uid(uid: Annotated[str, Path(description="Study Instance UID: digits
 
 StudyUid = Annotated[str, Depends(checked_uid)]
 Revision = Annotated[int, Path(ge=1, le=1_000_000, description="Revision of the report, from 1.")]
+DestinationName = Annotated[
+    str, Path(pattern=r"^[A-Za-z0-9_-]{1,32}$", description="Name of the destination in the settings.")
+]

@@ -72,20 +72,21 @@ def sentence(text: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def person(name: str | None) -> str:
-    """A DICOM PN as "Family, Given Middle", other character groups in brackets (PS3.5 6.2.1)."""
-    groups = []
-    for group in (name or "").split("="):
-        family, *given = (part.strip() for part in group.split("^"))
-        rest = " ".join(part for part in given if part)
-        groups.append(", ".join(part for part in (family, rest) if part))
-    first, *others = [group for group in groups if group] or ["No name"]
-    return f"{first} ({'; '.join(others)})" if others else first
+def person(name: str) -> str:
+    """A DICOM PN as "Family, Given Middle", its other character groups in brackets (PS3.5 6.2.1)."""
+    latin, *others = (group.split("^") for group in name.split("="))
+    family, given = latin[0].strip(), " ".join(part.strip() for part in latin[1:] if part.strip())
+    first = ", ".join(part for part in (family, given) if part)
+    rest = [" ".join(part.strip() for part in group if part.strip()) for group in others]
+    shown = "; ".join(group for group in rest if group)
+    if first and shown:
+        return f"{first} ({shown})"
+    return first or shown or "No name"
 
 
-def day(date: str | None) -> str:
+def day(date: str) -> str:
     """A DICOM DA (YYYYMMDD) as YYYY-MM-DD; anything else as it stands."""
-    text = (date or "").strip()
+    text = date.strip()
     return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdigit() else text
 
 
@@ -108,7 +109,9 @@ def priority(value: int) -> str:
 
 def replay_url(delivery: DeliveryRow) -> str:
     """Where the form that sends a delivery again is posted to."""
-    return f"/studies/{delivery.study_instance_uid}/reports/{delivery.revision}/deliveries/{delivery.destination}/replay"
+    return (
+        f"/studies/{delivery.study_instance_uid}/reports/{delivery.revision}/deliveries/{delivery.destination}/replay"
+    )
 
 
 def size(byte_count: int) -> str:
