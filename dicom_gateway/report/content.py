@@ -4,6 +4,7 @@ The classes are the published JSON form (`report.schema.json`); `dicom_gateway.r
 values the pipeline produced. No patient identity stands in a report: it stays in the source headers.
 """
 
+import json
 from datetime import datetime
 from typing import Any, Literal
 
@@ -117,4 +118,8 @@ class Report(_Record):
 
 def report_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of report.json."""
-    return Report.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(report_schema(), indent=2))

@@ -14,16 +14,15 @@ _MOST_URGENT_FIRST = (
     FindingKind.CONSOLIDATION,
     FindingKind.PULMONARY_NODULE,
 )
-_URGENCY = {kind: i for i, kind in enumerate((*_MOST_URGENT_FIRST, *FindingKind))}
+_URGENCY = {kind: i for i, kind in enumerate(dict.fromkeys((*_MOST_URGENT_FIRST, *FindingKind)))}
 _LISTED_LESIONS = 2
 _NAMED_KINDS = 6
 _SIZE_FIRST = (Quantity.LONG_AXIS, Quantity.MAXIMUM_DIAMETER, Quantity.VOLUME)
 
 
 def by_urgency(findings: tuple[ReportedFinding, ...]) -> list[ReportedFinding]:
-    """Most urgent kind first, kinds of equal urgency in the order of the vocabulary."""
-    order = {kind: i for i, kind in enumerate(sorted(FindingKind, key=_URGENCY.__getitem__))}
-    return sorted(findings, key=lambda f: (order[FindingKind(f.kind)], f.lesion or 0))
+    """Most urgent kind first, then in the order of the vocabulary."""
+    return sorted(findings, key=lambda f: (_URGENCY[FindingKind(f.kind)], f.lesion or 0))
 
 
 def headline(report: Report) -> tuple[str, ...]:
@@ -36,7 +35,7 @@ def headline(report: Report) -> tuple[str, ...]:
     lines = [_present(f, [x for x in lesions if x.kind == f.kind]) for f in present]
     if not present:
         assessed = sum(f.presence != "not_assessed" for f in studied)
-        lines.append(f"Nothing found among the {assessed} finding kinds assessed, of {len(FindingKind)}.")
+        lines.append(f"Nothing found among the finding kinds assessed ({assessed} of {len(FindingKind)}).")
     lines += _listed("Indeterminate", studied, "indeterminate")
     lines += _listed("Assessed, not found", studied, "absent")
     return (*lines, *_not_assessed(report))

@@ -1,0 +1,132 @@
+"""Source headers as hospitals write them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from dicom_gateway.report.source_headers import read_source_headers
+from dicom_gateway.report.source_text import decode_text
+from imaging.errors import UnreadableInstance
+
+NAME = "王^小东"
+
+
+def write(path: Path, **values: Any) -> Path:
+    ds = Dataset()
+    required = {
+        "SOPClassUID": CTImageStorage,
+        "SOPInstanceUID": "1.2.3.1",
+        "StudyInstanceUID": "1.2.3",
+        "SeriesInstanceUID": "1.2.3.0",
+    }
+    for keyword, value in (required | values).items():
+        setattr(ds, keyword, value)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def replace_value(path: Path, keyword_bytes: bytes, placeholder: bytes, value: bytes) -> Path:
+    """Puts raw bytes of even length into an element, which pydicom would not write."""
+    content = path.read_bytes()
+    old = keyword_bytes + len(placeholder).to_bytes(2, "little") + placeholder
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, keyword_bytes + len(value).to_bytes(2, "little") + value))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("value", "declared", "text"),
+    [
+        (b"Doe^John ", (), "Doe^John"),
+        (NAME.encode(), ("ISO_IR 192",), NAME),
+        (NAME.encode("gb18030"), ("GB18030",), NAME),
+        (NAME.encode("gbk"), ("GBK",), NAME),
+        (b"\x1b$)A" + NAME.encode("gb2312"), ("", "ISO 2022 IR 58"), NAME),
+        (b"\x1b$)A\xcd\xf5^\x1b$)A\xd0\xa1\xb6\xab", ("", "ISO 2022 IR 58"), NAME),
+        (NAME.encode("gbk"), ("ISO_IR 100",), NAME),
+        (NAME.encode("gbk"), (), NAME),
+        (NAME.encode("gbk"), ("ISO_IR 192",), NAME),
+        (NAME.encode(), (), NAME),
+        (NAME.encode(), ("ISO_IR 100",), NAME),
+        ("胸部CT平扫".encode("gbk"), ("ISO_IR 100",), "胸部CT平扫"),
+        ("朱镕基".encode("gbk"), (), "朱镕基"),
+        ("Müller^Jürgen".encode("latin-1"), ("ISO_IR 100",), "Müller^Jürgen"),
+        ("Conceição^João".encode("latin-1"), ("ISO_IR 100",), "Conceição^João"),
+        ("Éric^Zoë".encode("latin-1"), ("ISO_IR 100",), "Éric^Zoë"),
+        ("Иванов".encode("iso8859_5"), ("ISO_IR 144",), "Иванов"),
+        (b"A\x00B\x07", (), "AB"),
+    ],
+)
+def test_text_is_decoded_also_under_a_wrong_label(value: bytes, declared: tuple[str, ...], text: str) -> None:
+    assert decode_text(value, declared) == text
+
+
+@given(value=st.binary(max_size=40), declared=st.sampled_from([(), ("ISO_IR 192",), ("GBK",), ("ISO_IR 100",)]))
+def test_any_bytes_become_text_that_utf_8_can_hold(value: bytes, declared: tuple[str, ...]) -> None:
+    text = decode_text(value, declared)
+    assert text.encode("utf-8").decode("utf-8") == text
+    assert not any(ord(c) < 32 for c in text)
+
+
+@given(text=st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5), min_size=2, max_size=20))
+def test_utf_8_chinese_survives_under_every_honest_or_missing_label(text: str) -> None:
+    assert decode_text(text.encode(), ("ISO_IR 192",)) == text
+    assert decode_text(text.encode(), ()) == text
+    assert decode_text(text.encode("gb18030"), ("GB18030",)) == text
+
+
+def test_mislabelled_gbk_in_a_file_is_repaired(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dcm", SpecificCharacterSet="ISO_IR 100", PatientName="AAAAAA")
+    replace_value(path, b"\x10\x00\x10\x00PN", b"AAAAAA", "王小东".encode("gbk"))
+    header = read_source_headers([path]).first
+    assert header.PatientName == "王小东"
+    assert header.SpecificCharacterSet == "ISO_IR 192"
+
+
+def test_missing_elements_are_present_and_empty(tmp_path: Path) -> None:
+    header = read_source_headers([write(tmp_path / "a.dcm")]).first
+    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
+        assert not header[keyword].value
+    assert header.StudyDate == header.StudyTime == header.ReferringPhysicianName == ""
+    assert "FrameOfReferenceUID" not in header
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "kept"),
+    [
+        ("PatientSex", "U", ""),
+        ("PatientSex", "f", "F"),
+        ("PatientAge", "066Y", "066Y"),
+        ("PatientAge", "66", None),
+        ("StudyDate", "20260230", ""),
+        ("StudyDate", "20260228", "20260228"),
+        ("StudyTime", "2561", ""),
+        ("StudyTime", "093005.25", "093005.25"),
+        ("TimezoneOffsetFromUTC", "+0800", "+0800"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_implausible_values_are_left_out(tmp_path: Path, keyword: str, value: str, kept: str | None) -> None:
+    header = read_source_headers([write(tmp_path / "a.dcm", **{keyword: value})]).first
+    assert header.get(keyword) == kept
+
+
+def test_files_that_cannot_be_used_are_passed_over(tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("not DICOM")
+    private = write(tmp_path / "p.dcm", SOPClassUID="1.2.3.4.5.6", SOPInstanceUID="1.2.3.8")
+    good = write(tmp_path / "g.dcm")
+    other = write(tmp_path / "o.dcm", StudyInstanceUID="1.2.9", SOPInstanceUID="1.2.9.1")
+    headers = read_source_headers([text, tmp_path / "missing.dcm", private, good, other])
+    assert [ds.SOPInstanceUID for ds in headers.instances] == ["1.2.3.1"]
+    with pytest.raises(UnreadableInstance):
+        read_source_headers([text, private])
