@@ -5,6 +5,7 @@ from io import BytesIO
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
@@ -17,7 +18,7 @@ _ITEM = b"\xfe\xff\x00\xe0"
 _SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0"
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _MAXIMUM_INFLATED_BYTES = 1 << 30
-_READ = [
+_KEYWORDS = (
     "SpecificCharacterSet",
     "SOPClassUID",
     "SOPInstanceUID",
@@ -33,7 +34,8 @@ _READ = [
     "BitsAllocated",
     "SamplesPerPixel",
     "NumberOfFrames",
-]
+)
+_READ = [Tag(keyword) for keyword in _KEYWORDS]
 
 
 def read_header(data_set: bytes, *, transfer_syntax: UID, sop_class_uid: str, sop_instance_uid: str) -> InstanceHeader:

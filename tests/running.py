@@ -1,0 +1,141 @@
+"""Real processes and peers for tests: roles of the service, DCMTK's storescu, a PACS that keeps what it gets."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import Comprehensive3DSRStorage, SecondaryCaptureImageStorage, Verification
+
+from dicom_gateway.operate import prepare_data
+from dicom_gateway.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+DEADLINE_S = 60.0
+
+
+def free_port() -> int:
+    """A TCP port of the loopback nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_settings(folder: Path, **values: Any) -> Settings:
+    """Settings for a test: loopback, free ports, everybody may send, short quiet periods; data prepared."""
+    defaults: dict[str, Any] = {
+        "data_dir": folder / "data",
+        "dicom_host": "127.0.0.1",
+        "dicom_port": free_port(),
+        "web_port": free_port(),
+        "calling_ae_titles": ("*",),
+        "quiet_period_s": 0.5,
+        "quiet_period_single_image_s": 1.0,
+        "minimum_free_space_mb": 1,
+        "delivery_backoff_s": 0.5,
+    }
+    settings = Settings(**defaults | values)
+    prepare_data(settings)
+    return settings
+
+
+def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """The first true value of `condition`; fails with `what` when none comes."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    pytest.fail(f"not within {deadline_s:.0f} s: {what}")
+
+
+def start_role(settings: Settings, role: str, program: list[str] | None = None) -> subprocess.Popen[str]:
+    """A role of the service as the supervisor starts it; serving when this returns.
+
+    `program` replaces `-m dicom_gateway ROLE --supervised` after the interpreter's name.
+    """
+    process = subprocess.Popen(
+        [sys.executable, *(program or ["-m", "dicom_gateway", role, "--supervised"])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(settings.model_dump_json() + "\n")
+    process.stdin.flush()
+    assert process.stdout.readline().strip() == "ready"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """kill -9, and wait for it."""
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+
+
+@contextmanager
+def role(settings: Settings, name: str, program: list[str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A role that is killed at the end."""
+    process = start_role(settings, name, program)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def storescu(settings: Settings, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Send every file of `folder` with DCMTK; skips the test where DCMTK is not installed."""
+    program = shutil.which("storescu")
+    if program is None:
+        pytest.skip("DCMTK (storescu) is not installed")
+    return subprocess.run(
+        [program, "-v", *options, "-aet", "CT1", "-aec", settings.ae_title, "+sd", "127.0.0.1", str(settings.dicom_port)]
+        + [str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+@dataclass
+class Pacs:
+    """A receiving peer; `received` counts C-STOREs by SOP Instance UID, `status` is what it answers."""
+
+    port: int
+    received: Counter[str] = field(default_factory=Counter)
+    status: int = 0x0000
+
+
+@contextmanager
+def pacs(port: int | None = None, sop_classes: tuple[Any, ...] | None = None) -> Iterator[Pacs]:
+    """A storage SCP for results on a loopback port."""
+    peer = Pacs(port or free_port())
+
+    def on_store(event: Any) -> int:
+        if peer.status == 0x0000:
+            peer.received[str(event.request.AffectedSOPInstanceUID)] += 1
+        return peer.status
+
+    entity = AE(ae_title="PACS")
+    entity.add_supported_context(Verification)
+    for sop_class in (Comprehensive3DSRStorage, SecondaryCaptureImageStorage) if sop_classes is None else sop_classes:
+        entity.add_supported_context(sop_class)
+    entity.start_server(("127.0.0.1", peer.port), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)])
+    try:
+        yield peer
+    finally:
+        entity.shutdown()
