@@ -43,6 +43,7 @@ __all__ = [
     "Phantom",
     "PlacedFinding",
     "make_phantom",
+    "phantom_uid",
     "truth_document",
 ]
 
@@ -119,6 +120,11 @@ def truth_document(phantom: Phantom) -> dict[str, object]:
         "lung_volume_ml": dict(phantom.lung_volume_ml),
         "findings": [asdict(finding) for finding in phantom.truth],
     }
+
+
+def phantom_uid(seed: int, study_tag: str, *parts: str) -> str:
+    """UID of a thing of the phantom study `study_tag`; the volume's own UIDs have the empty tag."""
+    return derive_uid("phantom", str(seed), study_tag, *parts)
 
 
 def _check(seed: int, spacing_mm: Point, kernel: str, noise_hu: float) -> None:
@@ -219,11 +225,10 @@ def _volume(canvas: Canvas, seed: int) -> Volume:
     affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = slice_mm, row_mm, column_mm, 1.0
     affine[:3, 3] = canvas.grid.point((0, 0, 0))
     count = canvas.grid.shape[0]
-    name = f"phantom {seed}"
     return Volume(
         hu=np.clip(np.rint(canvas.hu), -1024, 3071).astype(np.int16),
-        geometry=Geometry(affine, canvas.grid.shape, derive_uid(name, "frame of reference")),
-        series_instance_uid=derive_uid(name, "series"),
-        sop_instance_uids=tuple(derive_uid(name, "instance", str(index)) for index in range(count)),
+        geometry=Geometry(affine, canvas.grid.shape, phantom_uid(seed, "", "frame of reference")),
+        series_instance_uid=phantom_uid(seed, "", "series"),
+        sop_instance_uids=tuple(phantom_uid(seed, "", "instance", str(index)) for index in range(count)),
         frame_numbers=(None,) * count,
     )

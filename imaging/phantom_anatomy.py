@@ -1,6 +1,6 @@
 """The soft anatomy of the phantom patient: who the patient is, and the distance fields of body, lungs and organs.
 
-Written in a canonical space in mm: x to the left, y to posterior, z up, origin at the carina's height in the midline.
+Written in a canonical space in mm: x to the left, y to posterior, z up, origin in the midline at the carina.
 A seeded affine map and a smooth warp carry it to the patient (LPS mm). Proportions follow adult chest CT in inspiration.
 """
 
@@ -236,10 +236,10 @@ def _diaphragm(space: Space, patient: Patient) -> F32:
     """Distance below (negative) the two domes."""
     x, y, z = space.position
     height = np.full(x.shape, -400, np.float32)
-    for side, top in ((-1, -56.0), (1, -70.0)):
+    for side, top in ((-1, -70.0), (1, -82.0)):
         lateral = np.where(side * x > 68, 70, 115).astype(np.float32)
         q = ((x - side * 68) / lateral) ** 2 + ((y + 22) / 112) ** 2
-        dome = top - patient.inspiration_mm - 112 * q ** np.float32(1.45)
+        dome = top - patient.inspiration_mm - 106 * q ** np.float32(1.45)
         np.maximum(height, dome, out=height)
     return to_distance(z - height)
 

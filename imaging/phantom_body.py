@@ -17,7 +17,7 @@ ANATOMY: tuple[str, ...] = (
 LABEL = {name: value for value, name in enumerate(ANATOMY)}
 
 _TARGETS = 750
-_BRONCHI = 110
+_BRONCHI = 150
 _CORONARIES = {
     "left_anterior_descending": ((12, -44, -18), (28, -66, -30), (40, -74, -48), (54, -68, -68), (62, -58, -84)),
     "circumflex": ((12, -34, -16), (40, -8, -30), (60, -8, -46), (68, -14, -64)),
@@ -50,7 +50,7 @@ def paint_wall(canvas: Canvas, space: Space, organs: Organs, patient: Patient) -
     depth = organs.cage - 12 - 4 * lattice_noise(canvas.working, patient.seed + 104, 45.0)
     planes = np.minimum(np.abs(depth) - 0.7, np.maximum(marbling * 3.0, 13 - organs.cage))
     canvas.paint(np.maximum(planes, organs.muscle + 2).astype(np.float32), np.asarray(fat + 25, np.float32))
-    canvas.paint(organs.cage + 1, np.asarray(fat + 6, np.float32))
+    canvas.paint(organs.cage + np.float32(2.2), np.asarray(fat + 6, np.float32))
     canvas.paint(np.maximum(organs.cage, np.abs(organs.diaphragm) - 1.6), patient.muscle_hu)
 
 
@@ -99,7 +99,7 @@ def grow_trees(canvas: Canvas, space: Space, organs: Organs, patient: Patient) -
         bronchus, artery = paths[f"{side}_bronchus"], paths[f"{side}_pulmonary"]
         vein = paths["left_lower_veins" if side == "left" else "lower_veins"]
         roots = {
-            "bronchi": (bronchus[1:], inner, 0.85, bronchus[-1][3]),
+            "bronchi": (bronchus[1:], inner, 0.95, bronchus[-1][3]),
             "arteries": (artery[1:], np.concatenate([inner + rng.normal(0, 2.0, inner.shape), outer]), 0.55, 6.0),
             "veins": (vein, _targets(canvas, lung, rng, _TARGETS, 4.0), 0.5, 5.0),
         }

@@ -24,6 +24,10 @@ _CALCIUM_HU = 750.0
 _METAL_HU = 3000.0
 # Canonical centres of stations 4R, 7, 4L, 2R, 5 and 10R, in that order.
 _NODE_STATIONS = ((-17, -12, 16), (6, 9, -17), (12, 6, 12), (-14, -16, 44), (30, -10, 16), (-34, -6, -4))
+_LEAD = (
+    (48.0, -96.0, 66.0), (60.0, -60.0, 82.0), (44.0, -36.0, 74.0), (20.0, -41.0, 52.0), (-16.0, -32.0, 42.0),
+    (-25.0, -28.0, 10.0), (-26.0, -26.0, -30.0), (-18.0, -36.0, -66.0), (14.0, -54.0, -78.0), (34.0, -62.0, -82.0),
+)  # fmt: skip
 _GENERATOR = ((34.0, -102.0, 62.0), (62.0, -98.0, 66.0))
 
 
@@ -158,7 +162,7 @@ def place_bone_density(scene: Scene, request: LesionRequest, rng: np.random.Gene
     mask = np.zeros(canvas.grid.shape, bool)
     used = 0
     for index in range(len(vertebra_heights()) - 1, -1, -1):
-        z0, height = vertebra_heights()[index]
+        z0 = vertebra_heights()[index][0]
         box = box_near(canvas, scene.space, [[-28, 10, z0 - 22], [28, 75, z0 + 22]], 0.0)
         if box is None or box[0].start == 0 or used == 3:
             continue
@@ -291,10 +295,9 @@ def place_device(scene: Scene, request: LesionRequest, rng: np.random.Generator)
     """A pacemaker under the left clavicle with one or two leads through the superior vena cava."""
     canvas, space = scene.canvas, scene.space
     before = canvas.anatomy.copy()
-    leads = [[(48, -96, 66), (60, -60, 82), (44, -36, 74), (20, -41, 52), (-16, -32, 42), (-25, -28, 10), (-26, -26, -30),
-              (-18, -36, -66), (14, -54, -78), (34, -62, -82)]]  # fmt: skip
+    leads: list[Sequence[tuple[float, float, float]]] = [_LEAD]
     if request.size >= 2:
-        leads.append([*leads[0][:6], (-27, -27, -24), (-30, -34, -40), (-32, -40, -28)])
+        leads.append([*_LEAD[:6], (-27, -27, -24), (-30, -34, -40), (-32, -40, -28)])
     for lead in leads:
         path = space.to_patient(smooth_path(lead, 4.0)[0])
         canvas.draw_tube(path, np.full(len(path), 1.1), _METAL_HU, -1000.0, 255)

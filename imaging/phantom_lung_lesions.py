@@ -68,7 +68,7 @@ def place_consolidation(scene: Scene, request: LesionRequest, rng: np.random.Gen
     box = scene.lung_box(side)
     tree = scene.trees.bronchi[0 if side == "left" else 1]
     radius = (request.size * 1000 * 0.75 / np.pi) ** (1 / 3)
-    nodes = tree.nodes[tree.radii > 1.0]
+    nodes = tree.nodes[tree.radii > 1.5]
     low = scene.space.to_canonical(nodes)
     nodes = nodes[(low[:, 2] < -10) & (np.abs(low[:, 0]) > 45)] if len(nodes) else nodes
     centre = _pick(scene, side, nodes, rng, min(radius * 0.4, 18.0))

@@ -128,7 +128,7 @@ class Canvas:
             if box is None:
                 continue
             distance = capsule(self.coordinates(box), start, end, r0, r1, flatten)
-            fade = min(1.0, (2.0 * min(r0, r1) / width) ** 2)
+            fade = float(min(1.0, (2.0 * min(r0, r1) / width) ** 2))
             coverage = np.clip(0.5 - distance / width, 0, 1) * fade
             drawn = behind_hu + coverage * np.float32(hu - behind_hu)
             combine(self.hu[box], drawn, out=self.hu[box], where=coverage > 0)
