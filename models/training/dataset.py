@@ -12,18 +12,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from models.training.lesions import insert_lesions
+from models.training.phantoms import load_phantoms
 from models.training.sources import OrganMap, Sample, read_ct, read_organ_map, real_sample, to_grid
 from models.training.synthesis import Shape, deform, paint_organs, scan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A real CT of the data root: `path` in it, its licence, and whether it holds pneumonia nobody outlined."""
+    """A real CT of the data root: `path` in it, its licence, and what it holds that is not outlined.
+
+    `nodules` are (x, y, z, diameter) in mm, LPS.
+    """
 
     path: str
     name: str
     licence: str
     unlabelled_pneumonia: bool = False
+    nodules: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,8 @@ class Config:
     volumes: tuple[Volume, ...]
     organ_map: str
     organ_map_licence: str
+    phantom_folder: Path
+    phantom_first_seed: int
     phantoms: int
 
 
@@ -65,6 +72,7 @@ def read_config(path: Path) -> Config:
         mix=Mix(**table.pop("mix")),
         volumes=tuple(Volume(**volume) for volume in table.pop("volumes")),
         features=tuple(table.pop("features")),
+        phantom_folder=(path.parent / table.pop("phantom_folder")).resolve(),
         crop=crop,
         **table,
     )
@@ -85,10 +93,12 @@ def read_sources(config: Config) -> Sources:
         real_sample(
             to_grid(read_ct(config.data_root / volume.path), -1024.0),
             unlabelled_pneumonia=volume.unlabelled_pneumonia,
+            nodules=volume.nodules,
         )
         for volume in config.volumes
     )
-    return Sources(real, read_organ_map(config.data_root / config.organ_map), ())
+    phantoms = load_phantoms(config.phantom_folder, config.phantom_first_seed, config.phantoms)
+    return Sources(real, read_organ_map(config.data_root / config.organ_map), phantoms)
 
 
 def make_sample(sources: Sources, config: Config, index: int) -> Sample:

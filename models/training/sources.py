@@ -5,6 +5,7 @@ array SimpleITK gives for an image of identity direction in LPS.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,20 @@ def read_ct(path: Path) -> sitk.Image:
     return sitk.Cast(reader.Execute(), sitk.sitkFloat32)
 
 
-def to_grid(image: sitk.Image, outside: float, *, labels: bool = False) -> npt.NDArray[np.float32]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """Values on the network's spacing; `origin_mm` is (x, y, z) of the first voxel."""
+
+    values: npt.NDArray[np.float32]
+    origin_mm: tuple[float, float, float]
+
+    def indices(self, point_mm: Sequence[float]) -> tuple[float, float, float]:
+        """(z, y, x) indices, with fractions, of a point (x, y, z)."""
+        x, y, z = ((p - o) / SPACING_MM for p, o in zip(point_mm, self.origin_mm, strict=True))
+        return z, y, x
+
+
+def to_grid(image: sitk.Image, outside: float, *, labels: bool = False) -> Grid:
     """The image on the network's spacing, axis-aligned LPS, covering its whole extent."""
     corners = np.array(
         [
@@ -77,7 +91,8 @@ def to_grid(image: sitk.Image, outside: float, *, labels: bool = False) -> npt.N
         np.eye(3).ravel().tolist(),
         outside,
     )
-    return sitk.GetArrayFromImage(resampled).astype(np.float32)
+    x, y, z = (float(v) for v in origin)
+    return Grid(sitk.GetArrayFromImage(resampled).astype(np.float32), (x, y, z))
 
 
 def largest(mask: npt.NDArray[np.bool_], count: int = 1) -> npt.NDArray[np.bool_]:
@@ -147,16 +162,20 @@ def _airways(hu: npt.NDArray[np.float32], body: npt.NDArray[np.bool_]) -> npt.ND
     return grown
 
 
-def real_sample(hu: npt.NDArray[np.float32], *, unlabelled_pneumonia: bool) -> Sample:
+def real_sample(grid: Grid, *, unlabelled_pneumonia: bool, nodules: Sequence[Sequence[float]] = ()) -> Sample:
     """A real volume without labels: anatomy by thresholds, partial where thresholds cannot tell.
 
     With `unlabelled_pneumonia` what is dense in the lungs becomes clear ground glass or consolidation where its HU
-    leave no doubt, and unknown elsewhere.
+    leave no doubt, and unknown elsewhere. `nodules` are (x, y, z, diameter) in mm of real ones, left out of the loss.
     """
+    hu = grid.values
+    nodule = np.zeros(hu.shape, np.bool_)
+    for *centre, diameter_mm in nodules:
+        nodule |= _ball(hu.shape, grid.indices(centre), 0.75 * diameter_mm / SPACING_MM)
     body = body_mask(hu)
     left, right, airways = lung_labels(hu, body)
     keep = _thorax_box(body, left | right)
-    hu, body, left, right, airways = (array[keep] for array in (hu, body, left, right, airways))
+    hu, body, left, right, airways, nodule = (array[keep] for array in (hu, body, left, right, airways, nodule))
     anatomy = np.full(hu.shape, LABEL["background"], np.uint8)
     anatomy[body] = LABEL["soft_tissue"]
     anatomy[body & (hu > -140) & (hu < -60)] = LABEL["body"]
@@ -174,7 +193,14 @@ def real_sample(hu: npt.NDArray[np.float32], *, unlabelled_pneumonia: bool) -> S
     unknown = np.zeros(hu.shape, np.uint8)
     if unlabelled_pneumonia:
         lesions, unknown = _pneumonia(hu, anatomy)
+    unknown[nodule] |= np.uint8(_LUNG_BITS)
     return Sample(hu=hu, anatomy=anatomy, lesions=lesions, unknown=unknown)
+
+
+def _ball(shape: tuple[int, ...], centre: Sequence[float], radius: float) -> npt.NDArray[np.bool_]:
+    axes = np.ogrid[tuple(slice(0, n) for n in shape)]
+    inside: npt.NDArray[np.bool_] = sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) <= radius**2
+    return inside
 
 
 def _thorax_box(body: npt.NDArray[np.bool_], lungs: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
@@ -235,7 +261,7 @@ class OrganMap:
 def read_organ_map(path: Path) -> OrganMap:
     """A TotalSegmentator label map with its names in a JSON file of the same stem; body outline is added."""
     names = {int(k): v for k, v in json.loads(path.with_name(path.name.split(".")[0] + ".json").read_text()).items()}
-    organ = to_grid(sitk.ReadImage(str(path)), 0, labels=True).astype(np.uint8)
+    organ = to_grid(sitk.ReadImage(str(path)), 0, labels=True).values.astype(np.uint8)
     lungs = np.isin(organ, [label for label, name in names.items() if name.startswith("lung_")])
     margin = round(MARGIN_MM / SPACING_MM)
     z = np.nonzero(lungs.any(axis=(1, 2)))[0]
