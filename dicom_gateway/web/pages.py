@@ -136,7 +136,7 @@ def system_page(request: Request, site: CurrentSite, checks: bool = False) -> HT
         "system.html",
         health=check_health(site.settings, site.engine),
         checks=operate.doctor(site.settings) if checks else (),
-        shown_settings=_shown(site.settings),
+        shown_settings=shown_settings(site.settings),
     )
 
 
@@ -192,7 +192,7 @@ def _tally(deliveries: tuple[DeliveryRow, ...]) -> tuple[tuple[Words, int], ...]
     return tuple((delivery_state(state), states[state]) for state in DeliveryState if state in states)
 
 
-def _shown(settings: Settings) -> list[tuple[str, str, str]]:
+def shown_settings(settings: Settings) -> list[tuple[str, str, str]]:
     """Name, value and description of every setting; a password in the database's URL is left out."""
     values: dict[str, Any] = settings.model_dump(mode="json")
     values["database_url"] = sa.make_url(settings.database).render_as_string(hide_password=True)

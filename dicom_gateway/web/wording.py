@@ -1,5 +1,6 @@
 """The words and number forms of the pages: what a value of the store or the report is called on the screen."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -87,7 +88,7 @@ def person(name: str) -> str:
 def day(date: str) -> str:
     """A DICOM DA (YYYYMMDD) as YYYY-MM-DD; anything else as it stands."""
     text = date.strip()
-    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdigit() else text
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if re.fullmatch(r"[0-9]{8}", text) else text
 
 
 def moment(instant: datetime) -> str:

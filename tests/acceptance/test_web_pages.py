@@ -1,0 +1,80 @@
+"""The report page in a real browser: Chromium loads it from a real server, runs its scripts and obeys its policy."""
+
+import shutil
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from fastapi import Request, Response
+from web_samples import deliver, open_site, publish, receive, sample_report, serving, site_settings
+
+from dicom_gateway.store.schema import DeliveryState
+from dicom_gateway.web.app import create_app
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+UID = "1.2.840.4711.1"
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--enable-logging=stderr", "--dump-dom",
+)  # fmt: skip
+
+pytestmark = [
+    pytest.mark.acceptance,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
+]
+
+
+def dump_dom(url: str, profile: Path, seconds: int = 3) -> tuple[str, str]:
+    """The page's DOM after its scripts ran for so many virtual seconds, and what the browser complained about."""
+    budget = f"--virtual-time-budget={seconds * 1000}"
+    command = [str(CHROMIUM), *FLAGS, budget, f"--user-data-dir={profile}", url]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return run.stdout, "\n".join(line for line in run.stderr.splitlines() if "CONSOLE" in line)
+
+
+def test_the_report_page_renders_without_a_complaint_of_the_browser(tmp_path: Path) -> None:
+    """Headline, cards, key images and the parked delivery are in the DOM; no policy violation, no script error."""
+    settings = site_settings(tmp_path)
+    engine = open_site(settings)
+    receive(engine, UID, count=3)
+    publish(settings, engine, sample_report(UID))
+    deliver(engine, UID, "pacs", DeliveryState.PARKED, attempts=8, last_error="connection refused")
+    engine.dispose()
+    with serving(create_app(settings)) as client:
+        dom, complaints = dump_dom(str(client.base_url.join(f"/studies/{UID}")), tmp_path / "profile")
+    assert complaints == ""
+    for words in ("8.4 x 6.1 mm", "Pulmonary nodule", "Not assessed", "Send again", "Research use only"):
+        assert words in dom
+    assert dom.count("data-enlarge") == 4
+
+
+def test_the_study_list_is_refreshed_in_place(tmp_path: Path) -> None:
+    """A study that arrives while the page is open appears without a reload."""
+    settings = site_settings(tmp_path)
+    engine = open_site(settings)
+    receive(engine, UID, patient_name="First^Patient")
+    app = create_app(settings)
+    served = 0
+
+    @app.middleware("http")
+    async def arrive_after_the_first_page(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        nonlocal served
+        answer = await call_next(request)
+        if request.url.path == "/":
+            served += 1
+            if served == 1:
+                receive(engine, "1.2.840.4711.2", patient_name="Second^Patient")
+        return answer
+
+    with serving(app) as client:
+        dom, complaints = dump_dom(str(client.base_url), tmp_path / "profile", seconds=12)
+    engine.dispose()
+    assert served >= 2
+    assert complaints == ""
+    assert "First, Patient" in dom and "Second, Patient" in dom
