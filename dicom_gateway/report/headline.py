@@ -14,7 +14,8 @@ _MOST_URGENT_FIRST = (
     FindingKind.CONSOLIDATION,
     FindingKind.PULMONARY_NODULE,
 )
-_URGENCY = {kind: i for i, kind in enumerate(dict.fromkeys((*_MOST_URGENT_FIRST, *FindingKind)))}
+# Rank of a kind: what cannot wait first, then the order of the vocabulary.
+URGENCY = {kind: i for i, kind in enumerate(dict.fromkeys((*_MOST_URGENT_FIRST, *FindingKind)))}
 _LISTED_LESIONS = 2
 _NAMED_KINDS = 6
 _SIZE_FIRST = (Quantity.LONG_AXIS, Quantity.MAXIMUM_DIAMETER, Quantity.VOLUME)
@@ -22,7 +23,7 @@ _SIZE_FIRST = (Quantity.LONG_AXIS, Quantity.MAXIMUM_DIAMETER, Quantity.VOLUME)
 
 def by_urgency(findings: tuple[ReportedFinding, ...]) -> list[ReportedFinding]:
     """Most urgent kind first, then in the order of the vocabulary."""
-    return sorted(findings, key=lambda f: (_URGENCY[FindingKind(f.kind)], f.lesion or 0))
+    return sorted(findings, key=lambda f: (URGENCY[FindingKind(f.kind)], f.lesion or 0))
 
 
 def headline(report: Report) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def local_time(report: Report, headers: SourceHeaders) -> datetime:
 
 
 def finish(ds: Dataset, report: Report, headers: SourceHeaders, description: str) -> Dataset:
-    """Freezes every time stamp at `report.created` and names the series; `ds` is changed and returned.
+    """Freezes every time stamp at `report.created`, names patient and series; `ds` is changed and returned.
 
     highdicom writes the wall clock into several elements, which would make a re-run differ under the same UID.
     """
@@ -84,5 +84,6 @@ def finish(ds: Dataset, report: Report, headers: SourceHeaders, description: str
     for keyword in ("TimezoneOffsetFromUTC", "StudyDescription", "PatientAge", "IssuerOfPatientID"):
         if keyword in headers.first:
             setattr(ds, keyword, headers.first.get(keyword))
+    ds.PatientName = headers.first.PatientName
     ds.SeriesDescription = description
     return ds

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dicom_gateway.report.headline import URGENCY
 from imaging.lungs import Mask
 from imaging.render import (
     BONE_WINDOW,
@@ -52,12 +53,12 @@ _CROPPED_FIELD_MM = 120.0
 def key_image_names(findings: Sequence[Finding]) -> dict[str, str]:
     """Tracking UID -> file name "key_<n>.png" of the findings that get a key image, at most MAXIMUM_KEY_IMAGES.
 
-    Only what is present or indeterminate and has a region. Each kind has its turn before any kind has a second
-    one; the answer about the study has no image where a lesion of the kind has one.
+    Only what is present or indeterminate and has a region. Each kind, the most urgent first, has its turn
+    before any has a second one; the answer about the study has no image where a lesion of the kind has one.
     """
     shown = [f for f in findings if f.region is not None and f.presence in _COLOURS]
     with_lesions = {f.kind for f in shown if f.lesion is not None}
-    by_kind: dict[FindingKind, list[Finding]] = {kind: [] for kind in FindingKind}
+    by_kind: dict[FindingKind, list[Finding]] = {kind: [] for kind in sorted(FindingKind, key=URGENCY.__getitem__)}
     for finding in sorted(shown, key=lambda f: f.lesion or 0):
         if finding.lesion is not None or finding.kind not in with_lesions:
             by_kind[finding.kind].append(finding)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
@@ -58,7 +59,9 @@ def read_source_headers(paths: Iterable[Path]) -> SourceHeaders:
     if not raw:
         raise UnreadableInstance("no file has the headers a result needs")
     study_instance_uid = raw[0].StudyInstanceUID
-    headers = [_sanitised(ds) for ds in raw if ds.StudyInstanceUID == study_instance_uid]
+    # What breaks the standard but names patient or study stays as the PACS knows it; pydicom would warn of it.
+    with disable_value_validation():
+        headers = [_sanitised(ds) for ds in raw if ds.StudyInstanceUID == study_instance_uid]
     return SourceHeaders(tuple(headers))
 
 

@@ -1,6 +1,7 @@
 """The report as a Comprehensive 3D SR: TID 1500 with one TID 1501 group for each answer."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 from highdicom.sr import (
@@ -70,8 +71,11 @@ def encode_sr(report: Report, headers: SourceHeaders) -> Dataset:
     )
     _add_sections(content[0].ContentSequence, report, by_uid)
     _separate(content[0])
+    # highdicom would copy the name from the first instance, and warns with it in the text if it has one component.
+    nameless = deepcopy(headers.first)
+    nameless.PatientName = ""
     sr = Comprehensive3DSR(
-        evidence=list(headers.instances),
+        evidence=[nameless, *headers.instances[1:]],
         content=content,
         is_complete=True,
         is_final=False,

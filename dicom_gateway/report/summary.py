@@ -26,7 +26,6 @@ def encode_summary(report: Report, headers: SourceHeaders, key_images: Mapping[s
         coordinate_system="PATIENT",
         study_instance_uid=report.study_instance_uid,
         patient_id=source.PatientID,
-        patient_name=source.PatientName,
         patient_birth_date=source.PatientBirthDate or None,
         patient_sex=source.PatientSex or None,
         accession_number=source.AccessionNumber,

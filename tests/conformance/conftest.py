@@ -83,7 +83,7 @@ def write_ct(folder: Path, count: int = SLICES, **overrides: Any) -> list[Path]:
         ds = ct_dataset(index, **overrides)
         ds.file_meta = FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
         ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
         paths.append(folder / f"{index:03}.dcm")
         ds.save_as(paths[-1], enforce_file_format=True)
@@ -314,8 +314,8 @@ SCENARIOS = ("findings", "negative", "refused")
 def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
     """make_case(scenario, **header overrides) -> Case."""
 
-    def make(scenario: str, **overrides: Any) -> Case:
-        headers = read_source_headers(write_ct(tmp_path_factory.mktemp("ct"), **overrides))
+    def make(scenario: str, count: int = SLICES, **overrides: Any) -> Case:
+        headers = read_source_headers(write_ct(tmp_path_factory.mktemp("ct"), count, **overrides))
         if scenario == "refused":
             return Case(compose(None, (), quality=()), headers, {})
         report, key_images = reported(scenario)

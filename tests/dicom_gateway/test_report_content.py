@@ -260,8 +260,8 @@ def test_each_kind_gets_a_key_image_before_any_gets_a_second() -> None:
     absent = make_finding(FindingKind.EMPHYSEMA, Presence.ABSENT, region=make_region())
     names = key_image_names([study, *nodules, aorta, absent])
     assert len(names) == MAXIMUM_KEY_IMAGES
-    assert names[nodules[0].tracking_uid] == "key_1.png"
-    assert names[aorta.tracking_uid] == "key_2.png"
+    assert names[aorta.tracking_uid] == "key_1.png", "the more urgent kind comes first"
+    assert names[nodules[0].tracking_uid] == "key_2.png"
     assert study.tracking_uid not in names
     assert absent.tracking_uid not in names
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -130,3 +131,12 @@ def test_files_that_cannot_be_used_are_passed_over(tmp_path: Path) -> None:
     assert [ds.SOPInstanceUID for ds in headers.instances] == ["1.2.3.1"]
     with pytest.raises(UnreadableInstance):
         read_source_headers([text, private])
+
+
+def test_an_overlong_identifier_is_kept_without_a_warning(tmp_path: Path) -> None:
+    """It is what the PACS knows the study by, although it breaks the standard; a warning would print it."""
+    with disable_value_validation():
+        path = write(tmp_path / "a.dcm", AccessionNumber="2026-01-10/CT/0000077", PatientID="P" * 70)
+    header = read_source_headers([path]).first
+    assert header.AccessionNumber == "2026-01-10/CT/0000077"
+    assert header.PatientID == "P" * 70
