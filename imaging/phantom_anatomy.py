@@ -1,7 +1,7 @@
 """The soft anatomy of the phantom patient: who the patient is, and the distance fields of body, lungs and organs.
 
 Written in a canonical space in mm: x to the left, y to posterior, z up, origin in the midline at the carina.
-A seeded affine map and a smooth warp carry it to the patient (LPS mm). Proportions follow adult chest CT in inspiration.
+A seeded affine map and a smooth warp carry it to the patient (LPS mm). Proportions follow adult CT in inspiration.
 """
 
 from dataclasses import dataclass
@@ -112,7 +112,7 @@ class Space:
         patient = canonical @ inverse.T
         for _ in range(3):
             patient = (canonical - self._warp_at(patient)) @ inverse.T
-        return patient
+        return np.asarray(patient, np.float64)
 
     def to_canonical(self, points: npt.ArrayLike) -> FloatArray:
         """(n, 3) LPS mm to canonical."""
@@ -169,11 +169,12 @@ def level(z: F32, values: FloatArray) -> F32:
     """A per-height table of the canonical space at the heights `z`."""
     heights = np.arange(_LEVELS[0], _LEVELS[-1], 0.25)
     table = np.interp(heights, _LEVELS, values).astype(np.float32)
-    return table[np.clip((z - np.float32(heights[0])) * 4, 0, len(table) - 1).astype(np.int32)]
+    index = np.clip((z - np.float32(heights[0])) * 4, 0, len(table) - 1).astype(np.int32)
+    return np.asarray(table[index], np.float32)
 
 
 def spine_y(z: npt.ArrayLike) -> FloatArray:
-    return np.interp(np.asarray(z, float), _SPINE_LEVELS, _SPINE_Y)
+    return np.asarray(np.interp(np.asarray(z, float), _SPINE_LEVELS, _SPINE_Y))
 
 
 def cage_section(z: float) -> tuple[float, float, float, float]:
@@ -207,7 +208,7 @@ def _outline(space: Space, patient: Patient) -> tuple[F32, F32]:
     if patient.breast_mm > 0:
         for side in (-1, 1):
             depth = patient.breast_mm
-            breast = ellipsoid(space.position, (side * 76, -98 - fat * 0.8, -48), (58, 14 + depth, 52))
+            breast = ellipsoid(space.position, (side * 76, float(-98 - fat * 0.8), -48), (58, 14 + depth, 52))
             body = blend_min(body, breast, 22.0)
     return body, cage
 
@@ -229,7 +230,7 @@ def _muscle(space: Space, cage: F32, body: F32, patient: Patient) -> F32:
         ellipsoid(space.position, (-132, 22, 92), (52, 46, 52)), ellipsoid(space.position, (132, 22, 92), (52, 46, 52))
     )
     shell = blend_min(blend_min(shell, neck, 20.0), shoulder, 18.0)
-    return np.maximum(shell, body + np.float32(5.0 + max(0.0, patient.fat_mm) * 0.3))
+    return np.asarray(np.maximum(shell, body + np.float32(5.0 + max(0.0, patient.fat_mm) * 0.3)), np.float32)
 
 
 def _diaphragm(space: Space, patient: Patient) -> F32:
@@ -272,14 +273,18 @@ def vessel_paths(patient: Patient) -> dict[str, tuple[tuple[float, float, float,
             (14, 28, -100, d - 0.5), (5, 16, -135, d - 1), (2, 12, -205, d - 2),
         ),
         "trunk": ((14, -60, -38, t), (17, -54, -24, t), (23, -40, -9, t), (28, -26, -4, t * 0.95)),
-        "left_pulmonary": ((25, -32, -6, t * 0.85), (38, -8, 0, t * 0.82), (48, 10, -10, t * 0.7), (52, 16, -32, t * 0.5)),
+        "left_pulmonary": (
+            (25, -32, -6, t * 0.85), (38, -8, 0, t * 0.82), (48, 10, -10, t * 0.7), (52, 16, -32, t * 0.5),
+        ),
         "right_pulmonary": (
             (24, -32, -7, t * 0.85), (0, -13, -11, t * 0.8), (-26, -8, -14, t * 0.78), (-42, 0, -24, t * 0.62),
             (-50, 10, -44, t * 0.42),
         ),
         "superior_cava": ((-26, -26, -32, 9), (-25, -28, -8, 9), (-24, -28, 25, 8.5), (-22, -30, 42, 8)),
         "inferior_cava": ((-24, -14, -72, 11), (-25, -6, -95, 11), (-25, 2, -140, 11), (-24, 4, -205, 10)),
-        "left_brachiocephalic": ((-20, -31, 38, 7), (0, -41, 42, 6.5), (24, -40, 54, 6.5), (36, -32, 72, 6), (44, -20, 118, 6)),
+        "left_brachiocephalic": (
+            (-20, -31, 38, 7), (0, -41, 42, 6.5), (24, -40, 54, 6.5), (36, -32, 72, 6), (44, -20, 118, 6),
+        ),
         "right_brachiocephalic": ((-22, -31, 38, 7.5), (-30, -30, 60, 6.5), (-40, -18, 118, 6)),
         "brachiocephalic_artery": ((-3, -26, 30, 6.5), (-12, -22, 52, 6), (-20, -14, 76, 4.5), (-26, -4, 118, 3.5)),
         "left_carotid": ((6, -14, 34, 4), (13, -9, 60, 3.8), (20, -6, 90, 3.6), (26, -2, 118, 3.5)),

@@ -172,7 +172,7 @@ def _draw_cartilage(canvas: Canvas, space: Space, end: FloatArray, index: int, s
     middle = space.to_canonical(end[None])[0]
     goal = np.array([side * (18.0 if index < 7 else 26.0), front - 8, z])
     bend = (middle + goal) / 2 + np.array([0, -6.0, -4.0])
-    points = space.to_patient(smooth_path([middle, bend, goal], 6.0)[0])
+    points = space.to_patient(smooth_path(np.stack([middle, bend, goal]).tolist(), 6.0)[0])
     canvas.draw_tube(points, np.full(len(points), 4.0), 105.0, -110.0, flatten=0.75)
 
 

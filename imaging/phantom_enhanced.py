@@ -133,8 +133,8 @@ def _add_acquisition(shared: Dataset, phantom: Phantom) -> None:
     shared.CTReconstructionSequence = [
         _item(
             ReconstructionAlgorithm="FILTER_BACK_PROJ", ConvolutionKernel="B30f", ConvolutionKernelGroup="SOFT_TISSUE",
-            ReconstructionFieldOfView=[column_mm * columns, row_mm * rows], ReconstructionAngle=360.0, ReconstructionPixelSpacing=[row_mm, column_mm],
-            ImageFilter="NONE",
+            ReconstructionFieldOfView=[column_mm * columns, row_mm * rows], ReconstructionAngle=360.0,
+            ReconstructionPixelSpacing=[row_mm, column_mm], ImageFilter="NONE",
         )
     ]  # fmt: skip
     shared.CTExposureSequence = [

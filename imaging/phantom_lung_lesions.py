@@ -123,7 +123,7 @@ def place_emphysema(scene: Scene, request: LesionRequest, rng: np.random.Generat
     lungs = sum(np.count_nonzero(scene.lung_mask(side, box)) for side in ("left", "right"))
     ml = request.size / 100 * lungs * scene.canvas.grid.voxel_ml
     mask, edge = place_volume(scene, request, score, allowed, ml)
-    hole = np.clip(0.75 - (score - edge) / 0.35, 0, 1) * allowed
+    hole = np.clip(1.1 - (score - edge) / 0.3, 0, 1) * allowed
     scene.canvas.blend(box, np.asarray(hole, np.float32), -982.0)
     percent = 100 * np.count_nonzero(mask) / lungs
     return Placed(request=request, box=box, mask=mask, size=percent, laterality=_name(sides))

@@ -7,6 +7,7 @@ size; thin structures are drawn directly on the voxel grid. Arrays are (slice, r
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from scipy.interpolate import CubicSpline
 from imaging.geometry import Point
 
 F32 = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 Axes = tuple[F32, F32, F32]
@@ -94,10 +96,11 @@ class Canvas:
         z, y, x = (axis[part] for axis, part in zip(self.grid.axes, box, strict=True))
         return z[:, None, None], y[None, :, None], x[None, None, :]
 
-    def coverage(self, distance: F32, edge_mm: float | None = None) -> F32:
+    def coverage(self, distance: Floats, edge_mm: float | None = None) -> F32:
         """Part of each voxel inside a surface, 0 to 1, from its signed distance in mm."""
         width = edge_mm or max(self.grid.spacing_mm[1], 0.5)
-        return np.clip(np.float32(0.5) - distance / np.float32(width), 0, 1, dtype=np.float32)
+        part = np.float32(0.5) - np.asarray(distance, np.float32) / np.float32(width)
+        return np.clip(part, 0, 1, out=part)
 
     def paint(self, field: F32, hu: float | F32, label: int | None = None, edge_mm: float | None = None) -> None:
         """Fill the inside of a working-grid distance field; `hu` may itself be a working-grid field."""
@@ -232,7 +235,7 @@ def blend_min(a: F32, b: F32, radius_mm: float) -> F32:
     return np.asarray(np.minimum(a, b) - h * h * np.float32(0.25 / radius_mm), dtype=np.float32)
 
 
-def to_distance(implicit: F32, spacing_mm: float = WORKING_SPACING_MM) -> F32:
+def to_distance(implicit: Floats, spacing_mm: float = WORKING_SPACING_MM) -> F32:
     """First-order signed distance in mm of an implicit function on a cubic grid: f / |grad f|."""
     gradient = np.gradient(implicit, spacing_mm)
     steepness = np.sqrt(sum(np.square(g) for g in gradient))
