@@ -1,7 +1,7 @@
 """Finding kinds, quantities and numbers in plain words, for every output a person reads."""
 
 from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement
-from models.findings import FindingKind, Quantity
+from models.findings import FindingKind, Laterality, Quantity
 
 KIND_NAMES: dict[FindingKind, str] = {
     FindingKind.PULMONARY_NODULE: "Pulmonary nodule",
@@ -113,6 +113,8 @@ def key_measurements(finding: ReportedFinding) -> str:
 def place(finding: ReportedFinding) -> str:
     """Where the finding is, in words: "right upper lobe", "left", or empty."""
     side, site = finding.laterality or "", finding.site or ""
+    if site and side == Laterality.BILATERAL:
+        return site
     return site if side in site else f"{side} {site}".strip()
 
 

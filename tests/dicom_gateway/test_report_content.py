@@ -18,6 +18,7 @@ from dicom_gateway.report.content import Report, ReportedModel, report_schema
 from dicom_gateway.report.headline import headline
 from dicom_gateway.report.key_images import MAXIMUM_KEY_IMAGES, key_image_names, render_key_images
 from dicom_gateway.report.page import draw_page
+from dicom_gateway.report.wording import place
 from imaging.geometry import Geometry
 from imaging.headers import Series
 from imaging.quality import QualityIssue, Verdict
@@ -244,6 +245,22 @@ def test_the_headline_puts_the_urgent_first_and_never_calls_absent_what_was_not_
         "Assessed, not found: hiatal hernia.",
         "Not assessed, 18 of 22 kinds: 18 kinds (no reason to look).",
     )
+
+
+@pytest.mark.parametrize(
+    ("side", "site", "words"),
+    [
+        (Laterality.LEFT, "upper lobe", "left upper lobe"),
+        (Laterality.LEFT, "left upper lobe", "left upper lobe"),
+        (Laterality.BILATERAL, "both lungs", "both lungs"),
+        (Laterality.BILATERAL, None, "bilateral"),
+        (None, "ascending aorta", "ascending aorta"),
+        (None, None, ""),
+    ],
+)
+def test_a_place_names_the_side_once(side: Laterality | None, site: str | None, words: str) -> None:
+    nodule = make_finding(NODULE, Presence.PRESENT, laterality=side, site=site)
+    assert place(compose(findings=make_findings(pulmonary_nodule=nodule)).findings[0]) == words
 
 
 def test_nothing_found_counts_only_what_was_assessed() -> None:
