@@ -19,11 +19,14 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "Not here"},
     422: {"model": Problem, "description": "Malformed request"},
 }
-_REPORT: dict[int | str, dict[str, Any]] = {200: {"model": Report, "description": "The stored report.json"}} | _PROBLEMS
+_REPORT: dict[int | str, dict[str, Any]] = {
+    200: {"model": Report, "description": "The stored report.json"},
+    **_PROBLEMS,
+}
 _FILE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {media: {} for media in ("image/png", "application/dicom")}}
-} | _PROBLEMS
-
+    200: {"content": {media: {} for media in ("image/png", "application/dicom")}},
+    **_PROBLEMS,
+}
 _CHANGE: dict[str, Any] = {
     "dependencies": [Depends(require_same_origin)],
     "responses": {

@@ -1,5 +1,6 @@
 """The report page in a real browser: Chromium loads it from a real server, runs its scripts and obeys its policy."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Awaitable, Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import Request, Response
-from web_samples import deliver, open_site, publish, receive, sample_report, serving, site_settings
+from web_samples import NOW, deliver, open_site, publish, receive, sample_report, serving, site_settings
 
 from dicom_gateway.store.schema import DeliveryState
 from dicom_gateway.web.app import create_app
@@ -78,3 +79,35 @@ def test_the_study_list_is_refreshed_in_place(tmp_path: Path) -> None:
     assert served >= 2
     assert complaints == ""
     assert "First, Patient" in dom and "Second, Patient" in dom
+
+
+def test_a_waiting_page_becomes_the_report_and_a_read_one_only_says_that_it_is_superseded(tmp_path: Path) -> None:
+    """What a person is reading is not exchanged under their eyes, and never passes for the newest."""
+    settings = site_settings(tmp_path)
+    engine = open_site(settings)
+    receive(engine, UID)
+    app = create_app(settings)
+    served = 0
+
+    @app.middleware("http")
+    async def publish_after_the_page(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        nonlocal served
+        answer = await call_next(request)
+        if request.url.path == f"/studies/{UID}":
+            served += 1
+            if served == 1:
+                publish(settings, engine, sample_report(UID))
+            if served == 4:
+                receive(engine, UID, count=2, now=NOW + 600)
+                publish(settings, engine, sample_report(UID, revision=2), now=NOW + 600)
+        return answer
+
+    with serving(app) as client:
+        url = str(client.base_url.join(f"/studies/{UID}"))
+        dom, complaints = dump_dom(url, tmp_path / "profile", seconds=40)
+    engine.dispose()
+    assert complaints == ""
+    assert served >= 5
+    assert 'data-revision="1"' in dom and "8.4 x 6.1 mm" in dom
+    announced = re.findall(r'<a id="newer"[^>]*>', dom)
+    assert len(announced) == 1 and "hidden" not in announced[0]

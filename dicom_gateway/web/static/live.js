@@ -5,27 +5,34 @@
 (() => {
   const seconds = Number(document.body.dataset.refreshS);
   if (!seconds) return;
+  const offline = document.getElementById("offline");
+  const newer = document.getElementById("newer");
+  const shown = new Map([...document.querySelectorAll("[data-live]")].map((region) => [region.id, region.innerHTML]));
 
   const swap = (page) => {
-    for (const old of document.querySelectorAll("[data-live]")) {
-      const fresh = page.getElementById(old.id);
-      if (!fresh || fresh.innerHTML === old.dataset.served) continue;
-      if (old.dataset.served === undefined && fresh.innerHTML === old.innerHTML) continue;
-      if (old.contains(document.activeElement) && document.activeElement !== document.body) continue;
-      old.dataset.served = fresh.innerHTML;
-      const opened = new Set([...old.querySelectorAll("details[open][id]")].map((element) => element.id));
+    for (const [id, html] of shown) {
+      const old = document.getElementById(id);
+      const fresh = page.getElementById(id);
+      if (!fresh || fresh.innerHTML === html || old.contains(document.activeElement)) continue;
+      shown.set(id, fresh.innerHTML);
       old.replaceChildren(...fresh.childNodes);
-      for (const id of opened) old.querySelector(`#${CSS.escape(id)}`)?.setAttribute("open", "");
     }
   };
 
-  const offline = document.getElementById("offline");
+  // A first report replaces the waiting page; one that a person may be reading is only announced as superseded.
+  const update = (page) => {
+    const revision = document.body.dataset.revision;
+    if (page.body.dataset.revision === revision) swap(page);
+    else if (revision === "") location.reload();
+    else newer.hidden = false;
+  };
+
   const refresh = async () => {
     if (document.hidden) return;
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
       if (!answer.ok) throw new Error(`status ${answer.status}`);
-      swap(new DOMParser().parseFromString(await answer.text(), "text/html"));
+      update(new DOMParser().parseFromString(await answer.text(), "text/html"));
       offline.hidden = true;
     } catch {
       offline.hidden = false;
