@@ -20,7 +20,7 @@ from models.training.network import ChestNet
 
 CHECKPOINT = "checkpoint.pt"
 _REPORT_EVERY = 20
-_SAVE_EVERY = 100
+_SAVE_EVERY = 50
 _AVERAGE_OVER_STEPS = 150
 
 

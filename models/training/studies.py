@@ -1,0 +1,152 @@
+"""Studies with known truth, on the network's grid: real series and held-out simulation.
+
+Real series take the way the product takes: headers, selection, volume, lungs, `imaging.preprocess.prepare`.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from imaging.files import find_files
+from imaging.geometry import Geometry
+from imaging.headers import read_studies
+from imaging.lungs import segment_lungs
+from imaging.preprocess import ModelInput, prepare
+from imaging.selection import select_series
+from imaging.volume import Volume, load_volume
+from models.findings import FindingKind
+from models.training.dataset import Config, Sources
+from models.training.lesions import bit, insert_lesions
+from models.training.network import LESIONS, MULTIPLE_OF, SPACING_MM, VOXEL_ML
+from models.training.phantoms import phantom_sample, random_phantom
+from models.training.sources import Sample
+from models.training.synthesis import deform, paint_organs, scan
+
+# A lesion below this size is no reason to call a study positive, nor a mistake when it is missed.
+SMALLEST_ML: dict[FindingKind, float] = {
+    FindingKind.PULMONARY_NODULE: 0.27,  # a sphere of 8 mm
+    FindingKind.PLEURAL_EFFUSION: 50.0,
+    FindingKind.PNEUMOTHORAX: 50.0,
+    FindingKind.CONSOLIDATION: 10.0,
+    FindingKind.GROUND_GLASS_OPACITY: 25.0,
+    FindingKind.PERICARDIAL_EFFUSION: 80.0,
+    FindingKind.ATELECTASIS: 15.0,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Study:
+    """One study with what is known of it. `hu` is (1, 1, D, H, W); `masks` and `present` by kind, where known."""
+
+    name: str
+    source: str
+    simulated: bool
+    trained_on: bool
+    hu: npt.NDArray[np.float32]
+    present: Mapping[FindingKind, bool]
+    masks: Mapping[FindingKind, npt.NDArray[np.bool_]] = field(default_factory=dict)
+
+
+def real_studies(checks: Path) -> Iterator[Study]:
+    """The studies of a `checks.toml`, one after the other."""
+    table: dict[str, Any] = tomllib.loads(checks.read_text())
+    root = (checks.parent / table["data_root"]).resolve()
+    for entry in table["studies"]:
+        volume = read_volume(root / entry["path"])
+        grid = prepare(volume, segment_lungs(volume), SPACING_MM, MULTIPLE_OF)
+        present = {FindingKind(kind): True for kind in entry.get("present", ())}
+        present |= {FindingKind(kind): False for kind in entry.get("absent", ())}
+        masks = {}
+        if "effusion_mask" in entry:
+            masks[FindingKind.PLEURAL_EFFUSION] = _on_grid(root / entry["effusion_mask"], grid)
+        yield Study(
+            name=entry["name"],
+            source=entry["licence"],
+            simulated=False,
+            trained_on=entry.get("trained_on", False),
+            hu=grid.hu,
+            present=present,
+            masks=masks,
+        )
+
+
+def read_volume(path: Path) -> Volume:
+    """The chest series of a DICOM folder, or a file that SimpleITK reads with HU in it."""
+    if path.is_dir():
+        studies, _ = read_studies(find_files([path], path))
+        chosen = select_series(studies[0]).chosen
+        if chosen is None:
+            raise ValueError(f"no chest series in {path.name}")
+        return load_volume(chosen)
+    image = sitk.ReadImage(str(path))
+    hu = sitk.GetArrayFromImage(image).astype(np.int16)
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    affine = np.eye(4)
+    affine[:3, :3] = (direction * np.array(image.GetSpacing()))[:, ::-1]
+    affine[:3, 3] = image.GetOrigin()
+    z, y, x = hu.shape
+    count = (None,) * z
+    return Volume(hu, Geometry(affine, (z, y, x)), path.stem, tuple(str(i) for i in range(z)), count)
+
+
+def _on_grid(path: Path, grid: ModelInput) -> npt.NDArray[np.bool_]:
+    z, y, x = grid.geometry.shape
+    image = sitk.Resample(
+        sitk.ReadImage(str(path), sitk.sitkFloat32),
+        [x, y, z],
+        sitk.Transform(),
+        sitk.sitkLinear,
+        [float(v) for v in grid.geometry.affine[:3, 3]],
+        [SPACING_MM] * 3,
+    )
+    mask: npt.NDArray[np.bool_] = sitk.GetArrayFromImage(image) >= 0.5
+    return mask
+
+
+def simulated_studies(sources: Sources, config: Config, first_seed: int, count: int) -> Iterator[Study]:
+    """Lesions in whole thoraces of the training hosts and painted organ maps, with seeds training never saw."""
+    for index in range(first_seed, first_seed + count):
+        rng = np.random.default_rng((config.seed + 1, index))
+        host = sources.real[rng.integers(len(sources.real))]
+        painted = rng.random() < 0.3
+        shape = (112, 112, 144)
+        sample = paint_organs(sources.organs, host, shape, rng) if painted else deform(host, shape, rng)
+        insert_lesions(sample, rng, 0.2)
+        yield _of_sample(scan(sample, rng), f"simulated {index}", "lesions put into training hosts")
+
+
+def phantom_studies(first_seed: int, count: int) -> Iterator[Study]:
+    """Phantoms of seeds that training never saw."""
+    for seed in range(first_seed, first_seed + count):
+        yield _of_sample(phantom_sample(random_phantom(seed)), f"phantom {seed}", "phantoms")
+
+
+def _of_sample(sample: Sample, name: str, source: str) -> Study:
+    shape = [int(np.ceil(n / MULTIPLE_OF)) * MULTIPLE_OF for n in sample.hu.shape]
+    fill = [(0, wanted - n) for wanted, n in zip(shape, sample.hu.shape, strict=True)]
+    present: dict[FindingKind, bool] = {}
+    masks = {}
+    for kind in LESIONS:
+        mask = np.pad((sample.lesions & bit(kind)) > 0, fill)
+        volume_ml = float(mask.sum()) * VOXEL_ML
+        open_ml = float(((sample.unknown & bit(kind)) > 0).sum()) * VOXEL_ML
+        masks[kind] = mask
+        if volume_ml >= SMALLEST_ML[kind]:
+            present[kind] = True
+        elif volume_ml == 0 and open_ml < SMALLEST_ML[kind]:
+            present[kind] = False
+    return Study(
+        name=name,
+        source=source,
+        simulated=True,
+        trained_on=False,
+        hu=np.pad(sample.hu, fill, constant_values=-1024.0)[None, None],
+        present=present,
+        masks=masks,
+    )
