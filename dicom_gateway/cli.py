@@ -55,7 +55,7 @@ def serve(config: ConfigOption = None) -> None:
     """Run the service: DICOM listener, worker and web page, until stopped."""
     from dicom_gateway.service import serve as run_service
 
-    raise typer.Exit(run_service(_settings(config), config=config))
+    raise typer.Exit(run_service(_settings(config)))
 
 
 @app.command()

@@ -33,7 +33,7 @@ from imaging.headers import Series, Slice
 
 AIR_HU = -1024
 _MAX_STORED_HU = np.iinfo(np.int16).max
-_JPEG_DECODERS: dict[str, Callable[[bytes], npt.NDArray[np.generic]]] = {
+_JPEG_DECODERS: dict[str, Callable[[bytes], npt.NDArray[np.integer]]] = {
     JPEGLossless: imagecodecs.jpeg8_decode,
     JPEGLosslessSV1: imagecodecs.jpeg8_decode,
     JPEGLSLossless: imagecodecs.jpegls_decode,
@@ -136,7 +136,7 @@ def _stored_planes(path: Path, planes: Sequence[Slice]) -> list[npt.NDArray[np.i
         raise UnreadableInstance(f"pixels cannot be decoded ({type(error).__name__})") from error
 
 
-def _decode(ds: Dataset) -> npt.NDArray[np.generic]:
+def _decode(ds: Dataset) -> npt.NDArray[np.integer]:
     """Stored values (frame, row, column)."""
     decoder = _JPEG_DECODERS.get(ds.file_meta.TransferSyntaxUID)
     if decoder is None:
@@ -147,7 +147,7 @@ def _decode(ds: Dataset) -> npt.NDArray[np.generic]:
     return _sign_extended(frames, int(ds.BitsStored)) if ds.PixelRepresentation else frames
 
 
-def _sign_extended(frames: npt.NDArray[np.generic], bits_stored: int) -> npt.NDArray[np.int16]:
+def _sign_extended(frames: npt.NDArray[np.integer], bits_stored: int) -> npt.NDArray[np.int16]:
     """JPEG codecs give the bits of a two's complement value as if it were unsigned."""
     shift = 16 - bits_stored
     return np.left_shift(frames.astype(np.uint16), shift).view(np.int16) >> shift
@@ -166,7 +166,7 @@ def _padding_range(ds: Dataset) -> tuple[int, int] | None:
     return low, high
 
 
-def _to_hu(stored: npt.NDArray[np.generic], plane: Slice, padding: tuple[int, int] | None) -> npt.NDArray[np.int16]:
+def _to_hu(stored: npt.NDArray[np.integer], plane: Slice, padding: tuple[int, int] | None) -> npt.NDArray[np.int16]:
     """Stored values to HU. Padding, and what no CT value can be (above 32767 HU), becomes air."""
     hu = stored.astype(np.float32) * (plane.rescale_slope or 1.0) + (plane.rescale_intercept or 0.0)
     outside = hu > _MAX_STORED_HU

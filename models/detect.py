@@ -176,8 +176,8 @@ class _Reading:
         presence, reason = _study_presence(study_probability, bool(lesions), point)
         if presence is Presence.ABSENT:
             lesions = ()
-        lesions = tuple(self._as_finding(kind, presence, n, lesion) for n, lesion in enumerate(lesions, start=1))
-        return (self._study_finding(kind, presence, reason, study_probability, point, lesions), *lesions)
+        parts = tuple(self._as_finding(kind, presence, n, lesion) for n, lesion in enumerate(lesions, start=1))
+        return (self._study_finding(kind, presence, reason, study_probability, point, parts), *parts)
 
     def _lesions(
         self,
@@ -188,6 +188,7 @@ class _Reading:
     ) -> tuple["_Lesion", ...]:
         """Focal kinds: one lesion a candidate. Others: the candidates of one side together."""
         sides = [candidate_side(c, self._outputs.anatomy, self._left_label, self._right_label) for c in candidates]
+        groups: list[tuple[Laterality, tuple[Candidate, ...]]]
         if kind in _FOCAL_KINDS:
             groups = [(side, (c,)) for side, c in zip(sides, candidates, strict=True)][:_MAXIMUM_LESIONS]
         else:
