@@ -188,7 +188,7 @@ class _Reading:
     ) -> tuple["_Lesion", ...]:
         """Focal kinds: one lesion a candidate. Others: the candidates of one side together."""
         sides = [candidate_side(c, self._outputs.anatomy, self._left_label, self._right_label) for c in candidates]
-        groups: list[tuple[Laterality, tuple[Candidate, ...]]]
+        groups: Sequence[tuple[Laterality, Sequence[Candidate]]]
         if kind in _FOCAL_KINDS:
             groups = [(side, (c,)) for side, c in zip(sides, candidates, strict=True)][:_MAXIMUM_LESIONS]
         else:
