@@ -168,9 +168,12 @@ def _announce(settings: Settings) -> None:
 
 def end_with_parent() -> None:
     """End this process at once when standard input ends: whoever started it is gone."""
+    descriptor = sys.stdin.fileno()
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin: its lock, held here, would abort an interpreter that ends.
+        while os.read(descriptor, 1):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

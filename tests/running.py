@@ -1,5 +1,6 @@
 """Real processes and peers for tests: roles of the service, DCMTK's storescu, a PACS that keeps what it gets."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -69,6 +70,7 @@ def start_role(settings: Settings, role: str, program: list[str] | None = None) 
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(settings.model_dump_json() + "\n")

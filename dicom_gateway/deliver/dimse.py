@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom import AE, Association
 from pynetdicom.sop_class import Verification
 
@@ -49,8 +50,9 @@ def _association(destination: Destination, calling_ae_title: str, classes: dict[
     entity.connection_timeout = entity.acse_timeout = CONNECTION_TIMEOUT_S
     entity.dimse_timeout = entity.network_timeout = RESPONSE_TIMEOUT_S
     for sop_class, transfer_syntax in classes.items():
-        uncompressed = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-        entity.add_requested_context(sop_class, uncompressed if transfer_syntax in uncompressed else [transfer_syntax])
+        # One context a syntax: with both in one, peers that know both still choose implicit and make us convert.
+        for syntax in dict.fromkeys([transfer_syntax, ImplicitVRLittleEndian]):
+            entity.add_requested_context(sop_class, syntax)
     association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title)
     if not association.is_established:
         _raise_why_not(association)
@@ -75,11 +77,23 @@ def _raise_why_not(association: Association) -> None:
 def _store(association: Association, file: Path, sop_class_uid: str) -> None:
     if not association.is_established:
         raise PeerUnreachable("the association ended before everything was sent")
-    accepted = [c for c in association.accepted_contexts if str(c.abstract_syntax) == sop_class_uid]
     data_set = dcmread(file)
-    if accepted[0].transfer_syntax[0] != data_set.file_meta.TransferSyntaxUID:
-        data_set.file_meta.TransferSyntaxUID = accepted[0].transfer_syntax[0]
+    accepted = {
+        context.transfer_syntax[0]
+        for context in association.accepted_contexts
+        if str(context.abstract_syntax) == sop_class_uid
+    }
+    if data_set.file_meta.TransferSyntaxUID not in accepted:
+        data_set = _with_syntax(data_set, ImplicitVRLittleEndian)
     _require_success(association.send_c_store(data_set))
+
+
+def _with_syntax(data_set: Dataset, transfer_syntax: UID) -> Dataset:
+    """The same elements without memory of how they were read, so that they are encoded anew."""
+    converted = Dataset(data_set)
+    converted.file_meta = data_set.file_meta
+    converted.file_meta.TransferSyntaxUID = transfer_syntax
+    return converted
 
 
 def _require_success(response: Any) -> None:

@@ -25,6 +25,7 @@ _STUDY_POLL_S, _DELIVERY_POLL_S = 0.2, 0.5
 # A study that took its worker with it this often is parked, not tried for ever (DBOS's default is 100).
 _RECOVERIES_OF_ANALYSIS = 3
 _RECOVERIES_OF_DELIVERY = 10
+_DATABASE_ATTEMPTS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +61,21 @@ def executor_id(engine: sa.Engine) -> str:
 def start_worker(engine: sa.Engine, url: str, executor: str, work: Work) -> None:
     """Begin to take jobs, in threads, until `drain`."""
     # The functions handle their own failures; what is left, and worth trying again soon, is the database.
-    analyse_step = DBOS.step(name="analyse_once", retries_allowed=True, max_attempts=6)(work.analyse)
-    deliver_step = DBOS.step(name="deliver_once", retries_allowed=True, max_attempts=6)(work.deliver)
+    @DBOS.step(name="analyse_once", retries_allowed=True, max_attempts=_DATABASE_ATTEMPTS)
+    def analyse_once(study_instance_uid: str, revision: int, created: float) -> None:
+        work.analyse(study_instance_uid, revision, created)
+
+    @DBOS.step(name="deliver_once", retries_allowed=True, max_attempts=_DATABASE_ATTEMPTS)
+    def deliver_once(uid: str, revision: int, destination: str, attempt: int, attempts_left: int) -> None:
+        work.deliver(uid, revision, destination, attempt, attempts_left)
 
     @DBOS.workflow(name=ANALYSE, max_recovery_attempts=_RECOVERIES_OF_ANALYSIS)
     def analyse(study_instance_uid: str, revision: int, created: float) -> None:
-        analyse_step(study_instance_uid, revision, created)
+        analyse_once(study_instance_uid, revision, created)
 
     @DBOS.workflow(name=DELIVER, max_recovery_attempts=_RECOVERIES_OF_DELIVERY)
     def deliver(uid: str, revision: int, destination: str, attempt: int, attempts_left: int) -> None:
-        deliver_step(uid, revision, destination, attempt, attempts_left)
+        deliver_once(uid, revision, destination, attempt, attempts_left)
 
     DBOS(
         config={

@@ -1,0 +1,53 @@
+"""The real worker process with a small analysis of the tests' own: result objects without a network.
+
+Usage: worker_with_own_analysis.py LOG [SECONDS] [fail|die]. Each start of an analysis adds a line to LOG; `fail`
+raises, `die` kills the process, while the file LOG.mend does not exist.
+"""
+
+import os
+import sys
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+
+from factories import make_ct_dataset
+from pydicom import dcmread
+from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
+
+from dicom_gateway.events import configure_logging
+from dicom_gateway.service import end_with_parent
+from dicom_gateway.settings import Settings
+from dicom_gateway.worker import run_worker
+from imaging.uids import derive_uid
+
+LOG = Path(sys.argv[1])
+SECONDS = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+MODE = sys.argv[3] if len(sys.argv) > 3 else ""
+
+
+def analyse(files, folder: Path, revision: int, created: datetime) -> str:
+    study = str(dcmread(files[0], stop_before_pixels=True).StudyInstanceUID)
+    with LOG.open("a") as log:
+        log.write(f"{study} {revision} {len(files)} {created.isoformat()}\n")
+    if MODE and not LOG.with_suffix(".mend").exists():
+        if MODE == "die":
+            os._exit(9)
+        raise ArithmeticError("Test^Patient must not appear anywhere")
+    time.sleep(SECONDS)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, sop_class in (("findings.sr", Comprehensive3DSRStorage), ("summary.sc", SecondaryCaptureImageStorage)):
+        result = make_ct_dataset(
+            StudyInstanceUID=study,
+            SOPClassUID=sop_class,
+            SOPInstanceUID=derive_uid(study, str(revision), name),
+            ContentDate=created.strftime("%Y%m%d"),
+        )
+        result.save_as(folder / f"{name}.dcm", enforce_file_format=True)
+    return "reported"
+
+
+settings = Settings.model_validate_json(sys.stdin.buffer.readline())
+end_with_parent()
+configure_logging("info", process="worker")
+run_worker(settings, threading.Event(), lambda: print("ready", flush=True), analyse)
