@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from imaging.phantom_anatomy import Patient, Space, heart_field, vessel_paths
@@ -19,6 +20,8 @@ from imaging.phantom_bones import (
 )
 from imaging.phantom_lesions import LesionRequest, Placed, Placer, Scene, choose_side, place_volume
 from imaging.phantom_shapes import F32, Box, Canvas, Mask, ellipsoid, lattice_noise, smooth_path
+
+FloatArray = npt.NDArray[np.float64]
 
 _CALCIUM_HU = 750.0
 _METAL_HU = 3000.0
@@ -302,13 +305,25 @@ def place_device(scene: Scene, request: LesionRequest, rng: np.random.Generator)
     for lead in leads:
         path = space.to_patient(smooth_path(lead, 4.0)[0])
         canvas.draw_tube(path, np.full(len(path), 1.1), _METAL_HU, -1000.0, 255)
-    case = space.to_patient(_GENERATOR)
+    case = _under_skin(scene, space.to_patient(_GENERATOR))
     canvas.draw_tube(case, np.array([6.0, 6.0]), _METAL_HU, -1000.0, 255, flatten=0.3)
     mask = canvas.anatomy == 255
     canvas.anatomy[...] = before
     if not mask.any():
         raise ValueError("medical_device: its place is outside the field of view")
     return _placed(request, _whole(scene), mask, float(len(leads)))
+
+
+def _under_skin(scene: Scene, points: FloatArray) -> FloatArray:
+    """Points (LPS mm) moved along y until they lie 9 mm below the skin of the chest."""
+    z, y, x = scene.canvas.working.axes
+    moved = points.copy()
+    for point in moved:
+        column = scene.organs.body[int(np.argmin(np.abs(z - point[2]))), :, int(np.argmin(np.abs(x - point[0])))]
+        deep = np.flatnonzero(column < -9)
+        if len(deep):
+            point[1] = float(y[deep[0]])
+    return moved
 
 
 def _placed(request: LesionRequest, box: Box, mask: Mask, size: float, **measurements: float) -> Placed:

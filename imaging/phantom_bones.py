@@ -30,7 +30,7 @@ def draw_bones(canvas: Canvas, space: Space, organs: Organs, patient: Patient, l
     """Draw the skeleton over what is there; `labels` gives the label values of vertebrae, ribs and sternum."""
     for index in range(VERTEBRAE):
         _draw_vertebra(canvas, space, patient, index, labels["vertebrae"])
-    _draw_ribs(canvas, space, patient, labels["ribs"])
+    _draw_ribs(canvas, space, patient, labels)
     _draw_sternum(canvas, space, patient, labels["sternum"])
     _draw_shoulder(canvas, space, organs, patient)
 
@@ -135,7 +135,7 @@ def rib_points(space: Space, index: int, side: int) -> FloatArray:
     return space.to_patient(smooth_path(rib_path(index, side).tolist(), 5.0)[0])
 
 
-def _draw_ribs(canvas: Canvas, space: Space, patient: Patient, label: int) -> None:
+def _draw_ribs(canvas: Canvas, space: Space, patient: Patient, labels: dict[str, int]) -> None:
     paths = []
     for index, side in itertools.product(range(12), (-1, 1)):
         points = rib_points(space, index, side)
@@ -147,7 +147,7 @@ def _draw_ribs(canvas: Canvas, space: Space, patient: Patient, label: int) -> No
         if index < 10:
             _draw_cartilage(canvas, space, points[-1], index, side)
     for points, thick in paths:
-        canvas.draw_tube(points, thick, _CORTEX_HU, _BEHIND_HU, label, flatten=0.58)
+        canvas.draw_tube(points, thick, _CORTEX_HU, _BEHIND_HU, labels["ribs"], flatten=0.58, label_over=labels["body"])
     for points, thick in paths:
         canvas.draw_tube(points, thick - 1.3, patient.trabecular_hu + 60, _CORTEX_HU, flatten=0.58)
 

@@ -117,11 +117,11 @@ class Canvas:
 
     def draw_tube(
         self, points: npt.NDArray[np.float64], radii: npt.NDArray[np.float64], hu: float, behind_hu: float,
-        label: int | None = None, flatten: float = 1.0,
+        label: int | None = None, flatten: float = 1.0, label_over: int | None = None,
     ) -> None:  # fmt: skip
         """Draw a tapered tube (n points, n radii in mm) against `behind_hu`: brighter or darker wins.
 
-        `flatten` < 1 stretches the section along z. A tube thinner than a voxel fades as its section does.
+        `flatten` < 1 stretches the section along z. Only voxels labelled `label_over`, when given, get the label. A tube thinner than a voxel fades as its section does.
         """
         width = float(np.cbrt(np.prod(self.grid.spacing_mm)))
         combine = np.maximum if hu > behind_hu else np.minimum
@@ -136,7 +136,8 @@ class Canvas:
             drawn = behind_hu + coverage * np.float32(hu - behind_hu)
             combine(self.hu[box], drawn, out=self.hu[box], where=coverage > 0)
             if label is not None:
-                self.anatomy[box][distance < 0] = label
+                here = self.anatomy[box]
+                here[(distance < 0) & (True if label_over is None else here == label_over)] = label
 
 
 def slabs(box: Box | None) -> Iterator[Box]:
