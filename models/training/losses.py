@@ -7,7 +7,8 @@ from models.training.labels import ALLOWED
 from models.training.network import LESIONS
 
 # nodules are a few voxels of a million: a missed one must still weigh something
-_POSITIVE_WEIGHT = torch.tensor([4.0 if kind == "pulmonary_nodule" else 1.5 for kind in LESIONS])
+_POSITIVE_WEIGHT = torch.tensor([10.0 if kind == "pulmonary_nodule" else 4.0 for kind in LESIONS])
+_ENTROPY_WEIGHT = 20.0
 _SMOOTH = 5.0
 
 
@@ -33,7 +34,7 @@ def anatomy_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def lesion_loss(logits: Tensor, bits: Tensor, unknown: Tensor) -> Tensor:
     """Binary cross-entropy and Dice of (N, L, D, H, W) logits with bit masks uint8 (N, D, H, W).
 
-    Voxels of unknown truth count for nothing; Dice is taken per study and kind where the kind is there.
+    Voxels of unknown truth count for nothing; Dice is taken per kind over the batch where the kind is there.
     """
     shifts = torch.arange(logits.shape[1], dtype=torch.uint8).view(1, -1, 1, 1, 1)
     target = ((bits[:, None] >> shifts) & 1).to(logits.dtype)
@@ -41,9 +42,9 @@ def lesion_loss(logits: Tensor, bits: Tensor, unknown: Tensor) -> Tensor:
     weight = _POSITIVE_WEIGHT.view(1, -1, 1, 1, 1)
     entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, known, pos_weight=weight)
     probabilities = torch.sigmoid(logits) * known
-    hit = (probabilities * target).sum(dim=(2, 3, 4))
-    total = (probabilities + target * known).sum(dim=(2, 3, 4))
-    there = (target * known).sum(dim=(2, 3, 4)) > 0
+    hit = (probabilities * target).sum(dim=(0, 2, 3, 4))
+    total = (probabilities + target * known).sum(dim=(0, 2, 3, 4))
+    there = (target * known).sum(dim=(0, 2, 3, 4)) > 0
     dice = 1 - (2 * hit + _SMOOTH) / (total + _SMOOTH)
     overlap = dice[there].mean() if bool(there.any()) else dice.sum() * 0.0
-    return 10.0 * entropy + overlap
+    return _ENTROPY_WEIGHT * entropy + overlap

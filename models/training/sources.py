@@ -175,7 +175,8 @@ def real_sample(grid: Grid, *, unlabelled_pneumonia: bool, nodules: Sequence[Seq
     body = body_mask(hu)
     left, right, airways = lung_labels(hu, body)
     keep = _thorax_box(body, left | right)
-    hu, body, left, right, airways, nodule = (array[keep] for array in (hu, body, left, right, airways, nodule))
+    hu = hu[keep]
+    body, left, right, airways, nodule = (mask[keep] for mask in (body, left, right, airways, nodule))
     anatomy = np.full(hu.shape, LABEL["background"], np.uint8)
     anatomy[body] = LABEL["soft_tissue"]
     anatomy[body & (hu > -140) & (hu < -60)] = LABEL["body"]
@@ -199,7 +200,8 @@ def real_sample(grid: Grid, *, unlabelled_pneumonia: bool, nodules: Sequence[Seq
 
 def _ball(shape: tuple[int, ...], centre: Sequence[float], radius: float) -> npt.NDArray[np.bool_]:
     axes = np.ogrid[tuple(slice(0, n) for n in shape)]
-    inside: npt.NDArray[np.bool_] = sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) <= radius**2
+    z, y, x = ((a - c) ** 2 for a, c in zip(axes, centre, strict=True))
+    inside: npt.NDArray[np.bool_] = z + y + x <= radius**2
     return inside
 
 

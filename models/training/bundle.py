@@ -1,0 +1,191 @@
+"""From a checkpoint to the released folder: weights, manifest and the model card's table.
+
+`python -m models.training.bundle CONFIG.toml CHECKS.toml RUN_FOLDER OUT_FOLDER --version 0.1.0 [--card MODEL_CARD.md]`
+
+Runs the network over held-out simulation, phantoms and the real series, fits study head and operating points on one
+part of the simulation, measures on another, and writes what it measured.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+from imaging.volume import AIR_HU
+from models.findings import EvidenceGrade, FindingKind
+from models.manifest import (
+    MANIFEST_NAME,
+    Evidence,
+    InputSpecification,
+    ModelManifest,
+    OperatingPoint,
+    TrainingSource,
+    Trial,
+)
+from models.training.calibrate import METHOD, fit_head, operating_point, study_logit
+from models.training.card import write_tables
+from models.training.dataset import Config, read_config, read_sources
+from models.training.evaluate import Answer, answers, trial
+from models.training.export import INPUT_NAME, compare, export, trained_network
+from models.training.network import ANATOMY, LESIONS, MULTIPLE_OF, SPACING_MM, StudyHead
+from models.training.studies import Study, phantom_studies, real_studies, simulated_studies
+from models.training.train import CHECKPOINT
+
+WEIGHTS_NAME = "model.onnx"
+_MAXIMUM_HU = 3071.0
+_CALIBRATION_SEED = 0
+_EVALUATION_SEED = 100_000
+_PHANTOM_CALIBRATION_SEED = 5_000
+_PHANTOM_EVALUATION_SEED = 6_000
+_GRADE_A_STUDIES = 10
+
+_NOT_ASSESSED: dict[FindingKind, str] = {
+    FindingKind.EMPHYSEMA: "the network has no emphysema class; it is measured by attenuation",
+    FindingKind.CORONARY_ARTERY_CALCIFICATION: "the network does not outline the coronary arteries",
+    FindingKind.AORTIC_DILATATION: "the aorta's outline is not accurate enough yet to measure a diameter",
+    FindingKind.VERTEBRAL_COMPRESSION_FRACTURE: "vertebrae are not told apart yet",
+    FindingKind.CARDIOMEGALY: "the heart's outline is not checked on real CT yet",
+    FindingKind.LYMPHADENOPATHY: "the network was not trained for lymph nodes",
+    FindingKind.INTERSTITIAL_ABNORMALITY: "the network was not trained for interstitial patterns",
+    FindingKind.BRONCHIECTASIS: "the grid of 2.5 mm is too coarse for bronchi",
+    FindingKind.PULMONARY_ARTERY_ENLARGEMENT: "the pulmonary trunk's outline is not accurate enough yet",
+    FindingKind.LOW_BONE_DENSITY: "vertebral bodies are not outlined accurately enough yet",
+    FindingKind.HEPATIC_STEATOSIS: "liver and spleen are not outlined accurately enough yet",
+    FindingKind.RIB_FRACTURE: "the grid of 2.5 mm is too coarse for rib fractures",
+    FindingKind.HIATAL_HERNIA: "the network was not trained for it",
+    FindingKind.ARTERIAL_WALL_CALCIFICATION: "the aorta's outline is not accurate enough yet",
+    FindingKind.MEDICAL_DEVICE: "the network was not trained for it",
+}
+
+
+class Runner:
+    """Lesion probabilities from exported weights, before there is a manifest."""
+
+    def __init__(self, weights: Path, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
+
+    def answers(self, studies: Iterator[Study]) -> list[Answer]:
+        found = []
+        for study in studies:
+            (lesions,) = self._session.run(["lesions"], {INPUT_NAME: study.hu})
+            found += answers(study, lesions[0])
+        return found
+
+
+def measured(
+    config: Config, checks: Path, runner: Runner, count: int
+) -> tuple[list[Answer], list[Answer], list[Answer]]:
+    """Answers for calibration (simulated), for evaluation (simulated, other seeds) and of the real series."""
+    sources = read_sources(config)
+    phantoms = max(4, count // 2)
+    fitting = runner.answers(simulated_studies(sources, config, _CALIBRATION_SEED, count))
+    fitting += runner.answers(phantom_studies(_PHANTOM_CALIBRATION_SEED, phantoms))
+    testing = runner.answers(simulated_studies(sources, config, _EVALUATION_SEED, count))
+    testing += runner.answers(phantom_studies(_PHANTOM_EVALUATION_SEED, phantoms))
+    return fitting, testing, runner.answers(real_studies(checks))
+
+
+def evidence_of(
+    kind: FindingKind, head: StudyHead, point: OperatingPoint, testing: Sequence[Answer], real: Sequence[Answer]
+) -> Evidence:
+    """The measured rows of one kind, and the grade that follows from what real studies there were."""
+    rows: list[Trial] = []
+    for source in dict.fromkeys(a.source for a in testing):
+        rows.append(_trial(source, [a for a in testing if a.source == source and a.kind is kind], head, point))
+    unseen = [a for a in real if a.kind is kind and not a.trained_on and a.present is not None]
+    seen = [a for a in real if a.kind is kind and a.trained_on and a.present is not None]
+    rows += [
+        _trial(name, group, head, point)
+        for name, group in (("real CT, not trained on", unseen), ("real CT, trained on as background", seen))
+        if group
+    ]
+    positive, negative = (sum(a.present is wanted for a in unseen) for wanted in (True, False))
+    grade = EvidenceGrade.B if positive and negative else EvidenceGrade.C
+    if min(positive, negative) >= _GRADE_A_STUDIES:
+        grade = EvidenceGrade.A
+    return Evidence(grade=grade, trials=tuple(rows))
+
+
+def _trial(data: str, found: Sequence[Answer], head: StudyHead, point: OperatingPoint) -> Trial:
+    names = ", ".join(f"{a.study} {'+' if a.present else '-'}" for a in found if not a.simulated)
+    return trial(data, [(a, study_logit(head, a)) for a in found], point, names)
+
+
+def write_bundle(config: Config, checks: Path, run: Path, out: Path, version: str, count: int) -> ModelManifest:
+    """Write `model.onnx` and `model.json` into `out`; prints the numerical comparison with torch."""
+    out.mkdir(parents=True, exist_ok=True)
+    net = trained_network(config.features, run / CHECKPOINT)
+    weights = out / WEIGHTS_NAME
+    export(net, StudyHead(), weights)
+    fitting, testing, real = measured(config, checks, Runner(weights, torch.get_num_threads()), count)
+    head = fit_head(fitting)
+    points = {kind: operating_point(head, [*fitting, *real], kind) for kind in LESIONS}
+    export(net, head, weights)
+    print(compare(net, head, weights, (64, 96, 112), seed=1))
+    manifest = ModelManifest(
+        name="onescan-chest",
+        version=version,
+        weights=WEIGHTS_NAME,
+        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        input=InputSpecification(
+            name=INPUT_NAME,
+            spacing_mm=SPACING_MM,
+            multiple_of=MULTIPLE_OF,
+            minimum_hu=float(AIR_HU),
+            maximum_hu=_MAXIMUM_HU,
+        ),
+        anatomy=ANATOMY,
+        lesions=LESIONS,
+        calibration=METHOD,
+        operating_points=points,
+        evidence={kind: evidence_of(kind, head, points[kind], testing, real) for kind in LESIONS},
+        not_assessed=_NOT_ASSESSED,
+        training_data=_training_data(config, real),
+    )
+    (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n")
+    return manifest
+
+
+def _training_data(config: Config, real: Sequence[Answer]) -> tuple[TrainingSource, ...]:
+    trained = [TrainingSource(name=v.name, licence=v.licence, use="training") for v in config.volumes]
+    trained.append(
+        TrainingSource(name="TotalSegmentator organ map s0327", licence=config.organ_map_licence, use="training")
+    )
+    trained.append(
+        TrainingSource(name=f"{config.phantoms} phantoms of imaging.phantom", licence="Apache-2.0", use="training")
+    )
+    checked = {a.study: a.source for a in real if not a.trained_on}
+    return (
+        *trained,
+        *(TrainingSource(name=name, licence=licence, use="validation") for name, licence in checked.items()),
+    )
+
+
+def main() -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("checks", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--version", required=True)
+    parser.add_argument("--studies", type=int, default=24, help="simulated studies for each of fitting and testing")
+    parser.add_argument("--card", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    config = read_config(arguments.config)
+    manifest = write_bundle(
+        config, arguments.checks, arguments.run, arguments.out, arguments.version, arguments.studies
+    )
+    if arguments.card:
+        write_tables(manifest, arguments.card)
+
+
+if __name__ == "__main__":
+    main()

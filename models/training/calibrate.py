@@ -1,0 +1,133 @@
+"""The study head and the operating points, fitted to answers about studies with known truth.
+
+The head's two weights per kind come from logistic regression on one half of the simulated studies, temperature and
+bias from Platt scaling (Platt 1999) on the other half. Operating points put specificity first: no known-negative
+real study and at most 3 % of the simulated negatives may be called present.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.findings import FindingKind
+from models.manifest import OperatingPoint
+from models.training.evaluate import THRESHOLDS, Answer
+from models.training.network import LESIONS, StudyHead
+from models.training.studies import SMALLEST_ML
+
+METHOD = "logistic study head, Platt scaling (temperature and bias) on held-out simulation"
+_FALSE_POSITIVE_RATE = 0.03
+_MISS_RATE = 0.05
+_RIDGE = 0.02
+
+
+def fit_head(found: Sequence[Answer]) -> StudyHead:
+    """Study head whose weights separate present from absent in the first half of the answers of each kind."""
+    head = StudyHead()
+    with torch.no_grad():
+        for index, kind in enumerate(LESIONS):
+            evidence, truth = _table(_half(found, kind, 0))
+            if 0 < truth.sum() < len(truth):
+                weight, bias = _logistic(evidence, truth)
+                head.weight[index] = weight
+                head.bias[index] = bias
+    return head
+
+
+def _half(found: Sequence[Answer], kind: FindingKind, which: int) -> list[Answer]:
+    known = [a for a in found if a.kind is kind and a.simulated and a.present is not None]
+    return known[which::2]
+
+
+def _table(found: Sequence[Answer]) -> tuple[Tensor, Tensor]:
+    evidence = torch.tensor([a.evidence for a in found]).reshape(-1, 2)
+    return evidence, torch.tensor([float(bool(a.present)) for a in found])
+
+
+def _logistic(columns: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Ridge logistic regression with weights that cannot be negative: more lesion never lowers the score."""
+    raw = torch.zeros(columns.shape[1], requires_grad=True)
+    bias = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([raw, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        weight = torch.nn.functional.softplus(raw)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(columns @ weight + bias, truth)
+        loss = loss + _RIDGE * (weight**2).sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(objective)
+    return torch.nn.functional.softplus(raw).detach(), bias.detach()
+
+
+def study_logit(head: StudyHead, answer: Answer) -> float:
+    """What the head says about one answer."""
+    index = LESIONS.index(answer.kind)
+    weight, bias = head.weight[index].detach().numpy(), float(head.bias[index])
+    return float(np.dot(weight, answer.evidence)) + bias
+
+
+def operating_point(head: StudyHead, found: Sequence[Answer], kind: FindingKind) -> OperatingPoint:
+    """Calibration and cuts of one kind."""
+    of_kind = [a for a in found if a.kind is kind and a.present is not None]
+    negative = [a for a in of_kind if not a.present]
+    temperature, bias = _platt(head, _half(found, kind, 1))
+    threshold, minimum_ml = _outline(kind, negative)
+    point = OperatingPoint(
+        voxel_threshold=threshold,
+        minimum_volume_ml=minimum_ml,
+        present_probability=1.0,
+        absent_probability=0.0,
+        temperature=temperature,
+        bias=bias,
+        chosen_on=_chosen_on(of_kind),
+    )
+    score = {id(a): point.probability(study_logit(head, a)) for a in of_kind}
+    outlined = [a for a in negative if a.found_at(threshold) >= minimum_ml]
+    present = max([0.5, *(score[id(a)] + 0.02 for a in outlined if not a.simulated)])
+    simulated = sorted(score[id(a)] for a in outlined if a.simulated)
+    allowed = int(_FALSE_POSITIVE_RATE * sum(a.simulated for a in negative))
+    if len(simulated) > allowed:
+        present = max(present, simulated[len(simulated) - allowed - 1] + 1e-3)
+    missed = np.quantile([score[id(a)] for a in of_kind if a.present] or [0.5], _MISS_RATE)
+    present = min(present, 0.98)
+    return point.model_copy(
+        update={
+            "present_probability": round(present, 3),
+            "absent_probability": round(float(np.clip(missed, 0.05, min(present, 0.5))), 3),
+        }
+    )
+
+
+def _platt(head: StudyHead, found: Sequence[Answer]) -> tuple[float, float]:
+    """(temperature, bias) so that sigmoid((logit + bias) / temperature) fits; (1, 0) where nothing can be fitted."""
+    logits = torch.tensor([[study_logit(head, a)] for a in found]).reshape(-1, 1)
+    _, truth = _table(found)
+    if not 0 < truth.sum() < len(truth):
+        return 1.0, 0.0
+    slope, offset = _logistic(logits, truth)
+    temperature = 1.0 / max(float(slope), 0.1)
+    return temperature, float(offset) * temperature
+
+
+def _outline(kind: FindingKind, negative: Sequence[Answer]) -> tuple[float, float]:
+    """The lowest voxel threshold from one half up, and the smallest volume, that leave the negatives clean."""
+    wanted = SMALLEST_ML[kind] / 2
+    for threshold in [t for t in THRESHOLDS if t >= 0.5]:
+        volumes = sorted(a.found_at(threshold) for a in negative)
+        real = [a.found_at(threshold) for a in negative if not a.simulated]
+        highest = max([0.0, *real, *volumes[: int(len(volumes) * (1 - _FALSE_POSITIVE_RATE))]])
+        if highest < wanted:
+            return threshold, round(wanted, 3)
+    return THRESHOLDS[-1], round(min(1.2 * highest, 2 * SMALLEST_ML[kind]), 3)
+
+
+def _chosen_on(found: Sequence[Answer]) -> str:
+    simulated = sum(a.simulated for a in found)
+    real = ", ".join(sorted(a.study for a in found if not a.simulated and not a.present))
+    return f"{simulated} simulated studies; negatives kept clean: {real or 'none real'}"
