@@ -237,7 +237,7 @@ def _diaphragm(space: Space, patient: Patient) -> F32:
     """Distance below (negative) the two domes."""
     x, y, z = space.position
     height = np.full(x.shape, -400, np.float32)
-    for side, top in ((-1, -70.0), (1, -82.0)):
+    for side, top in ((-1, -79.0), (1, -91.0)):
         lateral = np.where(side * x > 68, 70, 115).astype(np.float32)
         q = ((x - side * 68) / lateral) ** 2 + ((y + 22) / 112) ** 2
         dome = top - patient.inspiration_mm - 106 * q ** np.float32(1.45)

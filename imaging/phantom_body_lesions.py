@@ -315,12 +315,12 @@ def place_device(scene: Scene, request: LesionRequest, rng: np.random.Generator)
 
 
 def _under_skin(scene: Scene, points: FloatArray) -> FloatArray:
-    """Points (LPS mm) moved along y until they lie 9 mm below the skin of the chest."""
+    """Points (LPS mm) moved along y until they lie 15 mm below the skin of the chest."""
     z, y, x = scene.canvas.working.axes
     moved = points.copy()
     for point in moved:
         column = scene.organs.body[int(np.argmin(np.abs(z - point[2]))), :, int(np.argmin(np.abs(x - point[0])))]
-        deep = np.flatnonzero(column < -9)
+        deep = np.flatnonzero(column < -15)
         if len(deep):
             point[1] = float(y[deep[0]])
     return moved

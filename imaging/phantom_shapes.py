@@ -116,12 +116,19 @@ class Canvas:
         self.hu[box] += coverage * (value - self.hu[box])
 
     def draw_tube(
-        self, points: npt.NDArray[np.float64], radii: npt.NDArray[np.float64], hu: float, behind_hu: float,
-        label: int | None = None, flatten: float = 1.0, label_over: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        points: npt.NDArray[np.float64],
+        radii: npt.NDArray[np.float64],
+        hu: float,
+        behind_hu: float,
+        label: int | None = None,
+        flatten: float = 1.0,
+        label_over: int | None = None,
+    ) -> None:
         """Draw a tapered tube (n points, n radii in mm) against `behind_hu`: brighter or darker wins.
 
-        `flatten` < 1 stretches the section along z. Only voxels labelled `label_over`, when given, get the label. A tube thinner than a voxel fades as its section does.
+        `flatten` < 1 stretches the section along z. A tube thinner than a voxel fades as its section does.
+        Only voxels labelled `label_over`, when that is given, get the label.
         """
         width = float(np.cbrt(np.prod(self.grid.spacing_mm)))
         combine = np.maximum if hu > behind_hu else np.minimum
