@@ -27,8 +27,8 @@ def anatomy_loss(logits: Tensor, labels: Tensor) -> Tensor:
     hit = (probabilities * allowed * known).sum(dim=0)
     total = ((probabilities + allowed) * known).sum(dim=0)
     there = (allowed * known).sum(dim=0) > 0
-    dice = (2 * hit + _SMOOTH) / (total + _SMOOTH)
-    return entropy + (1 - dice[there]).mean()
+    dice = 1 - (2 * hit + _SMOOTH) / (total + _SMOOTH)
+    return entropy + _mean_where(dice, there)
 
 
 def lesion_loss(logits: Tensor, bits: Tensor, unknown: Tensor) -> Tensor:
@@ -46,5 +46,9 @@ def lesion_loss(logits: Tensor, bits: Tensor, unknown: Tensor) -> Tensor:
     total = (probabilities + target * known).sum(dim=(0, 2, 3, 4))
     there = (target * known).sum(dim=(0, 2, 3, 4)) > 0
     dice = 1 - (2 * hit + _SMOOTH) / (total + _SMOOTH)
-    overlap = dice[there].mean() if bool(there.any()) else dice.sum() * 0.0
-    return _ENTROPY_WEIGHT * entropy + overlap
+    return _ENTROPY_WEIGHT * entropy + _mean_where(dice, there)
+
+
+def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the masked values, 0 where the mask is empty."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
