@@ -104,7 +104,18 @@ def storescu(settings: Settings, folder: Path, *options: str) -> subprocess.Comp
     if program is None:
         pytest.skip("DCMTK (storescu) is not installed")
     return subprocess.run(
-        [program, "-v", *options, "-aet", "CT1", "-aec", settings.ae_title, "+sd", "127.0.0.1", str(settings.dicom_port)]
+        [
+            program,
+            "-v",
+            *options,
+            "-aet",
+            "CT1",
+            "-aec",
+            settings.ae_title,
+            "+sd",
+            "127.0.0.1",
+            str(settings.dicom_port),
+        ]
         + [str(folder)],
         capture_output=True,
         text=True,

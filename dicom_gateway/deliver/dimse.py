@@ -20,6 +20,7 @@ _REJECTED_PERMANENT = 1
 _SUCCESS = 0x0000
 _DUPLICATE_SOP_INSTANCE = 0x0111
 _OUT_OF_RESOURCES = range(0xA700, 0xA800)
+_CONTEXT_REFUSED = "the destination does not take this kind of object (presentation context refused)"
 _WARNING = range(0xB000, 0xC000)
 
 
@@ -59,7 +60,7 @@ def _association(destination: Destination, calling_ae_title: str, classes: dict[
     try:
         accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
         if not accepted.issuperset(classes):
-            raise PeerRefused("the destination does not take this kind of object (presentation context refused)")
+            raise PeerRefused(_CONTEXT_REFUSED)
         yield association
     finally:
         if association.is_established:
@@ -67,6 +68,9 @@ def _association(destination: Destination, calling_ae_title: str, classes: dict[
 
 
 def _raise_why_not(association: Association) -> None:
+    if association.rejected_contexts:
+        # Where every context is refused, pynetdicom ends the association by itself.
+        raise PeerRefused(_CONTEXT_REFUSED)
     if not association.is_rejected:
         raise PeerUnreachable("no connection, or the association was aborted")
     answer = association.acceptor.primitive

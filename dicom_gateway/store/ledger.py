@@ -242,4 +242,6 @@ def _require_same(connection: sa.Connection, header: InstanceHeader, file: Store
 
 def _insert_or_ignore(connection: sa.Connection, table: sa.Table, values: dict[str, Any]) -> bool:
     insert: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    return connection.execute(insert(table).values(**values).on_conflict_do_nothing()).rowcount == 1
+    # Not rowcount: psycopg does not set it for an insert that SQLAlchemy sends with RETURNING.
+    statement = insert(table).values(**values).on_conflict_do_nothing().returning(sa.literal(1))
+    return connection.execute(statement).first() is not None

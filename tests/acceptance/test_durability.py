@@ -106,9 +106,7 @@ def all_delivered(settings, count):
 def test_every_study_reaches_every_destination_once(tmp_path, database_url):
     uids = [write_study(tmp_path / "out", name) for name in ("a", "b", "c")]
     with pacs() as first, pacs() as second:
-        settings = make_settings(
-            tmp_path, database_url=database_url, destinations=(to(first), to(second, "research"))
-        )
+        settings = make_settings(tmp_path, database_url=database_url, destinations=(to(first), to(second, "research")))
         with role(settings, "listener"), role(settings, "worker", own_worker(tmp_path)):
             sent = storescu(settings, tmp_path / "out")
             assert sent.returncode == 0, sent.stderr

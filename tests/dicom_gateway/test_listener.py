@@ -271,7 +271,11 @@ def test_only_ct_images(settings):
 )
 def test_who_may_send(tmp_path, allowed, calling, called, welcome):
     settings = make_settings(tmp_path, calling_ae_titles=allowed)
-    with capture_logs() as logs, listening(settings), associated(settings, calling=calling, called=called) as association:
+    with (
+        capture_logs() as logs,
+        listening(settings),
+        associated(settings, calling=calling, called=called) as association,
+    ):
         assert association.is_established == welcome
     refused = [log for log in logs if log["event"] == "association_refused"]
     assert len(refused) == (0 if welcome else 1)

@@ -1,0 +1,183 @@
+"""Files of the store and the index."""
+
+import hashlib
+import threading
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from factories import make_ct_dataset, save_ct
+from hypothesis import given
+from hypothesis import strategies as st
+from running import make_settings
+
+from dicom_gateway.errors import ConflictingInstance, StorageFull
+from dicom_gateway.receive.reconcile import reconcile
+from dicom_gateway.store import files, index, ledger
+from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
+from imaging.uids import derive_uid
+
+META = bytes(128) + b"DICM" + b"\x02\x00\x00\x00UL\x04\x00" + (4).to_bytes(4, "little") + b"meta"
+PATH = files.instance_path("1.2", "1.3", "1.4")
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return make_settings(tmp_path)
+
+
+@pytest.fixture
+def engine(settings):
+    opened = open_database(settings.database)
+    yield opened
+    opened.dispose()
+
+
+@given(st.text(alphabet="0123456789./\\\0 a~-", max_size=70), st.integers(0, 2))
+def test_a_path_never_leaves_its_folder(text, place):
+    uids = ["1.2", "1.3", "1.4"]
+    uids[place] = text
+    try:
+        path = files.instance_path(*uids)
+    except ValueError:
+        return
+    assert len(path.parts) == 4
+    assert path.parts[0] == "studies"
+    assert not {"", ".", ".."} & set(path.parts)
+
+
+def test_kept_bytes(settings):
+    stored = files.keep(settings.data_dir, PATH, META, b"data set")
+    assert (settings.data_dir / PATH).read_bytes() == META + b"data set"
+    assert stored.sha256 == hashlib.sha256(b"data set").hexdigest() == files.digest(settings.data_dir / PATH)
+    assert list(settings.incoming_dir.iterdir()) == []
+    assert list(files.stored_paths(settings.data_dir)) == [PATH]
+
+
+def test_same_again_and_other_bytes(settings):
+    first = files.keep(settings.data_dir, PATH, META, b"data set")
+    assert files.keep(settings.data_dir, PATH, META, b"data set") == first
+    with pytest.raises(ConflictingInstance):
+        files.keep(settings.data_dir, PATH, META, b"another!")
+    assert (settings.data_dir / PATH).read_bytes() == META + b"data set"
+    assert list(settings.incoming_dir.iterdir()) == []
+
+
+def test_bytes_of_senders_at_the_same_time_never_mix(settings):
+    contents = [bytes([number]) * 300_000 for number in range(8)]
+    kept = []
+
+    def send(content: bytes) -> None:
+        try:
+            files.keep(settings.data_dir, PATH, META, content)
+        except ConflictingInstance:
+            return
+        kept.append(content)
+
+    threads = [threading.Thread(target=send, args=[content]) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(kept) == 1
+    assert (settings.data_dir / PATH).read_bytes() == META + kept[0]
+
+
+def test_free_space_floor(settings):
+    files.require_space(settings.data_dir, 1, 0)
+    with pytest.raises(StorageFull):
+        files.require_space(settings.data_dir, 1, 10**18)
+
+
+def test_sweep(settings):
+    (settings.incoming_dir / "a.part").write_bytes(b"x")
+    assert files.sweep(settings.incoming_dir) == 1
+    assert list(settings.incoming_dir.iterdir()) == []
+
+
+def test_files_without_a_row_are_indexed_again(settings, engine):
+    images = [make_ct_dataset(InstanceNumber=number) for number in (1, 2)]
+    for image in images:
+        path = settings.data_dir / files.instance_path(
+            image.StudyInstanceUID, image.SeriesInstanceUID, image.SOPInstanceUID
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_ct(path, InstanceNumber=image.InstanceNumber)
+    assert reconcile(engine, settings.data_dir, 100.0) == (2, 0)
+    assert reconcile(engine, settings.data_dir, 200.0) == (0, 0)
+    row = index.find_instance(engine, images[0].SOPInstanceUID)
+    stream = BytesIO()
+    images[0].save_as(stream, enforce_file_format=True)
+    stream.seek(0)
+    offset = files.data_set_offset(stream)
+    assert row.sha256 == hashlib.sha256(stream.getvalue()[offset:]).hexdigest()
+    assert index.get_study(engine, images[0].StudyInstanceUID).instance_count == 2
+    path.unlink()
+    assert reconcile(engine, settings.data_dir, 300.0) == (0, 1)
+
+
+def test_a_strange_file_does_not_stop_the_start(settings, engine):
+    path = settings.data_dir / PATH
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not DICOM")
+    assert reconcile(engine, settings.data_dir, 100.0) == (0, 0)
+    assert path.exists()
+
+
+def test_what_the_index_tells(settings, engine):
+    uid = derive_uid("index")
+    header = ledger.InstanceHeader(
+        sop_instance_uid="1.4",
+        series_instance_uid="1.3",
+        study_instance_uid=uid,
+        patient_name="Test^Patient",
+        patient_id="TEST-1",
+        study_date="20260101",
+        description="CT CHEST",
+        accession_number="ACC1",
+    )
+    file = files.StoredFile(path=PATH, sha256="0" * 64, size_bytes=7)
+    folder = files.result_path(uid, 1)
+    with engine.begin() as connection:
+        ledger.record_instance(connection, header, file, calling_ae_title="CT1", association_count=1, now=1000.0)
+        ledger.record_report(connection, uid, 1, folder=folder, created=1001.0, outcome="refused")
+        assert ledger.open_delivery(connection, uid, 1, "pacs", objects=("sr", "sc"), now=1002.0)
+        assert not ledger.open_delivery(connection, uid, 1, "pacs", objects=("sr", "sc"), now=1003.0)
+    (study,) = index.list_studies(engine, limit=10)
+    assert study == index.get_study(engine, uid)
+    assert study.first_received == datetime(1970, 1, 1, 0, 16, 40, tzinfo=UTC)
+    assert (study.state, study.revision, study.patient_id) == (StudyState.RECEIVING, 1, "TEST-1")
+    assert index.list_studies(engine, limit=10, state=StudyState.FAILED) == ()
+    assert index.list_studies(engine, limit=10, offset=1) == ()
+    report = index.get_report(engine, uid)
+    assert (report.folder, report.outcome) == (Path("results") / uid / "r1", "refused")
+    assert index.list_reports(engine, uid) == (report,)
+    assert index.get_report(engine, uid, revision=2) is None
+    (delivery,) = index.list_deliveries(engine, uid)
+    assert (delivery.objects, delivery.state) == (("sr", "sc"), DeliveryState.PENDING)
+    assert index.list_deliveries(engine, state=DeliveryState.PARKED) == ()
+    counts = index.counts(engine)
+    assert (counts.studies[StudyState.RECEIVING], counts.deliveries[DeliveryState.PENDING]) == (1, 1)
+    assert set(counts.studies) == set(StudyState)
+
+
+def test_a_state_changes_only_from_where_it_was_meant_to(engine, settings):
+    header = ledger.InstanceHeader(
+        sop_instance_uid="1.4",
+        series_instance_uid="1.3",
+        study_instance_uid="1.2",
+        patient_name="",
+        patient_id="",
+        study_date="",
+        description="",
+        accession_number="",
+    )
+    file = files.StoredFile(path=PATH, sha256="0" * 64, size_bytes=7)
+    with engine.begin() as connection:
+        ledger.record_instance(connection, header, file, calling_ae_title="X", association_count=1, now=1.0)
+        to_analysing = {"to": StudyState.ANALYSING, "since": (StudyState.QUEUED,)}
+        assert not ledger.change_study(connection, "1.2", 1, **to_analysing)
+        assert ledger.close_study(connection, "1.2", revision=1, last_received=1.0, now=2.0)
+        assert not ledger.change_study(connection, "1.2", 2, **to_analysing)
+        assert ledger.change_study(connection, "1.2", 1, **to_analysing)
