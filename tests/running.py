@@ -103,20 +103,9 @@ def storescu(settings: Settings, folder: Path, *options: str) -> subprocess.Comp
     program = shutil.which("storescu")
     if program is None:
         pytest.skip("DCMTK (storescu) is not installed")
+    titles = ["-aet", "CT1", "-aec", settings.ae_title]
     return subprocess.run(
-        [
-            program,
-            "-v",
-            *options,
-            "-aet",
-            "CT1",
-            "-aec",
-            settings.ae_title,
-            "+sd",
-            "127.0.0.1",
-            str(settings.dicom_port),
-        ]
-        + [str(folder)],
+        [program, "-v", *options, *titles, "+sd", "127.0.0.1", str(settings.dicom_port), str(folder)],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,

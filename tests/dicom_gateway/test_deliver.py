@@ -85,8 +85,6 @@ def test_warning_and_duplicate_are_success(results, status):
         send(results, at(peer.port), calling_ae_title="ONESCAN")
 
 
-# pynetdicom leaves the socket of a failed connection to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_nobody_there(results):
     with pytest.raises(PeerUnreachable):
         send(results, at(free_port()), calling_ae_title="ONESCAN")

@@ -62,8 +62,6 @@ def is_free(port):
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-# pynetdicom leaves the socket of a failed connection to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_one_line_when_ready_then_kept_alive_then_stopped(tmp_path):
     settings = make_settings(tmp_path)
     with serving(settings) as (process, children):
@@ -108,7 +106,6 @@ def test_port_that_is_taken_is_said(tmp_path):
         assert "dicom_port" in checks["DICOM port"].advice
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_doctor_names_what_is_wrong(tmp_path):
     destination = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": free_port()}
     settings = make_settings(tmp_path, calling_ae_titles=(), model_dir=tmp_path / "none", destinations=[destination])
