@@ -1,0 +1,186 @@
+"""The whole chain beside a real PACS: Orthanc forwards a study, and SR and summary come back into it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from running import ROOT, free_port, wait_until
+
+from imaging.phantom import LesionRequest, make_phantom
+from imaging.phantom_dicom import write_phantom
+
+pytestmark = pytest.mark.acceptance
+
+REAL_CT = ROOT.parent / "shared" / "ct" / "covid_p001"
+# Forward the CT series of a stable study once; our own results make it stable again and must not start a loop.
+AUTOROUTE = """
+function OnStableStudy(studyId, tags, metadata)
+  if metadata['1024'] ~= nil or metadata['SentToOneScan'] ~= nil then return end
+  local series = {}
+  for _, id in ipairs(ParseJson(RestApiGet('/studies/' .. studyId))['Series']) do
+    if ParseJson(RestApiGet('/series/' .. id))['MainDicomTags']['Modality'] == 'CT' then
+      table.insert(series, id)
+    end
+  end
+  if #series > 0 then
+    RestApiPut('/studies/' .. studyId .. '/metadata/SentToOneScan', 'yes')
+    RestApiPost('/modalities/onescan/store', DumpJson({Resources = series, Synchronous = false}, true))
+  end
+end
+"""
+
+
+@contextmanager
+def _orthanc(folder: Path, onescan_port: int) -> Iterator[tuple[str, int]]:
+    """Orthanc with auto-forwarding; gives its REST address and DICOM port."""
+    program = shutil.which("Orthanc")
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI must have Orthanc")
+        pytest.skip("Orthanc is not installed")
+    http_port, dicom_port = free_port(), free_port()
+    (folder / "autoroute.lua").write_text(AUTOROUTE)
+    peer = {"AET": "ONESCAN", "Host": "127.0.0.1", "Port": onescan_port, "AllowStore": True, "AllowEcho": True}
+    configuration = {
+        "Name": "test",
+        "StorageDirectory": str(folder / "orthanc"),
+        "IndexDirectory": str(folder / "orthanc"),
+        "HttpPort": http_port,
+        "DicomPort": dicom_port,
+        "DicomAet": "ORTHANC",
+        "DicomCheckCalledAet": True,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "StableAge": 2,
+        "DicomModalities": {"onescan": peer},
+        "LuaScripts": [str(folder / "autoroute.lua")],
+        "UserMetadata": {"SentToOneScan": 1024},
+        "Plugins": [],
+    }
+    (folder / "orthanc.json").write_text(json.dumps(configuration))
+    with (folder / "orthanc.log").open("wb") as log:
+        process = subprocess.Popen(
+            [program, str(folder / "orthanc.json")],
+            stdout=log,
+            stderr=log,
+            # Without it DCMTK's sender waits 40 ms for each image.
+            env={**os.environ, "TCP_NODELAY": "1"},
+        )
+        try:
+            rest = f"http://127.0.0.1:{http_port}"
+            wait_until(lambda: _answers(rest + "/system"), "Orthanc answers")
+            yield rest, dicom_port
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _onescan(folder: Path, dicom_port: int, orthanc_port: int) -> Iterator[str]:
+    """`onescan serve` as a user runs it; gives the address of its pages."""
+    web_port = free_port()
+    config = folder / "onescan.toml"
+    config.write_text(
+        f"""
+        data_dir = {json.dumps(str(folder / "data"))}
+        dicom_host = "127.0.0.1"
+        dicom_port = {dicom_port}
+        web_port = {web_port}
+        calling_ae_titles = ["ORTHANC"]
+        quiet_period_s = 2.0
+        minimum_free_space_mb = 100
+        [[destinations]]
+        name = "orthanc"
+        ae_title = "ORTHANC"
+        host = "127.0.0.1"
+        port = {orthanc_port}
+        """
+    )
+    start = "from dicom_gateway.cli import main; main()"
+    with (folder / "onescan.log").open("wb") as log:
+        command = [sys.executable, "-c", start, "serve", "--config", str(config)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        try:
+            page = f"http://127.0.0.1:{web_port}"
+            wait_until(lambda: _answers(page + "/api/health"), "OneScan answers")
+            yield page
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _modalities(rest: str) -> dict[str, str]:
+    """Modality -> an instance of it, of the one study in Orthanc."""
+    studies = httpx.get(rest + "/studies").json()
+    if not studies:
+        return {}
+    series = [
+        httpx.get(f"{rest}/series/{s}").json() for s in httpx.get(f"{rest}/studies/{studies[0]}").json()["Series"]
+    ]
+    return {s["MainDicomTags"]["Modality"]: s["Instances"][0] for s in series}
+
+
+def _files_of(source: str, folder: Path) -> list[Path]:
+    if source == "real CT":
+        if not REAL_CT.exists():
+            pytest.skip("no real CT beside the project (../shared/ct)")
+        return sorted(REAL_CT.glob("*.dcm"))
+    phantom = make_phantom(5, [LesionRequest(kind="pleural_effusion", size=400.0)], spacing_mm=(3.0, 1.0, 1.0))
+    return list(write_phantom(phantom, folder / "phantom"))
+
+
+@pytest.mark.parametrize("source", ["phantom", pytest.param("real CT", marks=pytest.mark.real_ct)])
+def test_a_study_in_the_pacs_gets_its_report_once(tmp_path: Path, source: str) -> None:
+    """Uploaded to Orthanc, forwarded, analysed: SR and SC stand in the same study, readable, and are sent once."""
+    files = _files_of(source, tmp_path)
+    onescan_port = free_port()
+    with (
+        _orthanc(tmp_path, onescan_port) as (rest, orthanc_port),
+        _onescan(tmp_path, onescan_port, orthanc_port) as page,
+    ):
+        for file in files:
+            httpx.post(rest + "/instances", content=file.read_bytes(), timeout=30).raise_for_status()
+        wait_until(lambda: {"SR", "OT"} <= set(_modalities(rest)), "SR and SC are in Orthanc", 240)
+        (study,) = httpx.get(rest + "/studies").json()
+        sr = httpx.get(f"{rest}/instances/{_modalities(rest)['SR']}/file").content
+        _readable(tmp_path, sr)
+
+        listed = httpx.get(page + "/api/studies").json()
+        (row,) = listed["studies"]
+        assert row["state"] == "reported"
+        uid = row["study_instance_uid"]
+        assert uid == httpx.get(f"{rest}/studies/{study}").json()["MainDicomTags"]["StudyInstanceUID"]
+        report = httpx.get(f"{page}/api/studies/{uid}/report").json()
+        assert report["analysed_series"]["slice_count"] == len(files)
+        assert "not a medical device" in httpx.get(f"{page}/studies/{uid}").text.lower()
+
+        time.sleep(6)  # our results made the study stable again: nothing may start over
+        series = httpx.get(f"{rest}/studies/{study}").json()["Series"]
+        assert len(series) == 3
+        assert len(httpx.get(page + "/api/studies").json()["studies"]) == 1
+
+
+def _readable(folder: Path, sr: bytes) -> None:
+    """dsr2html renders it with the sentence a radiologist reads first."""
+    program = shutil.which("dsr2html")
+    if program is None:
+        pytest.skip("DCMTK (dsr2html) is not installed")
+    (folder / "sr.dcm").write_bytes(sr)
+    html = subprocess.run([program, str(folder / "sr.dcm")], capture_output=True, text=True, check=True).stdout
+    assert "Impression" in html
+    assert "Not assessed" in html
