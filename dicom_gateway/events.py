@@ -6,6 +6,7 @@ An event carries UIDs, AE titles, counts and classes of errors; never names, pat
 import enum
 import logging
 import sys
+import warnings
 from typing import Any, TextIO
 
 import structlog
@@ -40,7 +41,6 @@ class Event(enum.StrEnum):
     HOUSEKEEPING_FAILED = "housekeeping_failed"
     JOBS_RECOVERED = "jobs_recovered"
     JOB_GIVEN_UP = "job_given_up"
-    MODEL_UNUSABLE = "model_unusable"
     REPLAYED = "replayed"
 
 
@@ -51,6 +51,7 @@ def configure_logging(level: str, stream: TextIO | None = None, **bound: Any) ->
     """Write events of `level` and above as JSON lines to `stream` (standard error), each with `bound` in it."""
     structlog.configure(
         processors=[
+            lambda _logger, _method, event: {**bound, **event},
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -60,10 +61,10 @@ def configure_logging(level: str, stream: TextIO | None = None, **bound: Any) ->
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
     )
-    structlog.contextvars.bind_contextvars(**bound)
     # Their messages may quote data set values; what matters of them is an event of ours.
     for name in ("pynetdicom", "pydicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", module=name)
 
 
 def emit(event: Event, /, *, level: str = "info", **values: Any) -> None:

@@ -100,10 +100,13 @@ worker_heartbeat = sa.Table(
 
 
 def open_database(url: str) -> sa.Engine:
-    """Engine for the index and the jobs. A commit is on the disk when it returns."""
+    """Engine for the index and the jobs. A commit is on the disk when it returns.
+
+    Its errors do not quote parameters: patient names would reach the log that way.
+    """
     if not url.startswith("sqlite"):
-        return sa.create_engine(url, pool_pre_ping=True, pool_size=10)
-    engine = sa.create_engine(url, connect_args={"timeout": 30}, pool_size=10)
+        return sa.create_engine(url, pool_pre_ping=True, pool_size=10, hide_parameters=True)
+    engine = sa.create_engine(url, connect_args={"timeout": 30}, pool_size=10, hide_parameters=True)
     sa.event.listen(engine, "connect", _prepare_sqlite)
     return engine
 
