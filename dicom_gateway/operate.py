@@ -116,7 +116,7 @@ def print_status(settings: Settings, console: Console) -> None:
 
 def doctor(settings: Settings) -> list[Check]:
     """Check data folder, database, model, senders, ports and destinations; creates what is missing of the first two."""
-    checks = [_check_disk(settings), _check_database(settings), _check_model(settings), _check_senders(settings)]
+    checks = [_check_disk(settings), _check_database(settings), check_model(settings), _check_senders(settings)]
     checks.append(_check_dicom_port(settings))
     checks.append(_check_web_port(settings))
     checks += [_check_destination(settings, peer) for peer in settings.destinations]
@@ -244,7 +244,8 @@ def _check_database(settings: Settings) -> Check:
     return Check(name="database", ok=True, detail=name)
 
 
-def _check_model(settings: Settings) -> Check:
+def check_model(settings: Settings) -> Check:
+    """Whether the weights of the model folder are those its manifest describes."""
     try:
         manifest = load_manifest(settings.model_dir)
         with (settings.model_dir / manifest.weights).open("rb") as weights:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 
 from dicom_gateway.events import Event, configure_logging, emit
-from dicom_gateway.operate import prepare_data
+from dicom_gateway.operate import check_model, prepare_data
 from dicom_gateway.settings import Settings
 
 ROLES = ("listener", "worker", "web")
@@ -40,6 +40,10 @@ def serve(settings: Settings, ready: Callable[[], None] | None = None) -> int:
 
 def supervise(settings: Settings, stop: threading.Event, ready: Callable[[], None] | None = None) -> int:
     """As `serve`, until `stop` is set; installs no signal handlers."""
+    model = check_model(settings)
+    if not model.ok:
+        print(f"cannot use the model: {model.detail}. {model.advice}", file=sys.stderr)
+        return 1
     try:
         prepare_data(settings)
     except OSError as error:
