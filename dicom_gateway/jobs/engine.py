@@ -60,6 +60,7 @@ def executor_id(engine: sa.Engine) -> str:
 
 def start_worker(engine: sa.Engine, url: str, executor: str, work: Work) -> None:
     """Begin to take jobs, in threads, until `drain`."""
+
     # The functions handle their own failures; what is left, and worth trying again soon, is the database.
     @DBOS.step(name="analyse_once", retries_allowed=True, max_attempts=_DATABASE_ATTEMPTS)
     def analyse_once(study_instance_uid: str, revision: int, created: float) -> None:
