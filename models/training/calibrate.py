@@ -68,7 +68,7 @@ def _logistic(columns: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 def study_logit(head: StudyHead, answer: Answer) -> float:
     """What the head says about one answer."""
     index = LESIONS.index(answer.kind)
-    weight, bias = head.weight[index].detach().numpy(), float(head.bias[index])
+    weight, bias = head.weight[index].detach().numpy(), float(head.bias[index].detach())
     return float(np.dot(weight, answer.evidence)) + bias
 
 
