@@ -63,7 +63,7 @@ def prepare(volume: Volume, lungs: Lungs, spacing_mm: float, multiple_of: int) -
     factors = tuple(max(1, int(spacing_mm / mm)) for mm in volume.geometry.spacing_mm)
     clip = ScaleIntensityRange(a_min=AIR_HU, a_max=MAXIMUM_HU, b_min=0.0, b_max=float(MAXIMUM_HU - AIR_HU), clip=True)
     # Zero is air here, so that what lies outside the source is filled with air.
-    above_air = clip(torch.from_numpy(volume.hu.astype(np.float32))[None])
+    above_air = clip(torch.from_numpy(volume.hu.astype(np.float32))[None]).as_tensor()
     averaged = torch.nn.functional.avg_pool3d(above_air[None], factors, ceil_mode=False)[0]
     image = MetaTensor(averaged, affine=torch.from_numpy(_shrunk_affine(volume.geometry.affine, factors)))
     resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False)

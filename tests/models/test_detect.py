@@ -1,0 +1,202 @@
+"""From voxels to findings in the patient, with a network whose answer is known: what is bright is a nodule.
+
+The network is a real ONNX graph run by onnxruntime, so that everything around it is tested: the grid, the way back,
+sides, outlines, measurements, the answer about the study.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from imaging.geometry import Geometry
+from imaging.lungs import segment_lungs
+from imaging.phantom import ANATOMY
+from imaging.preprocess import prepare
+from imaging.volume import Volume
+from models.detect import Detector
+from models.findings import FindingKind, Laterality, Presence, Quantity
+from models.session import ModelSession
+
+BRIGHT_HU = 150.0
+RADIUS_MM = 12.0
+ORIENTATIONS = {
+    "head first supine": np.diag([1.0, 1.0, 1.0]),
+    "prone": np.diag([-1.0, -1.0, 1.0]),
+    "feet first": np.diag([-1.0, 1.0, -1.0]),
+}
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    folder = tmp_path_factory.mktemp("model")
+    weights = _graph().SerializeToString()
+    (folder / "model.onnx").write_bytes(weights)
+    point = {
+        "voxel_threshold": 0.5,
+        "minimum_volume_ml": 0.2,
+        "present_probability": 0.5,
+        "absent_probability": 0.1,
+        "temperature": 1,
+        "bias": 0,
+        "chosen_on": "made for this test",
+    }
+    kind = FindingKind.PULMONARY_NODULE
+    manifest = {
+        "name": "bright",
+        "version": "1",
+        "weights": "model.onnx",
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "input": {"name": "hu", "spacing_mm": 2.5, "multiple_of": 16, "minimum_hu": -1024, "maximum_hu": 3071},
+        "anatomy": list(ANATOMY),
+        "lesions": [kind],
+        "calibration": "none",
+        "operating_points": {kind: point},
+        "evidence": {kind: {"grade": "C", "trials": []}},
+        "not_assessed": {other: "not learned" for other in FindingKind if other is not kind},
+        "training_data": [],
+    }
+    (folder / "model.json").write_text(json.dumps(manifest))
+    return Detector(ModelSession.open(folder, threads=1))
+
+
+def _graph() -> onnx.ModelProto:
+    """lesions = sigmoid((hu - 150) / 20), anatomy = 0, study logit = (largest hu - 150) / 20."""
+    grid = ["d", "h", "w"]
+    constants = [
+        helper.make_tensor("bright", TensorProto.FLOAT, [], [BRIGHT_HU]),
+        helper.make_tensor("width", TensorProto.FLOAT, [], [20.0]),
+        helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("grid_axes", TensorProto.INT64, [3], [2, 3, 4]),
+        helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]),
+    ]
+    nodes = [
+        helper.make_node("Sub", ["hu", "bright"], ["above"]),
+        helper.make_node("Div", ["above", "width"], ["logits"]),
+        helper.make_node("Sigmoid", ["logits"], ["lesions"]),
+        helper.make_node("ReduceMax", ["logits", "grid_axes"], ["study_logits"], keepdims=0),
+        helper.make_node("Mul", ["hu", "zero"], ["nothing"]),
+        helper.make_node("Squeeze", ["nothing", "axis"], ["flat"]),
+        helper.make_node("Cast", ["flat"], ["anatomy"], to=TensorProto.UINT8),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "bright",
+        [helper.make_tensor_value_info("hu", TensorProto.FLOAT, [1, 1, *grid])],
+        [
+            helper.make_tensor_value_info("anatomy", TensorProto.UINT8, [1, *grid]),
+            helper.make_tensor_value_info("lesions", TensorProto.FLOAT, [1, 1, *grid]),
+            helper.make_tensor_value_info("study_logits", TensorProto.FLOAT, [1, 1]),
+        ],
+        constants,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _thorax(orientation: np.ndarray, ball_mm: tuple[float, float, float] | None) -> tuple[Volume, np.ndarray]:
+    """An elliptic body with two lungs around the origin, a bright ball at `ball_mm`; the ball's mask."""
+    shape, spacing = (90, 180, 240), (3.0, 1.7, 1.7)
+    affine = np.eye(4)
+    x, y, z = orientation
+    affine[:3, :3] = np.stack([z * spacing[0], y * spacing[1], x * spacing[2]], axis=1)
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    geometry = Geometry(affine, shape)
+    points = geometry.index_to_patient(np.moveaxis(np.indices(shape), 0, -1))
+    px, py, pz = np.moveaxis(points, -1, 0)
+    hu = np.full(shape, -1000.0)
+    hu[(px / 170) ** 2 + (py / 120) ** 2 < 1] = 40
+    for side in (-75, 75):
+        hu[((px - side) / 60) ** 2 + (py / 80) ** 2 + (pz / 110) ** 2 < 1] = -850
+    ball = np.zeros(shape, bool)
+    if ball_mm is not None:
+        ball = ((points - np.array(ball_mm)) ** 2).sum(axis=-1) < RADIUS_MM**2
+        hu[ball] = 300
+    uids = tuple(f"1.2.3.{i + 1}" for i in range(shape[0]))
+    return Volume(hu.astype(np.int16), geometry, "1.2.3", uids, (None,) * shape[0]), ball
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+@pytest.mark.parametrize("side", [Laterality.LEFT, Laterality.RIGHT])
+def test_a_ball_is_found_where_it_is_whatever_the_orientation(detector: Detector, name: str, side: Laterality) -> None:
+    """Side by the patient's x, centre within 2 mm, outline on the source grid with Dice above 0.9, size to a pixel."""
+    centre_mm = (75.0 if side is Laterality.LEFT else -75.0, 20.0, 50.0)
+    volume, ball = _thorax(ORIENTATIONS[name], centre_mm)
+    detection = detector.detect(volume, segment_lungs(volume), sharp_kernel=False)
+    study, lesion = [f for f in detection.findings if f.kind is FindingKind.PULMONARY_NODULE]
+    assert (study.presence, study.laterality, study.lesion) == (Presence.PRESENT, side, None)
+    assert (lesion.presence, lesion.laterality, lesion.lesion) == (Presence.PRESENT, side, 1)
+    assert lesion.site == f"{side} lung, upper zone"
+    region = lesion.region
+    assert region is not None
+    assert np.linalg.norm(np.subtract(region.centre_mm, centre_mm)) < 2.0
+    outline = np.zeros_like(ball)
+    outline[region.box] = region.mask
+    assert 2 * (outline & ball).sum() / (outline.sum() + ball.sum()) > 0.9
+    assert ball[region.key_slice].sum() == ball.sum(axis=(1, 2)).max()
+    sizes = {m.quantity: m.value for m in lesion.measurements}
+    assert sizes[Quantity.LONG_AXIS] == pytest.approx(2 * RADIUS_MM, abs=2.5)
+    assert sizes[Quantity.SHORT_AXIS] == pytest.approx(2 * RADIUS_MM, abs=2.5)
+    assert sizes[Quantity.VOLUME] == pytest.approx(4 / 3 * np.pi * RADIUS_MM**3, rel=0.12)
+    assert sizes[Quantity.MEAN_ATTENUATION] == pytest.approx(300, abs=40)
+
+
+def test_every_kind_has_one_answer_and_none_is_absent_without_being_assessed(detector: Detector) -> None:
+    volume, _ = _thorax(np.eye(3), None)
+    detection = detector.detect(volume, segment_lungs(volume), sharp_kernel=False)
+    answers = {f.kind: f for f in detection.findings if f.lesion is None}
+    assert list(answers) == list(FindingKind)
+    assessed = {FindingKind.PULMONARY_NODULE, FindingKind.EMPHYSEMA}
+    for kind, answer in answers.items():
+        assert answer.presence is (Presence.ABSENT if kind in assessed else Presence.NOT_ASSESSED)
+        assert (answer.reason == "not learned") is (kind not in assessed)
+
+
+def test_the_same_volume_gives_the_same_tracking_uids(detector: Detector) -> None:
+    volume, _ = _thorax(np.eye(3), (75.0, 0.0, 0.0))
+    lungs = segment_lungs(volume)
+    first, second = (
+        [f.tracking_uid for f in detector.detect(volume, lungs, sharp_kernel=False).findings] for _ in range(2)
+    )
+    assert first == second
+    assert len(set(first)) == len(first)
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_the_network_grid_keeps_positions_and_leads_back(name: str) -> None:
+    """A coordinate ramp as voxels arrives at its own coordinates on the network grid, and back on the source grid."""
+    volume, _ = _thorax(ORIENTATIONS[name], None)
+    lungs = segment_lungs(volume)
+    points = volume.geometry.index_to_patient(np.moveaxis(np.indices(volume.hu.shape), 0, -1))
+    for axis in range(3):
+        ramp = Volume(
+            np.rint(points[..., axis]).astype(np.int16),
+            volume.geometry,
+            "1",
+            volume.sop_instance_uids,
+            volume.frame_numbers,
+        )
+        grid = prepare(ramp, lungs, 2.5, 16)
+        assert all(n % 16 == 0 for n in grid.hu.shape[2:])
+        at = grid.geometry.index_to_patient(np.moveaxis(np.indices(grid.geometry.shape), 0, -1))[..., axis]
+        # Away from the border of the source, where air is filled in.
+        inside = grid.geometry.index_to_patient(np.moveaxis(np.indices(grid.geometry.shape), 0, -1))
+        within = (np.abs(inside) < (np.abs(points).reshape(-1, 3).max(axis=0) - 8)).all(axis=-1)
+        assert np.abs(grid.hu[0, 0] - at)[within].max() < 1.0
+        box = (slice(30, 50), slice(60, 100), slice(80, 120))
+        back = grid.to_source(grid.hu[0, 0], box)
+        assert np.abs(back - points[box][..., axis]).max() < 1.0
+
+
+def test_lungs_of_a_simple_thorax_are_on_their_sides() -> None:
+    """Each lung within 3 % of its ellipsoid, left where x is positive, in every orientation."""
+    expected_ml = 4 / 3 * np.pi * 60 * 80 * 110 / 1000
+    for orientation in ORIENTATIONS.values():
+        volume, _ = _thorax(orientation, None)
+        lungs = segment_lungs(volume)
+        for mask, sign in ((lungs.left, 1), (lungs.right, -1)):
+            assert mask.sum() * volume.geometry.voxel_volume_mm3 / 1000 == pytest.approx(expected_ml, rel=0.03)
+            assert np.sign(volume.geometry.index_to_patient(np.argwhere(mask).mean(axis=0))[0]) == sign
+        assert not (lungs.left & lungs.right).any()
