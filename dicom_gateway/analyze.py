@@ -81,8 +81,10 @@ def write_findings_table(path: Path, studies: Sequence[AnalysedStudy]) -> None:
     with path.open("w", newline="", encoding="utf-8") as sink:
         table = csv.writer(sink)
         table.writerow(
-            ("study_instance_uid", "series_instance_uid", "outcome", "problem", "kind", "lesion", "presence")
-            + ("probability", "reason", "laterality", "site", "evidence_grade", "quantity", "side", "value", "unit")
+            (
+                *("study_instance_uid", "series_instance_uid", "outcome", "problem", "kind", "lesion", "presence"),
+                *("probability", "reason", "laterality", "site", "evidence_grade", "quantity", "side", "value", "unit"),
+            )
         )
         for study in studies:
             table.writerows(_rows(study))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from imaging.phantom_dicom import write_phantom
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, evt
@@ -25,6 +24,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from imaging.phantom import LesionRequest, Phantom, PlacedFinding, make_phantom
+from imaging.phantom_dicom import write_phantom
 
 PACS_AE_TITLE = "DEMOPACS"
 FINDINGS = (

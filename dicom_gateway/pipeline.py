@@ -21,6 +21,7 @@ from dicom_gateway.report.key_images import render_key_images
 from dicom_gateway.report.source_headers import read_source_headers
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.summary import encode_summary
+from imaging.errors import ImagingError
 from imaging.headers import Series, Study
 from imaging.lungs import Lungs, segment_lungs
 from imaging.quality import QualityIssue, Verdict, check_headers, check_voxels, is_rejected
@@ -67,7 +68,7 @@ def process_study(
 ) -> StudyResult:
     """Analyse one study. A refusal is a result too.
 
-    Raises ImagingError for pixels that cannot be decoded and ModelError for a model without an answer.
+    Raises ModelError for a model without an answer.
     """
     clock = _Clock(on_stage)
     passed = _first_series_through_the_gates(study, clock)
@@ -122,17 +123,28 @@ def _first_series_through_the_gates(study: Study, clock: "_Clock") -> _Passed:
         quality = check_headers(selection.chosen)
         if not is_rejected(quality):
             with clock.stage("read"):
-                volume = load_volume(selection.chosen)
-            with clock.stage("lungs"):
-                lungs = segment_lungs(volume)
-                quality += check_voxels(volume, lungs)
-            if not is_rejected(quality):
-                return _Passed(selection=selection, quality=quality, volume=volume, lungs=lungs)
+                volume = _decoded(selection.chosen)
+            if isinstance(volume, QualityIssue):
+                quality += (volume,)
+            else:
+                with clock.stage("lungs"):
+                    lungs = segment_lungs(volume)
+                    quality += check_voxels(volume, lungs)
+                if not is_rejected(quality):
+                    return _Passed(selection=selection, quality=quality, volume=volume, lungs=lungs)
         if not selection.alternatives:
             # The last one stays the chosen series: the report says why it was refused.
             break
         selection = next_selection(selection, _why_rejected(quality))
     return _Passed(selection=selection, quality=quality, volume=None, lungs=None)
+
+
+def _decoded(series: Series) -> Volume | QualityIssue:
+    """The series' volume, or why its pixels refuse it: no repetition would decode them."""
+    try:
+        return load_volume(series)
+    except ImagingError as error:
+        return QualityIssue(check="pixels", verdict=Verdict.REJECT, message=str(error))
 
 
 def _why_rejected(quality: Sequence[QualityIssue]) -> str:

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-# Unenhanced blood is 30 to 60 HU; every vascular phase of a chest CT lies above 100 HU in the heart and aorta.
-UNENHANCED_BELOW_HU = 80.0
-ENHANCED_ABOVE_HU = 100.0
+# Unenhanced blood is 30 to 60 HU; every vascular phase of a chest CT lies above 90 HU in the heart and aorta.
+UNENHANCED_BELOW_HU = 70.0
+ENHANCED_ABOVE_HU = 90.0
 _MINIMUM_AORTA_ML = 30.0
 _NOT_BLOOD_HU = 600.0
 _FAT_HU = -20.0

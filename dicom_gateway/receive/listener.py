@@ -6,18 +6,7 @@ from typing import Any
 
 from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    JPEG2000,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
+from pydicom.uid import ExplicitVRBigEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, EnhancedCTImageStorage, Verification
 
@@ -32,20 +21,11 @@ from dicom_gateway.receive.reception import (
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.settings import ANY_AE_TITLE, Settings
 from dicom_gateway.store import ledger
+from imaging.volume import TRANSFER_SYNTAXES as DECODED_SYNTAXES
 
 SOP_CLASSES = (CTImageStorage, EnhancedCTImageStorage)
-TRANSFER_SYNTAXES = (
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    DeflatedExplicitVRLittleEndian,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    JPEG2000Lossless,
-    JPEG2000,
-    RLELossless,
-)
+# What the pipeline decodes, uncompressed first; big endian is retired and nobody should start to send it.
+TRANSFER_SYNTAXES = tuple(uid for uid in DECODED_SYNTAXES if uid != ExplicitVRBigEndian)
 MAXIMUM_PDU_BYTES = 131072
 HALF_OPEN_TIMEOUT_S = 10
 IDLE_TIMEOUT_S = 60

@@ -13,7 +13,6 @@ from models.session import PROVIDERS, ModelSession
 from models.training.export import export
 from models.training.network import ANATOMY, LESIONS, ChestNet, StudyHead
 
-
 # torch marks its TorchScript exporter as the older one; the newer needs onnxscript, one dependency more
 pytestmark = pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript:DeprecationWarning")
 

@@ -1,0 +1,106 @@
+"""Five real patients through the pipeline: series, sides, volumes, emphysema index, contrast, honest negatives."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import ROOT
+from scipy import ndimage
+
+from dicom_gateway.pipeline import StudyResult, process_study
+from dicom_gateway.settings import BUNDLED_MODEL_DIR
+from imaging.files import find_files
+from imaging.headers import read_studies
+from imaging.volume import Volume, load_volume
+from models.detect import Detector
+from models.session import ModelSession
+
+REAL_CT = ROOT.parent / "shared" / "ct"
+SERIES = {
+    "covid_p001": {"slices": 148, "contrast": False},
+    "normal_001": {"slices": 154, "contrast": False},
+    "nodules_lidc_0063": {"slices": 133, "contrast": False},
+    "contrast_c3n_00249": {"slices": 102, "contrast": True},
+    "effusion_lung1_024": {"slices": 95, "contrast": True},
+}
+
+pytestmark = [
+    pytest.mark.real_ct,
+    pytest.mark.acceptance,
+    pytest.mark.skipif(not REAL_CT.exists(), reason="no real CT beside the project (../shared/ct)"),
+]
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector(ModelSession.open(BUNDLED_MODEL_DIR))
+
+
+@pytest.fixture(scope="module", params=SERIES)
+def analysed(request: pytest.FixtureRequest, detector: Detector) -> tuple[str, StudyResult, Volume]:
+    (study,), _ = read_studies(find_files([REAL_CT / request.param], Path("unused")))
+    result = process_study(study, detector, revision=1, created=datetime(2026, 1, 1, tzinfo=UTC))
+    return request.param, result, load_volume(study.series[0])
+
+
+def _aerated_lung(volume: Volume) -> np.ndarray:
+    """A second opinion without our code: the large pockets of air in the patient, vessels and airways as they are."""
+    air = volume.hu < -400
+    labels, _ = ndimage.label(air)
+    touching = np.unique(np.concatenate([labels[:, 0].ravel(), labels[:, -1].ravel(), labels[:, :, 0].ravel()]))
+    sizes = np.bincount(labels.ravel()) * volume.geometry.voxel_volume_mm3 / 1000
+    sizes[np.union1d(touching, [0])] = 0
+    return np.isin(labels, np.flatnonzero(sizes > 200))
+
+
+def _emphysema(result: StudyResult) -> dict[tuple[str, str | None], float]:
+    (finding,) = [f for f in result.report.findings if f.kind == "emphysema"]
+    return {(m.quantity, m.laterality): m.value for m in finding.measurements}
+
+
+def test_the_series_is_analysed_and_contrast_recognised(analysed) -> None:
+    name, result, _ = analysed
+    series = result.report.analysed_series
+    assert result.report.outcome == "reported"
+    assert series is not None
+    assert (series.slice_count, series.contrast) == (SERIES[name]["slices"], SERIES[name]["contrast"])
+
+
+def test_lung_volume_and_emphysema_index_agree_with_a_plain_threshold(analysed) -> None:
+    """Within 8 % of the volume (we close vessels and leave the airways out) and 0.5 points of LAA-950."""
+    _, result, volume = analysed
+    lung = _aerated_lung(volume)
+    found = _emphysema(result)
+    reported_ml = found["lung_volume", "left"] + found["lung_volume", "right"]
+    assert reported_ml == pytest.approx(lung.sum() * volume.geometry.voxel_volume_mm3 / 1000, rel=0.08)
+    # The trachea is air below -950 HU and no lung: the threshold alone counts it.
+    plain = 100 * np.count_nonzero(volume.hu[ndimage.binary_erosion(lung, iterations=2)] < -950) / lung.sum()
+    assert found["low_attenuation_area_950", None] == pytest.approx(plain, abs=1.5)
+
+
+def test_sides_are_the_patients(analysed) -> None:
+    """The heart lies on the left: the left lung is the smaller one in these five patients."""
+    _, result, _ = analysed
+    found = _emphysema(result)
+    assert found["lung_volume", "left"] < found["lung_volume", "right"]
+
+
+def test_the_normal_patient_is_not_covered_in_findings(analysed) -> None:
+    name, result, _ = analysed
+    present = [f.kind for f in result.report.findings if f.presence == "present" and f.lesion is None]
+    if name == "normal_001":
+        assert len(present) <= 1, present
+    assert len(present) <= 4, present
+
+
+def test_key_images_show_what_they_name(analysed) -> None:
+    """Each key image belongs to a finding whose centre lies in its slice's finding region and inside the body."""
+    _, result, volume = analysed
+    for finding in result.report.findings:
+        if finding.key_image is None:
+            continue
+        assert finding.key_image in result.key_images
+        assert finding.key_sop_instance_uid == volume.sop_instance_uids[finding.key_slice]
+        index = np.rint(volume.geometry.patient_to_index(finding.centre_mm)).astype(int)
+        assert all(0 <= i < n for i, n in zip(index, volume.hu.shape, strict=True))
