@@ -1,5 +1,6 @@
 """Reading files: layouts, transfer syntaxes, padding, damaged bytes; SimpleITK is the second opinion."""
 
+import gc
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 from factories import make_ct_dataset
 from pydicom.encaps import encapsulate
+from pydicom.fileset import FileSet
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -23,6 +25,10 @@ from pydicom.uid import (
 from imaging.errors import InconsistentSeries, UnreadableInstance
 from imaging.files import find_files
 from imaging.headers import read_studies
+from imaging.phantom import make_phantom
+from imaging.phantom_dicom import write_phantom
+from imaging.phantom_enhanced import write_enhanced_phantom
+from imaging.quality import check_headers, is_rejected
 from imaging.volume import AIR_HU, load_volume
 
 SLICES, ROWS, COLUMNS = 6, 48, 64
@@ -195,3 +201,41 @@ def test_pixels_that_do_not_fit_the_header_are_refused(tmp_path: Path) -> None:
     studies, _ = read_studies(find_files([tmp_path], tmp_path / "unpacked"))
     with pytest.raises(InconsistentSeries, match="pixels"):
         load_volume(studies[0].series[0])
+
+
+# pydicom's FileSet leaves its temporary folder to the garbage collector.
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+def test_a_dicomdir_leads_to_its_files_and_to_no_others(tmp_path: Path) -> None:
+    """The media directory of PS3.3 F.3, as another library wrote it; a record that points outside is left alone."""
+    files = _write(tmp_path / "source")
+    media = FileSet()
+    for file in files:
+        media.add(file)
+    media.write(tmp_path / "media")
+    del media
+    gc.collect()
+    (study,), unreadable = read_studies(find_files([tmp_path / "media" / "DICOMDIR"], tmp_path / "unpacked"))
+    assert len(study.series[0].slices) == SLICES
+    assert not unreadable
+
+    directory = pydicom.dcmread(tmp_path / "media" / "DICOMDIR")
+    for record in directory.DirectoryRecordSequence:
+        if "ReferencedFileID" in record:
+            record.ReferencedFileID = ["..", "source", "1.dcm"]
+    directory.save_as(tmp_path / "media" / "DICOMDIR")
+    assert find_files([tmp_path / "media" / "DICOMDIR"], tmp_path / "unpacked") == ()
+
+
+def test_an_enhanced_ct_is_the_same_volume_as_its_single_images(tmp_path: Path) -> None:
+    phantom = make_phantom(2, spacing_mm=(5.0, 2.8, 2.8))
+    write_phantom(phantom, tmp_path / "single")
+    write_enhanced_phantom(phantom, tmp_path / "enhanced.dcm")
+    single, enhanced = (
+        read_studies(find_files([source], tmp_path / "unpacked"))[0][0].series[0]
+        for source in (tmp_path / "single", tmp_path / "enhanced.dcm")
+    )
+    assert not is_rejected(check_headers(enhanced))
+    expected, found = load_volume(single), load_volume(enhanced)
+    np.testing.assert_array_equal(found.hu, expected.hu)
+    np.testing.assert_allclose(found.geometry.affine, expected.geometry.affine, atol=1e-6)
+    assert sorted(n for n in found.frame_numbers if n) == list(range(1, len(found.frame_numbers) + 1))
