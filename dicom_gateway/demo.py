@@ -23,8 +23,10 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dicom_gateway.report.wording import KIND_NAMES
 from imaging.phantom import LesionRequest, Phantom, PlacedFinding, make_phantom
 from imaging.phantom_dicom import write_phantom
+from models.findings import FindingKind
 
 PACS_AE_TITLE = "DEMOPACS"
 FINDINGS = (
@@ -37,6 +39,7 @@ SIZE_FACTOR = 2.0
 _START_TIMEOUT_S = 120.0
 _REPORT_TIMEOUT_S = 420.0
 _STUDY_LEVEL = "finding:"
+_NOT_ASSESSED = "Not assessed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +241,7 @@ def _name(item: Dataset, keyword: str = "ConceptNameCodeSequence") -> str:
 
 def agreement(placed: PlacedFinding | None, answer: Answer | None) -> tuple[bool, str]:
     """Whether the answer to one kind is right, and in words what is wrong. Not assessed is never right or wrong."""
-    presence = answer.presence if answer else "Not assessed"
+    presence = answer.presence if answer else _NOT_ASSESSED
     if placed is None:
         return presence != "Present", "false finding" if presence == "Present" else ""
     if answer is None or presence != "Present":
@@ -255,27 +258,37 @@ def agreement(placed: PlacedFinding | None, answer: Answer | None) -> tuple[bool
 def _show(console: Console, phantom: Phantom, sr: Dataset, seconds: float) -> bool:
     truth = {placed.kind: placed for placed in phantom.truth}
     answers = read_answers(sr)
-    table = Table(title="What the structured report says, beside the truth of the phantom")
-    for column in ("finding", "placed", "reported", "side", "volume reported", ""):
-        table.add_column(column)
-    right = []
+    table = Table("finding", "placed", "reported", "", title="The structured report beside the truth of the phantom")
+    right, unanswered = [], []
     for kind, answer in answers.items():
         placed = truth.get(kind)
+        name = KIND_NAMES[FindingKind(kind)]
+        if placed is None and answer.presence == _NOT_ASSESSED:
+            unanswered.append(name)
+            continue
         ok, problem = agreement(placed, answer)
         right.append(ok)
-        size = f"{placed.size:g} {placed.size_unit} {placed.laterality or ''}" if placed else "-"
-        if placed and placed.volume_ml and placed.size_unit != "ml":
-            size += f" ({placed.volume_ml:.1f} ml)"
-        assessed = answer.presence != "Not assessed"
-        verdict = ("[green]right[/]" if ok else f"[red]{problem}[/]") if assessed or placed else "[dim]no answer[/]"
-        volume = f"{answer.volume_ml:.0f} ml" if answer.volume_ml else ""
-        sides = ", ".join(sorted(answer.sides)).lower()
-        table.add_row(kind, size, answer.presence.lower(), sides, volume, verdict)
-    agrees = bool(right) and all(right) and set(truth) <= set(answers)
+        table.add_row(
+            name, _placed_words(placed), _answer_words(answer), "[green]right[/]" if ok else f"[red]{problem}[/]"
+        )
     console.print(table)
+    if unanswered:
+        console.print(f"Not assessed by this model: {', '.join(unanswered)}.", highlight=False)
     console.print(f"The report came back {seconds:.0f} s after the first image was sent.")
     console.print("[bold red]Research use only. Not a medical device.[/]")
-    return agrees
+    return bool(right) and all(right) and set(truth) <= set(answers)
+
+
+def _placed_words(placed: PlacedFinding | None) -> str:
+    if placed is None:
+        return "-"
+    volume = f", {placed.volume_ml:.1f} ml" if placed.volume_ml and placed.size_unit != "ml" else ""
+    return f"{placed.laterality or ''} {placed.size:.0f} {placed.size_unit}{volume}".strip()
+
+
+def _answer_words(answer: Answer) -> str:
+    volume = f"{answer.volume_ml:.1f} ml" if answer.volume_ml else ""
+    return " ".join(filter(None, (answer.presence.lower(), *sorted(s.lower() for s in answer.sides), volume)))
 
 
 def _free_ports(count: int) -> tuple[int, ...]:
