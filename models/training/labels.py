@@ -25,6 +25,8 @@ PARTIAL: dict[str, tuple[str, ...]] = {
     "soft_tissue": _SOFT_TISSUE,
     "bone": ("body", "vertebrae", "ribs", "sternum"),
     "blood": ("body", "heart", "aorta", "pulmonary_trunk"),
+    "heart_or_great_vessel": ("heart", "aorta", "pulmonary_trunk", "liver"),
+    "spine": ("vertebrae", "ribs"),
     "left_or_soft": ("lung_left", *_SOFT_TISSUE),
     "right_or_soft": ("lung_right", *_SOFT_TISSUE),
     "inside": ANATOMY[1:],

@@ -181,6 +181,7 @@ def real_sample(grid: Grid, *, unlabelled_pneumonia: bool, nodules: Sequence[Seq
     anatomy[body] = LABEL["soft_tissue"]
     anatomy[body & (hu > -140) & (hu < -60)] = LABEL["body"]
     anatomy[body & (ndi.gaussian_filter(hu, 0.6) > 330)] = LABEL["bone"]
+    _hint_organs(anatomy, hu, left, right)
     for lung, name in ((left, "left"), (right, "right")):
         closed = ndi.binary_closing(np.pad(lung, 6), iterations=5)[6:-6, 6:-6, 6:-6] & body
         anatomy[closed & (hu < 330)] = LABEL[f"{name}_or_soft"]
@@ -196,6 +197,38 @@ def real_sample(grid: Grid, *, unlabelled_pneumonia: bool, nodules: Sequence[Seq
         lesions, unknown = _pneumonia(hu, anatomy)
     unknown[nodule] |= np.uint8(_LUNG_BITS)
     return Sample(hu=hu, anatomy=anatomy, lesions=lesions, unknown=unknown)
+
+
+def _hint_organs(
+    anatomy: npt.NDArray[np.uint8],
+    hu: npt.NDArray[np.float32],
+    left: npt.NDArray[np.bool_],
+    right: npt.NDArray[np.bool_],
+) -> None:
+    """Narrow the partial labels where the place leaves little doubt: between the lungs and below the right one.
+
+    Without this the network may call every organ of a real volume "body" and still be right.
+    """
+    beside = np.maximum.accumulate(right, axis=2) & np.maximum.accumulate(left[:, :, ::-1], axis=2)[:, :, ::-1]
+    bone = anatomy == LABEL["bone"]
+    middle = int(np.average(np.arange(hu.shape[2]), weights=(left | right).sum(axis=(0, 1))))
+    spine = np.zeros_like(bone)
+    spine[:, :, middle - 14 : middle + 14] = (ndi.gaussian_filter(hu, 1.0) > 150)[:, :, middle - 14 : middle + 14]
+    spine[:, : hu.shape[1] // 2] = False
+    anatomy[spine & beside & bone] = LABEL["spine"]
+    front = np.where(spine.any(axis=1), spine.argmax(axis=1), hu.shape[1])[:, middle - 6 : middle + 6].min(axis=1)
+    front = ndi.median_filter(np.where(front < hu.shape[1], front, int(np.median(front))), 9) - 2
+    ahead = np.arange(hu.shape[1])[None, :, None] < front[:, None, None]
+    soft = ndi.gaussian_filter(hu, 1.0) > 0
+    ball = ndi.iterate_structure(ndi.generate_binary_structure(3, 2), 4)
+    core = ndi.binary_opening(soft & ~bone & beside & ahead, ball)
+    anatomy[core] = LABEL["heart_or_great_vessel"]
+    above = np.zeros_like(right)
+    for step in range(3, 15):  # lung within 35 mm above, with a margin for the diaphragm
+        above[:-step] |= right[step:]
+    below_none = ~np.maximum.accumulate(right, axis=0)
+    liver = ndi.binary_opening(above & below_none & soft & ~bone & ~beside, ball)
+    anatomy[liver] = LABEL["liver"]
 
 
 def _ball(shape: tuple[int, ...], centre: Sequence[float], radius: float) -> npt.NDArray[np.bool_]:
