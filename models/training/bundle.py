@@ -84,9 +84,9 @@ def measured(
     sources = read_sources(config)
     phantoms = max(4, count // 2)
     fitting = runner.answers(simulated_studies(sources, config, _CALIBRATION_SEED, count))
-    fitting += runner.answers(phantom_studies(_PHANTOM_CALIBRATION_SEED, phantoms))
+    fitting += runner.answers(phantom_studies(config, _PHANTOM_CALIBRATION_SEED, phantoms))
     testing = runner.answers(simulated_studies(sources, config, _EVALUATION_SEED, count))
-    testing += runner.answers(phantom_studies(_PHANTOM_EVALUATION_SEED, phantoms))
+    testing += runner.answers(phantom_studies(config, _PHANTOM_EVALUATION_SEED, phantoms))
     return fitting, testing, runner.answers(real_studies(checks))
 
 

@@ -24,7 +24,7 @@ from models.findings import FindingKind
 from models.training.dataset import Config, Sources
 from models.training.lesions import bit, insert_lesions
 from models.training.network import LESIONS, MULTIPLE_OF, SPACING_MM, VOXEL_ML
-from models.training.phantoms import phantom_sample, random_phantom
+from models.training.phantoms import load_phantoms
 from models.training.sources import Sample
 from models.training.synthesis import deform, paint_organs, scan
 
@@ -121,10 +121,11 @@ def simulated_studies(sources: Sources, config: Config, first_seed: int, count: 
         yield _of_sample(scan(sample, rng), f"simulated {index}", "lesions put into training hosts")
 
 
-def phantom_studies(first_seed: int, count: int) -> Iterator[Study]:
-    """Phantoms of seeds that training never saw."""
+def phantom_studies(config: Config, first_seed: int, count: int) -> Iterator[Study]:
+    """Phantoms of seeds that training never saw, from the run's phantom folder."""
     for seed in range(first_seed, first_seed + count):
-        yield _of_sample(phantom_sample(random_phantom(seed)), f"phantom {seed}", "phantoms")
+        (sample,) = load_phantoms(config.phantom_folder, seed, 1)
+        yield _of_sample(sample, f"phantom {seed}", "phantoms")
 
 
 def _of_sample(sample: Sample, name: str, source: str) -> Study:

@@ -1,0 +1,127 @@
+"""A few steps of the real training loop on a tiny network, then the real export and its comparison."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.training.dataset import Config, Mix, Sources
+from models.training.export import compare, export, folded, trained_network
+from models.training.labels import LABEL
+from models.training.network import LESIONS, ChestNet, StudyHead, study_evidence
+from models.training.sources import OrganMap, Sample
+from models.training.train import CHECKPOINT, learning_rate, train
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript:DeprecationWarning"),
+    # the loader forks its worker while pytest's process has threads of torch
+    pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
+]
+FEATURES = (4, 4, 4, 4, 4)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config(
+        data_root=tmp_path,
+        seed=3,
+        steps=3,
+        batch=2,
+        crop=(16, 32, 32),
+        learning_rate=1e-3,
+        features=FEATURES,
+        healthy=0.0,
+        mix=Mix(real=0.6, painted=0.4, phantom=0.0),
+        volumes=(),
+        organ_map="",
+        organ_map_licence="",
+        phantom_folder=tmp_path,
+        phantom_first_seed=0,
+        phantoms=0,
+    )
+
+
+@pytest.fixture
+def sources() -> Sources:
+    shape = (40, 40, 48)
+    z, y, x = np.ogrid[:40, :40, :48]
+    hu = np.full(shape, 40.0, np.float32)
+    anatomy = np.full(shape, LABEL["body"], np.uint8)
+    organ = np.zeros(shape, np.uint8)
+    for number, (name, centre) in enumerate((("lung_right", 13), ("lung_left", 35)), start=1):
+        lung = ((z - 20) / 18) ** 2 + ((y - 20) / 17) ** 2 + ((x - centre) / 10) ** 2 < 1
+        hu[lung], anatomy[lung], organ[lung] = -850.0, LABEL[name], number
+    zeros = np.zeros(shape, np.uint8)
+    names = {1: "lung_upper_lobe_right", 2: "lung_upper_lobe_left"}
+    return Sources(
+        real=(Sample(hu=hu, anatomy=anatomy, lesions=zeros, unknown=zeros),),
+        organs=OrganMap(anatomy=anatomy, organ=organ, names=names),
+        phantoms=(),
+    )
+
+
+def weights(net: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([value.detach().float().flatten() for value in net.state_dict().values()])
+
+
+def test_the_seed_decides_the_network(config: Config, sources: Sources, tmp_path: Path) -> None:
+    """Equal up to the rounding of oneDNN's convolutions, which Adam's first steps enlarge."""
+    trained = {}
+    for name, seed in (("first", 3), ("same", 3), ("other", 4)):
+        (tmp_path / name).mkdir()
+        trained[name] = weights(train(replace(config, seed=seed), sources, tmp_path / name))
+    same = float((trained["first"] - trained["same"]).norm())
+    other = float((trained["first"] - trained["other"]).norm())
+    assert same < 0.01 * other
+
+
+def test_a_run_goes_on_where_it_stopped(config: Config, sources: Sources, tmp_path: Path) -> None:
+    train(replace(config, steps=2), sources, tmp_path)
+    stopped = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    train(config, sources, tmp_path)
+    ended = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert (stopped["step"], ended["step"]) == (2, 3)
+    assert any((stopped["net"][key] != ended["net"][key]).any() for key in stopped["net"])
+
+
+def test_the_learning_rate_ends_near_nothing(config: Config) -> None:
+    long = replace(config, steps=1000)
+    rates = [learning_rate(long, step) for step in range(1000)]
+    assert rates.index(max(rates)) < 60
+    assert rates[-1] < 0.01 * max(rates)
+    assert all(rate > 0 for rate in rates)
+
+
+def test_the_exported_graph_says_what_torch_says(config: Config, sources: Sources, tmp_path: Path) -> None:
+    train(config, sources, tmp_path)
+    net = trained_network(FEATURES, tmp_path / CHECKPOINT)
+    path = tmp_path / "model.onnx"
+    export(net, StudyHead(), path)
+    difference = compare(net, StudyHead(), path, (32, 48, 32), seed=2)
+    assert difference.lesions < 1e-4
+    assert difference.study_logits < 1e-3
+    assert difference.anatomy_share < 1e-3
+    assert b"BatchNormalization" not in path.read_bytes()
+
+
+def test_folding_changes_no_answer() -> None:
+    torch.manual_seed(1)
+    net = ChestNet(FEATURES)
+    for _ in range(3):
+        net(torch.randn(2, 1, 16, 32, 32) * 400)
+    net.eval()
+    hu = torch.randn(1, 1, 16, 32, 16) * 400
+    with torch.no_grad():
+        for before, after in zip(net(hu), folded(net)(hu), strict=True):
+            torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-4)
+
+
+def test_more_lesion_is_more_evidence() -> None:
+    small = torch.zeros(1, len(LESIONS), 16, 16, 16)
+    large = small.clone()
+    small[:, :, 4:6, 4:6, 4:6] = 0.9
+    large[:, :, 4:12, 4:12, 4:12] = 0.9
+    assert (study_evidence(large) > study_evidence(small)).all()
+    assert (study_evidence(torch.full_like(small, 0.4))[..., 0] == 0).all()
