@@ -3,11 +3,18 @@
 import torch
 from torch import Tensor
 
+from models.findings import FindingKind
 from models.training.labels import ALLOWED
 from models.training.network import LESIONS
 
-# nodules are a few voxels of a million: a missed one must still weigh something
-_POSITIVE_WEIGHT = torch.tensor([10.0 if kind == "pulmonary_nodule" else 4.0 for kind in LESIONS])
+# nodules are a few voxels of a million, and what is rare must still weigh something
+_WEIGHTS = {
+    FindingKind.PULMONARY_NODULE: 30.0,
+    FindingKind.PERICARDIAL_EFFUSION: 8.0,
+    FindingKind.CONSOLIDATION: 6.0,
+    FindingKind.ATELECTASIS: 6.0,
+}
+_POSITIVE_WEIGHT = torch.tensor([_WEIGHTS.get(kind, 4.0) for kind in LESIONS])
 _ENTROPY_WEIGHT = 20.0
 _SMOOTH = 5.0
 

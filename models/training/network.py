@@ -38,6 +38,9 @@ LESIONS = (
     FindingKind.ATELECTASIS,
 )
 
+_IN_LUNG_SPACE = frozenset(LESIONS) - {FindingKind.PERICARDIAL_EFFUSION}
+_LUNG_LEFT, _LUNG_RIGHT = ANATOMY.index("lung_left"), ANATOMY.index("lung_right")
+
 SPACING_MM = 2.5
 MULTIPLE_OF = 16
 VOXEL_ML = SPACING_MM**3 / 1000.0
@@ -133,14 +136,22 @@ class StudyHead(nn.Module):
 
 
 class ExportedNet(nn.Module):
-    """The graph that is exported: HU to anatomy uint8 (1, D, H, W), lesion probabilities and study logits."""
+    """The graph that is exported: HU to anatomy uint8 (1, D, H, W), lesion probabilities and study logits.
+
+    Lesions of lung and pleura count only in the lung spaces of the anatomy head and one voxel around them.
+    """
 
     def __init__(self, net: ChestNet, study: StudyHead) -> None:
         super().__init__()
         self.net = net
         self.study = study
+        anywhere = torch.tensor([float(kind not in _IN_LUNG_SPACE) for kind in LESIONS])
+        self.register_buffer("anywhere", anywhere.view(1, -1, 1, 1, 1))
 
     def forward(self, hu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         anatomy, lesions = self.net(hu)
-        probabilities = torch.sigmoid(lesions)
-        return anatomy.argmax(dim=1).to(torch.uint8), probabilities, self.study(probabilities)
+        labels = anatomy.argmax(dim=1)
+        lungs = ((labels == _LUNG_LEFT) | (labels == _LUNG_RIGHT)).to(lesions.dtype)[:, None]
+        near = nn.functional.max_pool3d(lungs, 3, stride=1, padding=1)
+        probabilities = torch.sigmoid(lesions) * torch.maximum(near, self.anywhere)
+        return labels.to(torch.uint8), probabilities, self.study(probabilities)
