@@ -58,11 +58,13 @@ def analyze_studies(
                 unreadable_file_count=unreadable_file_count,
                 on_stage=on_stage,
             )
-        except (ImagingError, ModelError) as error:
-            yield AnalysedStudy(study_instance_uid=uid, outcome="failed", headline=(), problem=str(error))
-            continue
-        write_result(result, out / uid)
-        yield _ended(result)
+            write_result(result, out / uid)
+        except Exception as error:  # noqa: BLE001  # edge: one study must not end the batch
+            known = isinstance(error, (ImagingError, ModelError, OSError))
+            problem = str(error) if known else f"unexpected {type(error).__name__}"
+            yield AnalysedStudy(study_instance_uid=uid, outcome="failed", headline=(), problem=problem)
+        else:
+            yield _ended(result)
 
 
 def _ended(result: StudyResult) -> AnalysedStudy:

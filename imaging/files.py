@@ -1,11 +1,12 @@
 """DICOM files in any layout a person hands over: single files, folders, a DICOMDIR, zip archives."""
 
+import lzma
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from imaging.errors import UnreadableInstance
 
@@ -61,7 +62,7 @@ def _unpack(archive: Path, extract_into: Path) -> Iterator[Path]:
                             raise UnreadableInstance(f"archive {archive.name} unpacks to more than 20 GiB")
                         sink.write(block)
                 yield file
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError) as error:
         raise UnreadableInstance(f"archive {archive.name} cannot be unpacked: {type(error).__name__}") from error
 
 
@@ -69,8 +70,9 @@ def _referenced_files(dicomdir: Path) -> Iterator[Path]:
     """Files named by the directory records of a DICOMDIR (PS3.3 F.3), if they lie below its own folder."""
     try:
         records = pydicom.dcmread(dicomdir).get("DirectoryRecordSequence", ())
-    except InvalidDicomError as error:
-        raise UnreadableInstance(f"{dicomdir.name} is not a DICOMDIR") from error
+    except Exception as error:
+        # The parser fails in many ways on damaged bytes.
+        raise UnreadableInstance(f"{dicomdir.name} cannot be read ({type(error).__name__})") from error
     root = dicomdir.parent.resolve()
     for record in records:
         file_id = record.get("ReferencedFileID")

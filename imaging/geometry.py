@@ -53,13 +53,16 @@ class Geometry:
 
 
 def slice_normal(image_orientation_patient: Sequence[float]) -> FloatArray:
-    """Unit normal of the image plane: row direction x column direction (PS3.3 C.7.6.2.1.1)."""
+    """Unit normal of the image plane: row direction x column direction (PS3.3 C.7.6.2.1.1).
+
+    Raises ValueError when the two directions are not orthogonal unit vectors, to 1 %.
+    """
     row, column = np.asarray(image_orientation_patient, dtype=np.float64).reshape(2, 3)
-    normal = np.cross(row, column)
-    length = float(np.linalg.norm(normal))
-    if not np.isfinite(length) or abs(length - 1.0) > 0.01:
+    deviations = (np.linalg.norm(row) - 1.0, np.linalg.norm(column) - 1.0, row @ column)
+    if not np.all(np.abs(deviations) < 0.01):
         raise ValueError("ImageOrientationPatient is not a pair of orthogonal unit vectors")
-    return normal / length
+    normal = np.cross(row, column)
+    return normal / float(np.linalg.norm(normal))
 
 
 def geometry_of_stack(

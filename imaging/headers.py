@@ -3,6 +3,7 @@
 Reading is tolerant: what is absent is None and what is broken is listed, so that the gates can say why.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from imaging.geometry import Point
 # Hospital headers break value rules all the time; pydicom's warnings would quote patient data.
 config.settings.reading_validation_mode = config.IGNORE
 
-CT_IMAGE_SOP_CLASSES = (CTImageStorage, EnhancedCTImageStorage)
+_FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,17 +124,19 @@ def read_instance(file: Path) -> InstanceHeader:
         ds = pydicom.dcmread(file, stop_before_pixels=True)
     except InvalidDicomError as error:
         raise UnreadableInstance("not a DICOM file") from error
-    except (EOFError, OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        # The parser fails in many ways on damaged bytes; its message may quote them.
+    except Exception as error:
+        # The parser fails in many ways on damaged bytes, and its messages may quote them.
         raise UnreadableInstance(f"damaged DICOM file ({type(error).__name__})") from error
     try:
         return _instance_header(file, ds)
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
+    except UnreadableInstance:
+        raise
+    except Exception as error:
         raise UnreadableInstance(f"damaged DICOM header ({type(error).__name__})") from error
 
 
 def _instance_header(file: Path, ds: Dataset) -> InstanceHeader:
-    uids = {k: _text(ds.get(k)) for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")}
+    uids = {k: _text(_value(ds, k)) for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")}
     if missing := [keyword for keyword, value in uids.items() if not value]:
         raise UnreadableInstance(f"no {', '.join(missing)} in the header")
     planes: tuple[Slice, ...] = ()
@@ -143,19 +146,19 @@ def _instance_header(file: Path, ds: Dataset) -> InstanceHeader:
         planes = tuple(_enhanced_planes(file, ds))
     series = Series(
         series_instance_uid=str(uids["SeriesInstanceUID"]),
-        modality=_text(ds.get("Modality")) or "",
-        series_number=_integer(ds.get("SeriesNumber")),
-        series_description=_text(ds.get("SeriesDescription")),
-        body_part_examined=_text(ds.get("BodyPartExamined")),
-        protocol_name=_text(ds.get("ProtocolName")),
+        modality=_text(_value(ds, "Modality")) or "",
+        series_number=_integer(_value(ds, "SeriesNumber")),
+        series_description=_text(_value(ds, "SeriesDescription")),
+        body_part_examined=_text(_value(ds, "BodyPartExamined")),
+        protocol_name=_text(_value(ds, "ProtocolName")),
         convolution_kernel=_kernel(ds),
-        contrast_bolus_agent=_text(ds.get("ContrastBolusAgent")),
+        contrast_bolus_agent=_text(_value(ds, "ContrastBolusAgent")),
         files=(file,),
         slices=planes,
     )
     return InstanceHeader(
         study_instance_uid=str(uids["StudyInstanceUID"]),
-        study_description=_text(ds.get("StudyDescription")),
+        study_description=_text(_value(ds, "StudyDescription")),
         sop_instance_uid=str(uids["SOPInstanceUID"]),
         series=series,
     )
@@ -167,50 +170,50 @@ def _plane(file: Path, ds: Dataset) -> Slice:
         sop_instance_uid=str(ds.SOPInstanceUID),
         sop_class_uid=str(ds.SOPClassUID),
         frame_number=None,
-        instance_number=_integer(ds.get("InstanceNumber")),
-        image_type=_strings(ds.get("ImageType")),
-        acquisition_number=_integer(ds.get("AcquisitionNumber")),
-        frame_of_reference_uid=_text(ds.get("FrameOfReferenceUID")),
-        image_position_patient=_point(ds.get("ImagePositionPatient")),
-        image_orientation_patient=_floats(ds.get("ImageOrientationPatient"), 6),
-        pixel_spacing_mm=_pair(ds.get("PixelSpacing")),
-        rows=_integer(ds.get("Rows")) or 0,
-        columns=_integer(ds.get("Columns")) or 0,
-        slice_thickness_mm=_number(ds.get("SliceThickness")),
-        rescale_slope=_number(ds.get("RescaleSlope")),
-        rescale_intercept=_number(ds.get("RescaleIntercept")),
+        instance_number=_integer(_value(ds, "InstanceNumber")),
+        image_type=_strings(_value(ds, "ImageType")),
+        acquisition_number=_integer(_value(ds, "AcquisitionNumber")),
+        frame_of_reference_uid=_text(_value(ds, "FrameOfReferenceUID")),
+        image_position_patient=_point(_value(ds, "ImagePositionPatient")),
+        image_orientation_patient=_floats(_value(ds, "ImageOrientationPatient"), 6),
+        pixel_spacing_mm=_pair(_value(ds, "PixelSpacing")),
+        rows=_integer(_value(ds, "Rows")) or 0,
+        columns=_integer(_value(ds, "Columns")) or 0,
+        slice_thickness_mm=_number(_value(ds, "SliceThickness")),
+        rescale_slope=_number(_value(ds, "RescaleSlope")),
+        rescale_intercept=_number(_value(ds, "RescaleIntercept")),
     )
 
 
 def _enhanced_planes(file: Path, ds: Dataset) -> Iterable[Slice]:
     """One plane a frame; a functional group is taken from the frame, else from the shared ones (PS3.3 C.7.6.16)."""
-    shared = _first(ds.get("SharedFunctionalGroupsSequence"))
+    shared = _first(_value(ds, "SharedFunctionalGroupsSequence"))
     base = _plane(file, ds)
-    for number, frame in enumerate(ds.get("PerFrameFunctionalGroupsSequence") or (), start=1):
+    for number, frame in enumerate(_value(ds, "PerFrameFunctionalGroupsSequence") or (), start=1):
 
         def macro(keyword: str, frame: Dataset = frame) -> Dataset:
-            return _first(frame.get(keyword)) or _first(shared.get(keyword))
+            return _first(_value(frame, keyword)) or _first(_value(shared, keyword))
 
         measures = macro("PixelMeasuresSequence")
         transformation = macro("PixelValueTransformationSequence")
         yield replace(
             base,
             frame_number=number,
-            image_type=_strings(macro("CTImageFrameTypeSequence").get("FrameType")) or base.image_type,
-            acquisition_number=_integer(macro("FrameContentSequence").get("FrameAcquisitionNumber")),
-            image_position_patient=_point(macro("PlanePositionSequence").get("ImagePositionPatient")),
-            image_orientation_patient=_floats(macro("PlaneOrientationSequence").get("ImageOrientationPatient"), 6),
-            pixel_spacing_mm=_pair(measures.get("PixelSpacing")),
-            slice_thickness_mm=_number(measures.get("SliceThickness")),
-            rescale_slope=_number(transformation.get("RescaleSlope")),
-            rescale_intercept=_number(transformation.get("RescaleIntercept")),
+            image_type=_strings(_value(macro("CTImageFrameTypeSequence"), "FrameType")) or base.image_type,
+            acquisition_number=_integer(_value(macro("FrameContentSequence"), "FrameAcquisitionNumber")),
+            image_position_patient=_point(_value(macro("PlanePositionSequence"), "ImagePositionPatient")),
+            image_orientation_patient=_floats(_value(macro("PlaneOrientationSequence"), "ImageOrientationPatient"), 6),
+            pixel_spacing_mm=_pair(_value(measures, "PixelSpacing")),
+            slice_thickness_mm=_number(_value(measures, "SliceThickness")),
+            rescale_slope=_number(_value(transformation, "RescaleSlope")),
+            rescale_intercept=_number(_value(transformation, "RescaleIntercept")),
         )
 
 
 def _kernel(ds: Dataset) -> str | None:
-    shared = _first(ds.get("SharedFunctionalGroupsSequence"))
-    reconstruction = _first(shared.get("CTReconstructionSequence"))
-    kernel = _strings(ds.get("ConvolutionKernel")) or _strings(reconstruction.get("ConvolutionKernel"))
+    groups = [_first(_value(ds, name)) for name in _FUNCTIONAL_GROUPS]
+    reconstruction = next((_first(_value(g, "CTReconstructionSequence")) for g in groups if g), Dataset())
+    kernel = _strings(_value(ds, "ConvolutionKernel")) or _strings(_value(reconstruction, "ConvolutionKernel"))
     return "/".join(kernel) or None
 
 
@@ -245,6 +248,15 @@ def _joined(parts: Sequence[Series]) -> Series:
     )
 
 
+def _value(ds: Dataset, keyword: str) -> Any:
+    """The element's value, None where it is absent or its bytes are no value of its kind."""
+    try:
+        return ds.get(keyword)
+    except Exception:  # noqa: BLE001
+        # pydicom converts on access and fails in many ways; a gate refuses the series where the value is needed.
+        return None
+
+
 def _first(sequence: Any) -> Dataset:
     return sequence[0] if sequence else Dataset()
 
@@ -263,12 +275,15 @@ def _strings(value: Any) -> tuple[str, ...]:
 def _number(value: Any) -> float | None:
     if value is None or value == "" or (hasattr(value, "__len__") and not isinstance(value, str)):
         return None
-    return float(value)
+    try:
+        return float(value)
+    except ValueError:
+        return None
 
 
 def _integer(value: Any) -> int | None:
     number = _number(value)
-    return None if number is None else int(number)
+    return None if number is None or not math.isfinite(number) else int(number)
 
 
 def _floats(value: Any, count: int) -> tuple[float, ...] | None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from scipy import ndimage
 
+from imaging.geometry import FloatArray
 from imaging.volume import AIR_HU, Volume
 
 Mask = npt.NDArray[np.bool_]
@@ -19,6 +20,7 @@ Mask = npt.NDArray[np.bool_]
 _WORKING_SPACING_MM = 2.0
 _BODY_HU = -300
 _LUNG_HU = -400
+_GAS_HU = -975
 _CLOSING_MM = 8.0
 _TRACHEA_AREA_MM2 = (40.0, 900.0)
 _TRACHEA_MINIMUM_LENGTH_MM = 20.0
@@ -48,10 +50,10 @@ def segment_lungs(volume: Volume) -> Lungs:
     spacing = tuple(mm * f for mm, f in zip(volume.geometry.spacing_mm, factors, strict=True))
     body = _body(small)
     air = body & (small < _LUNG_HU)
+    to_left = volume.geometry.affine[0, :3] * np.array(factors)
     superior_last = volume.geometry.affine[2, 0] > 0
-    airways = _airways(small, body, air, spacing, superior_last)
-    left_is_high_column = volume.geometry.affine[0, 2] > 0
-    left, right = _two_lungs(air & ~_dilated(airways, 1), spacing, left_is_high_column)
+    airways = _airways(small, body, air, spacing, to_left, superior_last)
+    left, right = _two_lungs(small, air & ~_dilated(airways, 1), spacing, to_left)
     left, right = (_closed(lung, spacing) & body for lung in (left, right))
     right &= ~left
     full = volume.hu.shape
@@ -77,9 +79,16 @@ def _body(hu: npt.NDArray[np.int16]) -> Mask:
     return np.stack([ndimage.binary_fill_holes(plane) for plane in largest]) if largest.any() else largest
 
 
-def _airways(hu: npt.NDArray[np.int16], body: Mask, air: Mask, spacing: tuple[float, ...], superior_last: bool) -> Mask:
+def _airways(
+    hu: npt.NDArray[np.int16],
+    body: Mask,
+    air: Mask,
+    spacing: tuple[float, ...],
+    to_left: FloatArray,
+    superior_last: bool,
+) -> Mask:
     """Trachea and central bronchi by region growing whose threshold stops before it leaks into a lung."""
-    seed = _trachea_seed(body, air, spacing, superior_last)
+    seed = _trachea_seed(body, air, spacing, to_left, superior_last)
     empty = np.zeros_like(air)
     if seed is None:
         return empty
@@ -97,16 +106,16 @@ def _airways(hu: npt.NDArray[np.int16], body: Mask, air: Mask, spacing: tuple[fl
 
 
 def _trachea_seed(
-    body: Mask, air: Mask, spacing: tuple[float, ...], superior_last: bool
+    body: Mask, air: Mask, spacing: tuple[float, ...], to_left: FloatArray, superior_last: bool
 ) -> tuple[int, int, int] | None:
     """A voxel of the trachea: the longest run of small round lumens near the midline, its upper part."""
     lumens = np.stack([_round_lumens(plane, spacing) for plane in air])
     labels = cc3d.connected_components(lumens, connectivity=26)
-    middle = float(np.median(np.nonzero(body)[2])) if body.any() else 0.0
+    middle_mm = float(np.median(np.argwhere(body) @ to_left)) if body.any() else 0.0
     best_mm, best = _TRACHEA_MINIMUM_LENGTH_MM, 0
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         length_mm = (box[0].stop - box[0].start) * spacing[0]
-        off_midline_mm = abs((box[2].start + box[2].stop) / 2 - middle) * spacing[2]
+        off_midline_mm = abs(float(np.array([a.start + a.stop for a in box]) / 2 @ to_left) - middle_mm)
         if length_mm > best_mm and off_midline_mm < 40.0:
             best_mm, best = length_mm, label
     if not best:
@@ -133,13 +142,20 @@ def _round_lumens(plane: Mask, spacing: tuple[float, ...]) -> Mask:
     return keep
 
 
-def _two_lungs(air: Mask, spacing: tuple[float, ...], left_is_high_column: bool) -> tuple[Mask, Mask]:
-    """Left and right lung from the air inside the body without the airways."""
+def _two_lungs(
+    hu: npt.NDArray[np.int16], air: Mask, spacing: tuple[float, ...], to_left: FloatArray
+) -> tuple[Mask, Mask]:
+    """Left and right lung from the air inside the body without the airways.
+
+    `to_left` (3,) is how far, in mm, a step along each axis goes to the patient's left.
+    """
     voxel_ml = float(np.prod(spacing)) / 1000
     labels = cc3d.connected_components(air, connectivity=6)
     sizes_ml = np.bincount(labels.ravel()) * voxel_ml
     sizes_ml[0] = 0.0
-    large = [int(label) for label in np.argsort(sizes_ml)[::-1][:6] if sizes_ml[label] >= _MINIMUM_LUNG_ML]
+    by_size = [int(label) for label in np.argsort(sizes_ml)[::-1][:6] if sizes_ml[label] >= _MINIMUM_LUNG_ML]
+    # Gas of stomach and bowel is as dark as air; lung, even with emphysema, has tissue in it.
+    large = [label for label in by_size if np.median(hu[labels == label]) > _GAS_HU]
     empty = np.zeros_like(air)
     if not large:
         return empty, empty
@@ -148,12 +164,11 @@ def _two_lungs(air: Mask, spacing: tuple[float, ...], left_is_high_column: bool)
         parts = _split(main, spacing)
     else:
         parts = [main, labels == large[1]]
-    parts = [p for p in parts if p.any()]
-    columns = [float(np.nonzero(p)[2].mean()) for p in parts]
-    middle = float(np.mean(columns)) if len(parts) == 2 else (air.shape[2] - 1) / 2
+    lefts_mm = [float(np.argwhere(part).mean(axis=0) @ to_left) for part in parts]
+    middle_mm = float(np.mean(lefts_mm)) if len(parts) == 2 else float((np.array(air.shape) - 1) / 2 @ to_left)
     left, right = empty, empty
-    for part, column in zip(parts, columns, strict=True):
-        if (column > middle) == left_is_high_column:
+    for part, left_mm in zip(parts, lefts_mm, strict=True):
+        if left_mm > middle_mm:
             left = left | part
         else:
             right = right | part

@@ -11,9 +11,8 @@ from scipy import ndimage
 
 from imaging.geometry import Geometry
 from imaging.lungs import Lungs, Mask
-from imaging.volume import AIR_HU, Volume
+from imaging.volume import Volume
 
-MAXIMUM_HU = 3071
 _MARGIN_ABOVE_AND_BELOW_LUNGS_MM = 40.0
 _MARGIN_AROUND_BODY_MM = 5.0
 _MAXIMUM_EXTENT_MM = 480.0
@@ -30,18 +29,14 @@ class ModelInput:
     geometry: Geometry
     source: Geometry
 
-    def to_source(self, values: npt.NDArray[np.generic], box: Box, order: int = 1) -> npt.NDArray[np.float32]:
-        """Values of the network grid (z, y, x) at the voxels of `box` of the source grid.
+    def to_source(self, values: npt.NDArray[np.generic], box: Box) -> npt.NDArray[np.float32]:
+        """Values of the network grid (z, y, x) at the voxels of `box` of the source grid, interpolated linearly."""
+        return _sampled(values, self.geometry, self.source, box, order=1)
 
-        `order` 1 interpolates linearly, 0 takes the nearest; outside the network grid the value is 0.
-        """
-        matrix = np.linalg.inv(self.geometry.affine) @ self.source.affine
-        start = np.array([axis.start for axis in box], dtype=np.float64)
-        size = tuple(axis.stop - axis.start for axis in box)
-        offset = matrix[:3, :3] @ start + matrix[:3, 3]
-        return ndimage.affine_transform(
-            values.astype(np.float32), matrix[:3, :3], offset, output_shape=size, order=order, mode="grid-constant"
-        )
+    def from_source(self, mask: Mask) -> Mask:
+        """A mask of the source grid at the voxels of the network grid, the nearest voxel's value."""
+        whole = tuple(slice(0, n) for n in self.geometry.shape)
+        return _sampled(mask, self.source, self.geometry, (whole[0], whole[1], whole[2]), order=0) > 0.5
 
     def source_box(self, box: Box) -> Box:
         """The part of the source grid that holds `box` of the network grid, clipped, one voxel wider."""
@@ -54,22 +49,38 @@ class ModelInput:
         return z, y, x
 
 
-def prepare(volume: Volume, lungs: Lungs, spacing_mm: float, multiple_of: int) -> ModelInput:
+def prepare(
+    volume: Volume, lungs: Lungs, *, spacing_mm: float, multiple_of: int, minimum_hu: float, maximum_hu: float
+) -> ModelInput:
     """Resample the body around the lungs to an isotropic grid whose sides are multiples of `multiple_of` voxels.
 
-    Voxels are averaged before they are thinned out, so that noise and small structures keep their mean HU.
+    HU are clipped to the given range, and outside the source lies `minimum_hu`. Voxels are averaged before they
+    are thinned out, so that noise and small structures keep their mean HU.
     """
     grid = _network_grid(volume, lungs, spacing_mm, multiple_of)
     factors = tuple(max(1, int(spacing_mm / mm)) for mm in volume.geometry.spacing_mm)
-    clip = ScaleIntensityRange(a_min=AIR_HU, a_max=MAXIMUM_HU, b_min=0.0, b_max=float(MAXIMUM_HU - AIR_HU), clip=True)
-    # Zero is air here, so that what lies outside the source is filled with air.
-    above_air = clip(torch.from_numpy(volume.hu.astype(np.float32))[None]).as_tensor()
-    averaged = torch.nn.functional.avg_pool3d(above_air[None], factors, ceil_mode=False)[0]
+    clip = ScaleIntensityRange(a_min=minimum_hu, a_max=maximum_hu, b_min=0.0, b_max=maximum_hu - minimum_hu, clip=True)
+    # Zero is the minimum here, so that what lies outside the source is filled with it.
+    above_minimum = clip(torch.from_numpy(volume.hu.astype(np.float32))[None]).as_tensor()
+    averaged = torch.nn.functional.avg_pool3d(above_minimum[None], factors, ceil_mode=False)[0]
     image = MetaTensor(averaged, affine=torch.from_numpy(_shrunk_affine(volume.geometry.affine, factors)))
     resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False)
     resampled = resample(image, dst_affine=torch.from_numpy(grid.affine.copy()), spatial_size=grid.shape)
-    hu = resampled.numpy().astype(np.float32) + AIR_HU
+    hu = resampled.numpy().astype(np.float32) + np.float32(minimum_hu)
     return ModelInput(hu[None], grid, volume.geometry)
+
+
+def _sampled(
+    values: npt.NDArray[np.generic], grid: Geometry, target: Geometry, box: Box, order: int
+) -> npt.NDArray[np.float32]:
+    """`values` on `grid` at the voxels of `box` of `target`; 0 outside."""
+    matrix = np.linalg.inv(grid.affine) @ target.affine
+    start = np.array([axis.start for axis in box], dtype=np.float64)
+    size = tuple(axis.stop - axis.start for axis in box)
+    offset = matrix[:3, :3] @ start + matrix[:3, 3]
+    return ndimage.affine_transform(
+        values.astype(np.float32), matrix[:3, :3], offset, output_shape=size, order=order, mode="grid-constant"
+    )
 
 
 def _shrunk_affine(affine: npt.NDArray[np.float64], factors: tuple[int, ...]) -> npt.NDArray[np.float64]:

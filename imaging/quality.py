@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from imaging.geometry import slice_normal
 from imaging.headers import Series, Slice
 from imaging.lungs import Lungs
-from imaging.volume import Volume
+from imaging.volume import Volume, order_slices
 
 
 class Verdict(enum.StrEnum):
@@ -87,6 +87,10 @@ def _all_finite(slices: Sequence[Slice]) -> bool:
 
 def _mixed(slices: Sequence[Slice]) -> Iterator[QualityIssue]:
     orientations = np.array([s.image_orientation_patient for s in slices])
+    try:
+        slice_normal(orientations[0])
+    except ValueError as error:
+        yield _reject("orientation", str(error))
     if np.abs(orientations - np.median(orientations, axis=0)).max() > 0.002:
         yield _reject("orientation", "the images do not share one orientation")
     for what, values in (
@@ -108,7 +112,7 @@ def _mixed(slices: Sequence[Slice]) -> Iterator[QualityIssue]:
 
 
 def _stack(slices: Sequence[Slice]) -> Iterator[QualityIssue]:
-    positions, normal = ordered_positions_mm(slices)
+    positions, normal = _ordered_positions_mm(slices)
     offsets = positions @ normal
     steps = np.diff(offsets)
     step = float(np.median(steps))
@@ -146,7 +150,7 @@ def _tilt(positions: np.ndarray, normal: np.ndarray, plane: Slice) -> Iterator[Q
 
 
 def _thickness(slices: Sequence[Slice]) -> Iterator[QualityIssue]:
-    positions, normal = ordered_positions_mm(slices)
+    positions, normal = _ordered_positions_mm(slices)
     offsets = positions @ normal
     step = float(np.median(np.diff(offsets)))
     thicknesses = [s.slice_thickness_mm for s in slices if s.slice_thickness_mm]
@@ -171,11 +175,10 @@ def _left_out(series: Series) -> Iterator[QualityIssue]:
         yield _warn("localizer", f"{count} localizer images among the axial ones were left out", float(count), 0.0)
 
 
-def ordered_positions_mm(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
+def _ordered_positions_mm(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
     """(n, 3) image positions ordered along the slice normal, and that unit normal (3,)."""
-    normal = slice_normal(slices[0].image_orientation_patient or ())
-    positions = np.array([s.image_position_patient for s in slices], dtype=np.float64)
-    return positions[np.argsort(positions @ normal, kind="stable")], normal
+    positions = np.array([s.image_position_patient for s in order_slices(slices)], dtype=np.float64)
+    return positions, slice_normal(slices[0].image_orientation_patient or ())
 
 
 def check_voxels(volume: Volume, lungs: Lungs) -> tuple[QualityIssue, ...]:

@@ -22,7 +22,11 @@ _NOT_A_RECONSTRUCTION = frozenset(
     {"MPR", "MIP", "MINIP", "VRT", "SSD", "REFORMATTED", "PROJECTION IMAGE", "MAX_IP", "MIN_IP", "CURVED", "RANGE",
      "SCREEN SAVE", "DOSE", "PERFUSION", "SUBTRACTION", "BONE SUBTRACTED"}
 )  # fmt: skip
-_LUNG_KERNEL = re.compile(r"^(b[67]\d|br?l?[5-7]\d|bl|lung|bone|fc5\d|fc8\d|y[abcd]|l$|edge)", re.IGNORECASE)
+# Kernels for lung and bone by vendor: Siemens B/I/Br/Hr/Qr... from 50 up, Philips D, E, L and Y., Canon FC3x, FC5x
+# and FC8x, GE and United Imaging by word.
+_SHARP_KERNEL = re.compile(
+    r"^[bihqu][a-z]?[5-9]\d|^(d|e|l|y[a-d])$|^fc[358]\d|lung|bone|edge|sharp|ultra", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,7 @@ class Selection:
     @property
     def rejected(self) -> tuple[Rejection, ...]:
         """Every series that is not the chosen one, each with its reason."""
-        lost = [rejection(s, _why_not_preferred(s, self.chosen)) for s in self.alternatives if self.chosen]
+        lost = [_rejection(s, _why_not_preferred(s, self.chosen)) for s in self.alternatives if self.chosen]
         return self.unsuitable + tuple(lost)
 
 
@@ -61,7 +65,7 @@ def select_series(study: Study) -> Selection:
         if reason is None:
             suitable.append(series)
         else:
-            unsuitable.append(rejection(series, reason))
+            unsuitable.append(_rejection(series, reason))
     suitable.sort(key=_preference)
     return Selection(
         chosen=suitable[0] if suitable else None,
@@ -77,11 +81,11 @@ def next_selection(selection: Selection, reason: str) -> Selection:
     return Selection(
         chosen=selection.alternatives[0] if selection.alternatives else None,
         alternatives=selection.alternatives[1:],
-        unsuitable=(*selection.unsuitable, rejection(selection.chosen, reason)),
+        unsuitable=(*selection.unsuitable, _rejection(selection.chosen, reason)),
     )
 
 
-def rejection(series: Series, reason: str) -> Rejection:
+def _rejection(series: Series, reason: str) -> Rejection:
     return Rejection(
         series_instance_uid=series.series_instance_uid,
         series_number=series.series_number,
@@ -188,7 +192,7 @@ def _is_derived(series: Series) -> bool:
 
 def has_sharp_kernel(series: Series) -> bool:
     """Whether the kernel is one made for lung or bone, which sharpens noise and with it low HU."""
-    return bool(_LUNG_KERNEL.search(series.convolution_kernel or ""))
+    return bool(_SHARP_KERNEL.search((series.convolution_kernel or "").strip()))
 
 
 def _why_not_preferred(series: Series, chosen: Series | None) -> str:

@@ -5,7 +5,6 @@ import uuid
 
 _NAMESPACE = uuid.UUID("3f0d7a52-6a0e-5c57-9d0b-0e5ca2d1c0de")
 _SEPARATOR = "\x1f"
-_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 _TOLERATED_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _MAX_LENGTH = 64
 
@@ -18,11 +17,6 @@ def derive_uid(*parts: str) -> str:
     if any(_SEPARATOR in part for part in parts):
         raise ValueError("a part of a derived UID must not contain U+001F")
     return f"2.25.{uuid.uuid5(_NAMESPACE, _SEPARATOR.join(parts)).int}"
-
-
-def is_valid_uid(value: str) -> bool:
-    """Whether `value` follows PS3.5 section 9.1: at most 64 characters, numeric components, no leading zeros."""
-    return len(value) <= _MAX_LENGTH and _UID.fullmatch(value) is not None
 
 
 def is_safe_uid(value: str) -> bool:

@@ -32,6 +32,7 @@ from models.heads import (
 )
 from models.manifest import OperatingPoint
 from models.measure import (
+    EMPHYSEMA_HU,
     attenuation,
     axial_axes_mm,
     emphysema_indices,
@@ -49,6 +50,7 @@ EMPHYSEMA_ABSENT_LAA_PERCENT = 3.0
 # Halfway between aerated lung (-850 HU) and soft tissue (50 HU): where partial volume puts a solid border.
 _SOLID_BORDER_HU = -400
 _MAXIMUM_LESIONS = 10
+_SEEN_LUNG_ML = 100.0
 _NETWORK_METHOD = "network"
 _PER_SIDE_KINDS = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 _FOCAL_KINDS = (FindingKind.PULMONARY_NODULE,)
@@ -73,7 +75,15 @@ class Detector:
     def detect(self, volume: Volume, lungs: Lungs, *, sharp_kernel: bool) -> Detection:
         """Findings of every kind. Raises models.errors.BadOutput when the network's answer is none."""
         started = time.perf_counter()
-        grid = prepare(volume, lungs, self.manifest.input.spacing_mm, self.manifest.input.multiple_of)
+        wanted = self.manifest.input
+        grid = prepare(
+            volume,
+            lungs,
+            spacing_mm=wanted.spacing_mm,
+            multiple_of=wanted.multiple_of,
+            minimum_hu=wanted.minimum_hu,
+            maximum_hu=wanted.maximum_hu,
+        )
         prepared = time.perf_counter()
         outputs = self.session.run(grid.hu)
         inferred = time.perf_counter()
@@ -111,12 +121,7 @@ class _Reading:
         self._lung_z_mm = self._lung_height_mm()
 
     def blood_pool(self) -> BloodPool:
-        whole = tuple(slice(0, n) for n in self._grid.geometry.shape)
-        back = ModelInput(self._grid.hu, self._grid.source, self._grid.geometry)
-        left, right = (
-            back.to_source(lung, (whole[0], whole[1], whole[2]), order=0) > 0.5
-            for lung in (self._lungs.left, self._lungs.right)
-        )
+        left, right = self._grid.from_source(self._lungs.left), self._grid.from_source(self._lungs.right)
         return measure_blood_pool(self._grid.hu[0, 0], left, right)
 
     def not_assessed(self, kind: FindingKind) -> Finding:
@@ -136,8 +141,11 @@ class _Reading:
         measurements = emphysema_indices(hu, left, right, self._volume.geometry)
         if not measurements:
             return self.not_assessed(kind)
-        laa_percent = measurements[0].value
-        presence, reason = _emphysema_presence(laa_percent, sharp_kernel)
+        presence, reason = _emphysema_presence(measurements[0].value, sharp_kernel)
+        seen = [m.laterality for m in measurements if m.quantity is Quantity.LUNG_VOLUME and m.value >= _SEEN_LUNG_ML]
+        if len(seen) < 2:
+            unseen = "no lung is" if not seen else "only one lung is"
+            reason = "; ".join(filter(None, (reason, f"{unseen} aerated enough to be assessed")))
         region = self._emphysema_region(left | right) if presence is not Presence.ABSENT else None
         return Finding(
             kind=kind,
@@ -146,15 +154,15 @@ class _Reading:
             evidence_grade=EvidenceGrade.B,
             method=f"threshold at -950 HU in the segmented lungs; present from {EMPHYSEMA_PRESENT_LAA_PERCENT:g} %",
             reason=reason,
-            site="both lungs",
-            laterality=Laterality.BILATERAL,
+            site="both lungs" if len(seen) == 2 else f"{seen[0]} lung" if seen else None,
+            laterality=Laterality.BILATERAL if len(seen) == 2 else seen[0] if seen else None,
             measurements=measurements,
             region=region,
         )
 
     def _emphysema_region(self, lung: npt.NDArray[np.bool_]) -> Region | None:
         key = emphysema_slice(self._volume.hu, lung)
-        low = (self._volume.hu[key : key + 1] < -950) & lung[key : key + 1]
+        low = (self._volume.hu[key : key + 1] < EMPHYSEMA_HU) & lung[key : key + 1]
         if not low.any():
             return None
         rows, columns = self._volume.hu.shape[1:]
@@ -175,9 +183,12 @@ class _Reading:
         study_probability = point.probability(float(self._outputs.study_logits[channel]))
         presence, reason = _study_presence(study_probability, bool(lesions), point)
         if presence is Presence.ABSENT:
-            lesions = ()
+            candidates, lesions = (), ()
         parts = tuple(self._as_finding(kind, presence, n, lesion) for n, lesion in enumerate(lesions, start=1))
-        return (self._study_finding(kind, presence, reason, study_probability, point, parts), *parts)
+        if kind in _FOCAL_KINDS and len(candidates) > len(parts):
+            reason = "; ".join(filter(None, (reason, f"the {len(parts)} largest of {len(candidates)} are described")))
+        study = self._study_finding(kind, presence, reason, study_probability, point, parts, len(candidates))
+        return (study, *parts)
 
     def _lesions(
         self,
@@ -186,10 +197,12 @@ class _Reading:
         probability: npt.NDArray[np.float32],
         point: OperatingPoint,
     ) -> tuple["_Lesion", ...]:
-        """Focal kinds: one lesion a candidate. Others: the candidates of one side together."""
+        """Focal kinds: one lesion a candidate. Others: the candidates of one side together; the heart sac has none."""
         sides = [candidate_side(c, self._outputs.anatomy, self._left_label, self._right_label) for c in candidates]
-        groups: Sequence[tuple[Laterality, Sequence[Candidate]]]
-        if kind in _FOCAL_KINDS:
+        groups: Sequence[tuple[Laterality | None, Sequence[Candidate]]]
+        if kind is FindingKind.PERICARDIAL_EFFUSION:
+            groups = [(None, candidates)]
+        elif kind in _FOCAL_KINDS:
             groups = [(side, (c,)) for side, c in zip(sides, candidates, strict=True)][:_MAXIMUM_LESIONS]
         else:
             groups = [
@@ -273,8 +286,9 @@ class _Reading:
         probability: float,
         point: OperatingPoint,
         lesions: Sequence[Finding],
+        count: int,
     ) -> Finding:
-        sides = {lesion.laterality for lesion in lesions}
+        sides = {lesion.laterality for lesion in lesions if lesion.laterality}
         largest = max(lesions, key=_size, default=None)
         return Finding(
             kind=kind,
@@ -287,15 +301,15 @@ class _Reading:
             reason=reason,
             laterality=(Laterality.BILATERAL if len(sides) > 1 else next(iter(sides))) if sides else None,
             site=largest.site if largest and len(lesions) == 1 else None,
-            measurements=self._totals(kind, lesions),
+            measurements=self._totals(kind, lesions, count),
             region=largest.region if largest else None,
         )
 
-    def _totals(self, kind: FindingKind, lesions: Sequence[Finding]) -> tuple[Measurement, ...]:
+    def _totals(self, kind: FindingKind, lesions: Sequence[Finding], count: int) -> tuple[Measurement, ...]:
         if not lesions:
             return ()
         if kind in _FOCAL_KINDS:
-            return (Measurement(quantity=Quantity.LESION_COUNT, value=float(len(lesions)), unit="1"),)
+            return (Measurement(quantity=Quantity.LESION_COUNT, value=float(count), unit="1"),)
         ml = sum(_size(lesion) for lesion in lesions)
         total = Measurement(quantity=Quantity.VOLUME, value=ml, unit="ml")
         if kind not in (FindingKind.CONSOLIDATION, FindingKind.GROUND_GLASS_OPACITY):
@@ -309,7 +323,7 @@ class _Reading:
         aerated = (self._lungs.left | self._lungs.right).sum() * self._volume.geometry.voxel_volume_mm3
         return max(float(space) * self._grid.geometry.voxel_volume_mm3, float(aerated)) / 1000
 
-    def _site(self, kind: FindingKind, side: Laterality, region: Region) -> str:
+    def _site(self, kind: FindingKind, side: Laterality | None, region: Region) -> str:
         if kind in _PER_SIDE_KINDS:
             return f"{side} pleural space"
         if kind is FindingKind.PERICARDIAL_EFFUSION:
@@ -329,7 +343,7 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True)
 class _Lesion:
-    side: Laterality
+    side: Laterality | None
     peak: float
     region: Region
 
@@ -349,11 +363,10 @@ def _study_presence(probability: float, has_lesions: bool, point: OperatingPoint
         return Presence.ABSENT, None
     if has_lesions and probability >= point.present_probability:
         return Presence.PRESENT, None
-    if has_lesions:
-        return Presence.INDETERMINATE, "the study score lies between the absent and present operating points"
     if probability >= point.present_probability:
         return Presence.INDETERMINATE, "the study score is high but no lesion large enough could be outlined"
-    return Presence.ABSENT, None
+    outlined = "" if has_lesions else "; nothing large enough could be outlined"
+    return Presence.INDETERMINATE, f"the study score lies between the absent and present operating points{outlined}"
 
 
 def _emphysema_presence(laa_percent: float, sharp_kernel: bool) -> tuple[Presence, str | None]:

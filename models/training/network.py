@@ -43,6 +43,7 @@ _LUNG_LEFT, _LUNG_RIGHT = ANATOMY.index("lung_left"), ANATOMY.index("lung_right"
 
 SPACING_MM = 2.5
 MULTIPLE_OF = 16
+MINIMUM_HU, MAXIMUM_HU = -1024.0, 3071.0
 VOXEL_ML = SPACING_MM**3 / 1000.0
 
 # (lower, upper) HU of the input channels: lung, soft tissue, everything

@@ -23,7 +23,7 @@ from imaging.volume import Volume, load_volume
 from models.findings import FindingKind
 from models.training.dataset import Config, Sources
 from models.training.lesions import bit, insert_lesions
-from models.training.network import LESIONS, MULTIPLE_OF, SPACING_MM, VOXEL_ML
+from models.training.network import LESIONS, MAXIMUM_HU, MINIMUM_HU, MULTIPLE_OF, SPACING_MM, VOXEL_ML
 from models.training.phantoms import load_phantoms
 from models.training.sources import Sample
 from models.training.synthesis import deform, paint_organs, scan
@@ -59,7 +59,14 @@ def real_studies(checks: Path) -> Iterator[Study]:
     root = (checks.parent / table["data_root"]).resolve()
     for entry in table["studies"]:
         volume = read_volume(root / entry["path"])
-        grid = prepare(volume, segment_lungs(volume), SPACING_MM, MULTIPLE_OF)
+        grid = prepare(
+            volume,
+            segment_lungs(volume),
+            spacing_mm=SPACING_MM,
+            multiple_of=MULTIPLE_OF,
+            minimum_hu=MINIMUM_HU,
+            maximum_hu=MAXIMUM_HU,
+        )
         present = {FindingKind(kind): True for kind in entry.get("present", ())}
         present |= {FindingKind(kind): False for kind in entry.get("absent", ())}
         masks = {}

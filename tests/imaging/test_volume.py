@@ -239,3 +239,30 @@ def test_an_enhanced_ct_is_the_same_volume_as_its_single_images(tmp_path: Path) 
     np.testing.assert_array_equal(found.hu, expected.hu)
     np.testing.assert_allclose(found.geometry.affine, expected.geometry.affine, atol=1e-6)
     assert sorted(n for n in found.frame_numbers if n) == list(range(1, len(found.frame_numbers) + 1))
+
+
+def test_a_header_cut_anywhere_is_listed_never_a_crash(tmp_path: Path) -> None:
+    file = _write(tmp_path / "whole")[0]
+    content = file.read_bytes()
+    cut = tmp_path / "cut.dcm"
+    for size in range(0, len(content) - ROWS * COLUMNS * 2, 3):
+        cut.write_bytes(content[:size])
+        studies, unreadable = read_studies([cut])
+        assert len(studies) + len(unreadable) == 1
+
+
+def test_descriptive_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+    """A scanner's "1,25" or "A1" must not cost the image."""
+    file = tmp_path / "odd.dcm"
+    ds = make_ct_dataset()
+    with pydicom.config.disable_value_validation():
+        for keyword, value in (("SliceThickness", b"1,25"), ("SeriesNumber", b"A1")):
+            ds[keyword] = pydicom.dataelem.RawDataElement(
+                pydicom.tag.Tag(keyword), pydicom.datadict.dictionary_VR(keyword), len(value), value, 0, False, True
+            )
+        ds.save_as(file, enforce_file_format=True)
+    ((study,), unreadable) = read_studies([file])
+    assert not unreadable
+    (plane,) = study.series[0].slices
+    assert (study.series[0].series_number, plane.slice_thickness_mm) == (None, None)
+    assert plane.image_position_patient is not None

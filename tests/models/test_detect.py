@@ -27,6 +27,8 @@ ORIENTATIONS = {
     "head first supine": np.diag([1.0, 1.0, 1.0]),
     "prone": np.diag([-1.0, -1.0, 1.0]),
     "feet first": np.diag([-1.0, 1.0, -1.0]),
+    "rows from front to back": np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
+    "rows from back to front": np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
 }
 
 
@@ -178,7 +180,7 @@ def test_the_network_grid_keeps_positions_and_leads_back(name: str) -> None:
             volume.sop_instance_uids,
             volume.frame_numbers,
         )
-        grid = prepare(ramp, lungs, 2.5, 16)
+        grid = prepare(ramp, lungs, spacing_mm=2.5, multiple_of=16, minimum_hu=-1024.0, maximum_hu=3071.0)
         assert all(n % 16 == 0 for n in grid.hu.shape[2:])
         at = grid.geometry.index_to_patient(np.moveaxis(np.indices(grid.geometry.shape), 0, -1))[..., axis]
         # Away from the border of the source, where air is filled in.
@@ -200,3 +202,23 @@ def test_lungs_of_a_simple_thorax_are_on_their_sides() -> None:
             assert mask.sum() * volume.geometry.voxel_volume_mm3 / 1000 == pytest.approx(expected_ml, rel=0.03)
             assert np.sign(volume.geometry.index_to_patient(np.argwhere(mask).mean(axis=0))[0]) == sign
         assert not (lungs.left & lungs.right).any()
+
+
+def test_gas_of_the_stomach_is_no_lung(detector: Detector) -> None:
+    """The left lung is opaque, a large bubble lies below it: the answer is about the right lung alone and says so."""
+    volume, _ = _thorax(np.eye(3), None)
+    points = volume.geometry.index_to_patient(np.moveaxis(np.indices(volume.hu.shape), 0, -1))
+    hu = volume.hu.copy()
+    hu[(points[..., 0] > 0) & (hu == -850)] = 30
+    hu[((points - (75.0, 0.0, -90.0)) ** 2).sum(axis=-1) < 42.0**2] = -1000
+    opaque = Volume(hu, volume.geometry, "1", volume.sop_instance_uids, volume.frame_numbers)
+    lungs = segment_lungs(opaque)
+    assert lungs.left.sum() == 0
+    findings = detector.detect(opaque, lungs, sharp_kernel=False).findings
+    (emphysema,) = [f for f in findings if f.kind is FindingKind.EMPHYSEMA]
+    assert (emphysema.presence, emphysema.laterality, emphysema.site) == (
+        Presence.ABSENT,
+        Laterality.RIGHT,
+        "right lung",
+    )
+    assert "only one lung" in (emphysema.reason or "")
