@@ -9,6 +9,7 @@ part of the simulation, measures on another, and writes what it measured.
 import argparse
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -81,7 +82,7 @@ def measured(
     config: Config, checks: Path, runner: Runner, count: int
 ) -> tuple[list[Answer], list[Answer], list[Answer]]:
     """Answers for calibration (simulated), for evaluation (simulated, other seeds) and of the real series."""
-    sources = read_sources(config)
+    sources = read_sources(replace(config, phantoms=0))
     phantoms = max(4, count // 2)
     fitting = runner.answers(simulated_studies(sources, config, _CALIBRATION_SEED, count))
     fitting += runner.answers(phantom_studies(config, _PHANTOM_CALIBRATION_SEED, phantoms))

@@ -27,8 +27,8 @@ class Answer:
     """What the lesion head said about one kind in one study.
 
     `present` is the truth, None where unknown; `evidence` what the study head sees; `found_ml[i]` the volume at
-    `THRESHOLDS[i]`: of the largest component for nodules, of all voxels else. `true_ml`, `dice` (at one half)
-    and `logit` where there are any.
+    `THRESHOLDS[i]`: of the largest component for nodules, of the side with more of it else. `true_ml` and `dice`
+    (at one half) where an outline is known.
     """
 
     study: str
@@ -78,7 +78,8 @@ def _volume_ml(kind: FindingKind, mask: npt.NDArray[np.bool_]) -> float:
     if kind is FindingKind.PULMONARY_NODULE and mask.any():
         labels = cc3d.connected_components(mask, connectivity=26)
         return float(np.bincount(labels.ravel())[1:].max()) * VOXEL_ML
-    return float(mask.sum()) * VOXEL_ML
+    middle = mask.shape[2] // 2  # the grid is centred on the body; the product counts each side for itself
+    return float(max(mask[:, :, :middle].sum(), mask[:, :, middle:].sum())) * VOXEL_ML
 
 
 def _dice(truth: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> float | None:
