@@ -258,6 +258,7 @@ def sample_findings() -> tuple[ReportedFinding, ...]:
                 "cardiomegaly",
             )
         ),
+        finding("hiatal_hernia", "absent", reason="the lowest slice lies above the hiatus"),
     ]
     done = {answer.kind for answer in seen}
     return (*seen, *(finding(kind, "not_assessed", reason=UNTRAINED) for kind in FindingKind if kind not in done))

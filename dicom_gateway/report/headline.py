@@ -1,4 +1,4 @@
-"""The report in 30 seconds: what is present, most urgent first, what is open, and what was not looked at."""
+"""The report in 30 seconds: what is present, most urgent first, what is open, not looked at, and what limits it."""
 
 from collections import defaultdict
 
@@ -27,19 +27,33 @@ def by_urgency(findings: tuple[ReportedFinding, ...]) -> list[ReportedFinding]:
 
 
 def headline(report: Report) -> tuple[str, ...]:
-    """One sentence for each kind that is present, then one each for what is indeterminate, absent, not assessed."""
+    """`positives`, then a sentence each for what is absent, what was not assessed, and what limits all of it."""
     if report.refusal is not None:
         return (f"Not analysed: {report.refusal}.", f"None of the {len(FindingKind)} finding kinds was assessed.")
-    studied = by_urgency(tuple(f for f in report.findings if f.lesion is None))
+    return (*positives(report), *_absent(report), *_not_assessed(report), *limitations(report))
+
+
+def positives(report: Report) -> tuple[str, ...]:
+    """One sentence for each kind that is present, or that nothing is, then one for what is indeterminate."""
+    studied = _about_the_study(report)
     lesions = [f for f in report.findings if f.lesion is not None and f.presence == "present"]
     present = [f for f in studied if f.presence == "present"]
     lines = [_present(f, [x for x in lesions if x.kind == f.kind]) for f in present]
     if not present:
         assessed = sum(f.presence != "not_assessed" for f in studied)
-        lines.append(f"Nothing found among the finding kinds assessed ({assessed} of {len(FindingKind)}).")
-    lines += _listed("Indeterminate", studied, "indeterminate")
-    lines += _listed("Assessed, not found", studied, "absent")
-    return (*lines, *_not_assessed(report))
+        is_open = any(f.presence == "indeterminate" for f in report.findings)
+        nothing = "Nothing clearly present" if is_open else "Nothing found"
+        lines.append(f"{nothing} among the finding kinds assessed ({assessed} of {len(FindingKind)}).")
+    names = [finding_title(f).lower() for f in studied if f.presence == "indeterminate"]
+    if names:
+        lines.append(f"Indeterminate: {', '.join(names)}.")
+    return tuple(lines)
+
+
+def limitations(report: Report) -> tuple[str, ...]:
+    """At most one sentence: what the quality gates warn of, which holds for every answer of the report."""
+    warnings = dict.fromkeys(issue.message for issue in report.quality if issue.verdict == "warn")
+    return (f"Limited: {'; '.join(warnings)}.",) if warnings else ()
 
 
 def not_assessed_by_reason(report: Report) -> dict[str, list[str]]:
@@ -51,6 +65,10 @@ def not_assessed_by_reason(report: Report) -> dict[str, list[str]]:
     return dict(groups)
 
 
+def _about_the_study(report: Report) -> list[ReportedFinding]:
+    return by_urgency(tuple(f for f in report.findings if f.lesion is None))
+
+
 def _present(finding: ReportedFinding, lesions: list[ReportedFinding]) -> str:
     title = finding_title(finding)
     if len(lesions) > _LISTED_LESIONS:
@@ -58,7 +76,8 @@ def _present(finding: ReportedFinding, lesions: list[ReportedFinding]) -> str:
         details = [f"largest {_details(max(lesions, key=_size))}"]
     else:
         details = [_details(lesion) for lesion in lesions] or [_details(finding)]
-    sentence = f"{title}: {'; '.join(details)}" if any(details) else title
+    told = [words for words in (*details, finding.reason) if words]
+    sentence = f"{title}: {'; '.join(told)}" if told else title
     return f"{sentence} (simulation evidence only)." if finding.evidence_grade == "C" else f"{sentence}."
 
 
@@ -71,18 +90,24 @@ def _size(finding: ReportedFinding) -> float:
     return next((values[q] for q in _SIZE_FIRST if q in values), 0.0)
 
 
-def _listed(words: str, findings: list[ReportedFinding], presence: str) -> list[str]:
-    names = [finding_title(f).lower() for f in findings if f.presence == presence]
-    return [f"{words}: {', '.join(names)}."] if names else []
+def _absent(report: Report) -> list[str]:
+    """The kinds in one sentence, but one of its own for an answer with a reservation."""
+    absent = [f for f in _about_the_study(report) if f.presence == "absent"]
+    names = [finding_title(f).lower() for f in absent if not f.reason]
+    lines = [f"Assessed, not found: {', '.join(names)}."] if names else []
+    return lines + [f"{finding_title(f)}: not found; {f.reason}." for f in absent if f.reason]
 
 
 def _not_assessed(report: Report) -> list[str]:
     groups = not_assessed_by_reason(report)
     if not groups:
         return []
-    reasons = [f"{_named_or_counted(names)} ({reason})" for reason, names in groups.items()]
-    return [f"Not assessed, {sum(map(len, groups.values()))} of {len(FindingKind)} kinds: {'; '.join(reasons)}."]
+    total = f"{sum(map(len, groups.values()))} of {len(FindingKind)} kinds"
+    if len(groups) == 1 and _named(*groups.values()) is None:
+        return [f"Not assessed: {total} ({next(iter(groups))})."]
+    reasons = [f"{_named(names) or f'{len(names)} kinds'} ({reason})" for reason, names in groups.items()]
+    return [f"Not assessed, {total}: {'; '.join(reasons)}."]
 
 
-def _named_or_counted(names: list[str]) -> str:
-    return ", ".join(names).lower() if len(names) <= _NAMED_KINDS else f"{len(names)} kinds"
+def _named(names: list[str]) -> str | None:
+    return ", ".join(names).lower() if len(names) <= _NAMED_KINDS else None

@@ -68,9 +68,10 @@ def local_time(report: Report, headers: SourceHeaders) -> datetime:
 
 
 def finish(ds: Dataset, report: Report, headers: SourceHeaders, description: str) -> Dataset:
-    """Freezes every time stamp at `report.created`, names patient and series; `ds` is changed and returned.
+    """Freezes every time stamp at `report.created`, names persons and series; `ds` is changed and returned.
 
-    highdicom writes the wall clock into several elements, which would make a re-run differ under the same UID.
+    highdicom writes the wall clock into several elements, which would make a re-run differ under the same UID. It
+    warns with a person's name in the text if that has one component, so the names are given here and not to it.
     """
     created = local_time(report, headers)
     date, time = created.strftime("%Y%m%d"), created.strftime("%H%M%S")
@@ -85,5 +86,6 @@ def finish(ds: Dataset, report: Report, headers: SourceHeaders, description: str
         if keyword in headers.first:
             setattr(ds, keyword, headers.first.get(keyword))
     ds.PatientName = headers.first.PatientName
-    ds.SeriesDescription = description
+    ds.ReferringPhysicianName = headers.first.ReferringPhysicianName
+    ds.SeriesDescription = description if report.revision == 1 else f"{description}, revision {report.revision}"
     return ds

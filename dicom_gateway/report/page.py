@@ -12,6 +12,7 @@ from dicom_gateway.report.wording import (
     format_measurements,
     key_measurements,
     place,
+    revision_in_words,
 )
 from imaging.render import Colour, Rgb
 
@@ -19,10 +20,11 @@ _WIDTH_PX, _MINIMUM_HEIGHT_PX, _MARGIN_PX = 1280, 900, 36
 _PICTURES_A_ROW = 4
 _LESIONS_SHOWN = 4
 _REJECTED_SHOWN = 8
+_AMBER: Colour = (250, 220, 90)
 _COLUMNS_PX = (300, 150, 368, 190, 110, 90)
 _ANSWER_COLOURS: dict[str, Colour] = {
     "present": (255, 160, 60),
-    "indeterminate": (250, 220, 90),
+    "indeterminate": _AMBER,
     "absent": (120, 205, 140),
     "not_assessed": DIM,
 }
@@ -52,6 +54,9 @@ def _header(canvas: Canvas, report: Report, study_date: str) -> None:
     canvas.space(4)
     canvas.text(_WARNING, 19, RED, bold=True)
     canvas.space(6)
+    if report.revision > 1:
+        canvas.text(revision_in_words(report), 19, _AMBER, bold=True)
+        canvas.space(6)
     date = f"{study_date[:4]}-{study_date[4:6]}-{study_date[6:]}" if len(study_date) == 8 else "date unknown"
     canvas.text(f"Study of {date}. Analysed: {describe_series(report)}.", 17, DIM)
     canvas.space(14)
@@ -138,7 +143,7 @@ def _quality(canvas: Canvas, report: Report) -> None:
     _section(canvas, "Quality")
     notable = [issue for issue in report.quality if issue.verdict != "pass"]
     for issue in notable:
-        colour = RED if issue.verdict == "reject" else _ANSWER_COLOURS["indeterminate"]
+        colour = RED if issue.verdict == "reject" else _AMBER
         canvas.row([(issue.verdict, 90, colour), (issue.message, canvas.inner_width - 90, TEXT)], 16)
     rest = [f"Checks passed: {len(report.quality) - len(notable)}"]
     if report.outcome == "refused":

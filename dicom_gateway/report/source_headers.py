@@ -16,12 +16,12 @@ from typing import Any
 from pydicom import dcmread
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from dicom_gateway.report.source_text import decode_text
 from imaging.errors import UnreadableInstance
+from imaging.uids import is_safe_uid
 
 CHARACTER_SET = "ISO_IR 192"
 
@@ -55,32 +55,34 @@ def read_source_headers(paths: Iterable[Path]) -> SourceHeaders:
 
     For a refused study any of its files will do. Raises UnreadableInstance when not one of them can be used.
     """
-    raw = [ds for path in paths if (ds := _read(path)) is not None]
-    if not raw:
-        raise UnreadableInstance("no file has the headers a result needs")
-    study_instance_uid = raw[0].StudyInstanceUID
     # What breaks the standard but names patient or study stays as the PACS knows it; pydicom would warn of it.
     with disable_value_validation():
-        headers = [_sanitised(ds) for ds in raw if ds.StudyInstanceUID == study_instance_uid]
-    return SourceHeaders(tuple(headers))
+        headers = [header for path in paths if (header := _read(path)) is not None]
+    if not headers:
+        raise UnreadableInstance("no file has the headers a result needs")
+    study_instance_uid = headers[0].StudyInstanceUID
+    return SourceHeaders(tuple(header for header in headers if header.StudyInstanceUID == study_instance_uid))
 
 
 def _read(path: Path) -> Dataset | None:
+    """The sanitised header, or None for a file that no result can refer to."""
     try:
         ds = dcmread(path, stop_before_pixels=True, specific_tags=list(_READ))
-    except (InvalidDicomError, OSError, EOFError):
+        named = all(is_safe_uid(str(ds.get(keyword, ""))) for keyword in _UIDS[:4])
+        # A result can only refer to an instance whose class a PACS knows.
+        return _sanitised(ds) if named and UID(ds.SOPClassUID).name != ds.SOPClassUID else None
+    # Where bytes are damaged pydicom raises nearly anything (struct.error, BytesLengthException, TypeError), often only
+    # when a value is looked at. Such a file is no source; the others of its study are.
+    except Exception:  # noqa: BLE001  # edge: bytes that anybody may have sent
         return None
-    named = all(ds.get(keyword) for keyword in _UIDS[:4])
-    # A result can only refer to an instance whose class a PACS knows.
-    return ds if named and UID(ds.SOPClassUID).name != ds.SOPClassUID else None
 
 
 def _sanitised(source: Dataset) -> Dataset:
     header = Dataset()
     declared = _strings(source.get("SpecificCharacterSet"))
     for keyword in _UIDS:
-        if source.get(keyword):
-            setattr(header, keyword, str(source[keyword].value))
+        if is_safe_uid(uid := str(source.get(keyword, ""))):
+            setattr(header, keyword, uid)
     for keyword in (*_REQUIRED_TEXT, *_OPTIONAL_TEXT):
         value = decode_text(_raw_bytes(source, keyword), declared)
         if value or keyword in _REQUIRED_TEXT:

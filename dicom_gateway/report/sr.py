@@ -43,7 +43,7 @@ from dicom_gateway.report.instance import (
     private_coding_scheme,
 )
 from dicom_gateway.report.source_headers import SourceHeaders
-from dicom_gateway.report.wording import decimals, describe_series, finding_title, place
+from dicom_gateway.report.wording import decimals, describe_series, finding_title, place, revision_in_words
 from imaging.uids import derive_uid
 from models.findings import EvidenceGrade, FindingKind, Laterality, Presence, Quantity
 
@@ -58,6 +58,9 @@ def encode_sr(report: Report, headers: SourceHeaders) -> Dataset:
 
     Evidence is every instance of `headers`, the image library only those shown by a finding. A kind that was not
     assessed has a group too, answered with a code of its own and the reason, so that nobody reads it as absent.
+
+    An amended report says which revision it supersedes in words and has no Predecessor Documents Sequence (PS3.3
+    C.17.2): the UID of an earlier revision follows from the images it saw, which a report does not know.
     """
     by_uid = {str(ds.SOPInstanceUID): ds for ds in headers.instances}
     content = MeasurementReport(
@@ -153,7 +156,7 @@ def _container(name: CodeEntry, items: Sequence[ContentItem]) -> ContainerConten
 
 
 def _study_record(report: Report) -> list[TextContentItem]:
-    items = []
+    items = [_text(codes.REVISION, revision_in_words(report))]
     if report.refusal is not None:
         items.append(_text(codes.REFUSAL, report.refusal))
     if report.analysed_series is not None:

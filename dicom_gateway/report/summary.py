@@ -32,13 +32,13 @@ def encode_summary(report: Report, headers: SourceHeaders, key_images: Mapping[s
         study_id=source.StudyID,
         study_date=source.StudyDate or None,
         study_time=source.StudyTime or None,
-        referring_physician_name=source.ReferringPhysicianName,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         patient_orientation=("L", "P"),
         **instance_arguments(report, headers, "SC", SERIES_NUMBER),
     )
     ds.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
-    ds.BurnedInAnnotation = "NO"  # (0028,0301) asks for what identifies the patient; the page holds nothing of it
+    # (0028,0301), PS3.3 C.7.6.1: the page shows the study date and the free text of a series description.
+    ds.BurnedInAnnotation = "YES"
     ds.LossyImageCompression = "00"
     ds.DerivationDescription = report.disclaimer
     # Makes Laterality (2C, PS3.3 C.7.3.1) not required: the chest is not a paired part.

@@ -118,6 +118,13 @@ def place(finding: ReportedFinding) -> str:
     return site if side in site else f"{side} {site}".strip()
 
 
+def revision_in_words(report: Report) -> str:
+    """ "Revision 1", "Revision 3, supersedes revision 2"."""
+    if report.revision == 1:
+        return "Revision 1"
+    return f"Revision {report.revision}, supersedes revision {report.revision - 1}"
+
+
 def describe_series(report: Report) -> str:
     """The analysed series in words: number, description, slices, spacing, thickness, kernel, contrast."""
     series = report.analysed_series

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dicom_gateway.report.content import Report, ReportedFinding
-from dicom_gateway.report.headline import by_urgency, headline, not_assessed_by_reason
+from dicom_gateway.report.headline import by_urgency, headline, limitations, not_assessed_by_reason, positives
 
 # Should a lesion and the answer about the study disagree, the one that asks for a look counts.
 _PRECEDENCE = ("present", "indeterminate", "not_assessed", "absent")
@@ -56,10 +56,8 @@ def arrange(report: Report) -> Reading:
 def in_short(report: Report) -> tuple[str, ...]:
     """The sentences of the headline that the page does not show in a list of its own anyway.
 
-    What is present (or that nothing was), then what is indeterminate; all of a refusal.
+    What is present (or that nothing is), what is indeterminate and what limits the answers; all of a refusal.
     """
     if report.outcome == "refused":
         return headline(report)
-    whole_study = [f.presence for f in report.findings if f.lesion is None]
-    count = max(1, whole_study.count("present")) + ("indeterminate" in whole_study)
-    return headline(report)[:count]
+    return (*positives(report), *limitations(report))

@@ -156,11 +156,18 @@ def full_findings(volume: Volume) -> list[Finding]:
             Presence.PRESENT,
             evidence_grade=EvidenceGrade.B,
             laterality=Laterality.BILATERAL,
+            reason="the left lung was not assessed (hardly aerated)",
             measurements=tuple(lungs),
             region=region((slice(4, 9), slice(30, 60), slice(14, 38)), volume),
         ),
         kinds.PLEURAL_EFFUSION: finding(
             kinds.PLEURAL_EFFUSION, Presence.PRESENT, probability=0.99, operating_point=0.5
+        ),
+        kinds.PERICARDIAL_EFFUSION: finding(
+            kinds.PERICARDIAL_EFFUSION, Presence.PRESENT, measurements=(_m(Quantity.VOLUME, 120.4, "ml"),)
+        ),
+        kinds.HIATAL_HERNIA: finding(
+            kinds.HIATAL_HERNIA, Presence.ABSENT, reason="the lowest slices lie above the diaphragm"
         ),
         kinds.CORONARY_ARTERY_CALCIFICATION: finding(
             kinds.CORONARY_ARTERY_CALCIFICATION,

@@ -35,6 +35,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     "no study date and time": {"StudyDate": None, "StudyTime": None},
     "fractional time": {"StudyTime": "235959.999999"},
     "no referring physician": {"ReferringPhysicianName": None},
+    "one-component referring physician": {"ReferringPhysicianName": "SMITH"},
     "no slice thickness": {"SliceThickness": None},
     "empty slice thickness": {"SliceThickness": ""},
     "no frame of reference": {"FrameOfReferenceUID": None},
@@ -142,6 +143,14 @@ def test_an_overlong_identifier_is_kept_without_a_warning(make_case: MakeCase) -
         assert b"P" * 70 in back
 
 
+def test_no_name_of_a_person_gets_into_a_warning(make_case: MakeCase) -> None:
+    """highdicom warns of names of one component, with the name; a warning here is an error."""
+    case = make_case("negative", PatientName="Onlyname", ReferringPhysicianName="Doctorname")
+    for ds in (encode_sr(case.report, case.headers), encode_summary(case.report, case.headers, {})):
+        back = read_back(ds)
+        assert (back.PatientName, back.ReferringPhysicianName) == ("Onlyname", "Doctorname")
+
+
 def test_a_chinese_name_survives(make_case: MakeCase) -> None:
     case = make_case("findings", **HEADERS["GB18030 name"])
     for ds in (encode_sr(case.report, case.headers), encode_summary(case.report, case.headers, {})):
@@ -195,8 +204,9 @@ def test_an_answer_keeps_its_meaning(case: Case) -> None:
     for finding in case.report.findings:
         group = by_uid[finding.tracking_uid]
         assert [code(i.ConceptCodeSequence) for i in named(group, "121052")] == [answers[finding.presence]]
-        reasons = [i.TextValue for i in named(group, "WHY_NOT_ASSESSED")]
-        assert reasons == ([finding.reason] if finding.presence == "not_assessed" else [])
+        name = "WHY_NOT_ASSESSED" if finding.presence == "not_assessed" else "REASON"
+        reasons = [(n, i.TextValue) for n in ("WHY_NOT_ASSESSED", "REASON") for i in named(group, n)]
+        assert reasons == ([(name, finding.reason)] if finding.reason else [])
         sides = [code(i.ConceptCodeSequence) for site in named(group, "363698007") for i in items(site)]
         expected = {"left": "7771000", "right": "24028007", "bilateral": "51440002"}
         assert sides == ([(expected[finding.laterality], "SCT")] if finding.laterality else [])
@@ -286,7 +296,7 @@ def test_two_encodes_are_byte_identical(case: Case) -> None:
         assert encoded(encode()) == encoded(encode())
 
 
-def test_a_new_revision_is_a_new_instance_in_the_same_study(make_case: MakeCase) -> None:
+def test_a_new_revision_is_a_new_instance_in_the_same_study(make_case: MakeCase, tmp_path: Path) -> None:
     case = make_case("negative")
     other_uid = case.report.report_uid + "1"
     amended = case.report.model_copy(update={"revision": 2, "report_uid": other_uid})
@@ -297,6 +307,21 @@ def test_a_new_revision_is_a_new_instance_in_the_same_study(make_case: MakeCase)
         assert first.SOPInstanceUID != second.SOPInstanceUID
         assert first.SeriesInstanceUID != second.SeriesInstanceUID
         assert first.StudyInstanceUID == second.StudyInstanceUID
+        assert second.SeriesDescription == f"{first.SeriesDescription}, revision 2"
+        assert complaints(written(second, tmp_path)) == []
+
+
+@pytest.mark.parametrize(("revision", "words"), [(1, "Revision 1"), (3, "Revision 3, supersedes revision 2")])
+def test_the_sr_says_which_revision_it_is(make_case: MakeCase, revision: int, words: str) -> None:
+    case = make_case("negative")
+    sr = read_back(encode_sr(case.report.model_copy(update={"revision": revision}), case.headers))
+    assert [i.TextValue for i in items(sr) if i.ConceptNameCodeSequence[0].CodeValue == "REVISION"] == [words]
+
+
+def test_the_impression_of_the_sr_says_what_limits_it(make_case: MakeCase) -> None:
+    sr = read_back(encode_sr(make_case("findings").report, make_case("findings").headers))
+    impression = [i.TextValue for i in items(sr) if i.ConceptNameCodeSequence[0].CodeValue == "121073"]
+    assert impression[-1] == "Limited: noise of 31 HU."
 
 
 def test_the_summary_is_a_plain_rgb_image(case: Case) -> None:
@@ -305,5 +330,6 @@ def test_the_summary_is_a_plain_rgb_image(case: Case) -> None:
     assert ds.SOPClassUID == "1.2.840.10008.5.1.4.1.1.7"
     assert pixels.shape == (ds.Rows, ds.Columns, 3)
     assert ds.Columns == 1280
+    assert ds.BurnedInAnnotation == "YES", "the page shows the study date and a series description"
     reddish = (pixels[..., 0] > 200) & (pixels[..., 1] < 120) & (pixels[..., 2] < 120)
     assert reddish[:200].sum() > 500, "the red warning line is missing"

@@ -243,7 +243,18 @@ def test_the_headline_puts_the_urgent_first_and_never_calls_absent_what_was_not_
         "Pulmonary nodule (3): largest left upper lobe, 9.5 x 8.5 mm (simulation evidence only).",
         "Indeterminate: medical device.",
         "Assessed, not found: hiatal hernia.",
-        "Not assessed, 18 of 22 kinds: 18 kinds (no reason to look).",
+        "Not assessed: 18 of 22 kinds (no reason to look).",
+    )
+
+
+def test_few_kinds_that_were_not_assessed_are_named_each_reason_once() -> None:
+    absent = {kind.value: make_finding(kind, Presence.ABSENT) for kind in list(FindingKind)[3:]}
+    assert headline(compose(findings=make_findings(**absent)))[-1] == (
+        "Not assessed, 3 of 22 kinds: pulmonary nodule, coronary artery calcification, emphysema (no reason to look)."
+    )
+    nodule = make_finding(NODULE, Presence.NOT_ASSESSED, reason="contrast")
+    assert headline(compose(findings=make_findings(pulmonary_nodule=nodule)))[-1] == (
+        "Not assessed, 22 of 22 kinds: pulmonary nodule (contrast); 21 kinds (no reason to look)."
     )
 
 
@@ -268,6 +279,59 @@ def test_nothing_found_counts_only_what_was_assessed() -> None:
     lines = headline(compose(findings=make_findings(pulmonary_nodule=absent)))
     assert lines[0] == "Nothing found among the finding kinds assessed (1 of 22)."
     assert "normal" not in " ".join(lines).lower()
+
+
+def test_nothing_is_called_not_found_while_a_kind_is_open() -> None:
+    device = make_finding(FindingKind.MEDICAL_DEVICE, Presence.INDETERMINATE)
+    absent = make_finding(NODULE, Presence.ABSENT)
+    lines = headline(compose(findings=make_findings(pulmonary_nodule=absent, medical_device=device)))
+    assert lines[:2] == (
+        "Nothing clearly present among the finding kinds assessed (2 of 22).",
+        "Indeterminate: medical device.",
+    )
+
+
+def test_the_headline_ends_with_what_limits_the_answers() -> None:
+    warnings = (
+        "the lung bases are cut off; findings there are not seen",
+        "slices of 5.0 mm: small nodules may be missed",
+    )
+    quality = [QualityIssue(check="any", verdict=Verdict.WARN, message=message) for message in (*warnings, warnings[0])]
+    passed = QualityIssue(check="hu", verdict=Verdict.PASS, message="lung -850 HU")
+    lines = headline(compose(quality=[passed, *quality]))
+    assert lines[-1] == f"Limited: {warnings[0]}; {warnings[1]}."
+    assert not any("Limited" in line for line in (*lines[:-1], *headline(compose(quality=[passed]))))
+
+
+def test_a_reservation_stands_beside_the_answer() -> None:
+    why = "the left lung was not assessed (hardly aerated)"
+    absent = make_finding(FindingKind.EMPHYSEMA, Presence.ABSENT, reason=why)
+    hernia = make_finding(FindingKind.HIATAL_HERNIA, Presence.ABSENT)
+    lines = headline(compose(findings=make_findings(emphysema=absent, hiatal_hernia=hernia)))
+    assert lines[1:3] == ("Assessed, not found: hiatal hernia.", f"Emphysema: not found; {why}.")
+    present = make_finding(
+        FindingKind.EMPHYSEMA,
+        Presence.PRESENT,
+        reason=why,
+        measurements=(measured(12.3, "%", Quantity.LOW_ATTENUATION_AREA_950),),
+        evidence_grade=EvidenceGrade.B,
+    )
+    lines = headline(compose(findings=make_findings(emphysema=present)))
+    assert lines[0] == f"Emphysema: lung below -950 HU 12.3 %; {why}."
+
+
+def test_an_effusion_of_the_pericardium_has_no_side() -> None:
+    values: dict[str, Any] = {"measurements": (measured(120.0, "ml"),)}
+    study = make_finding(FindingKind.PERICARDIAL_EFFUSION, Presence.PRESENT, **values)
+    lesion = make_finding(FindingKind.PERICARDIAL_EFFUSION, Presence.PRESENT, 1, **values)
+    report = compose(findings=[*make_findings(pericardial_effusion=study), lesion])
+    assert headline(report)[0] == "Pericardial effusion: volume 120 ml (simulation evidence only)."
+
+
+def test_the_page_of_an_amended_report_says_so_at_its_top() -> None:
+    first, second = (draw_page(compose(revision=revision), "20260110", {}) for revision in (1, 2))
+    amber = [(page[:200] == (250, 220, 90)).all(axis=2).sum() for page in (first, second)]
+    assert amber[0] == 0 < amber[1]
 
 
 def test_each_kind_gets_a_key_image_before_any_gets_a_second() -> None:

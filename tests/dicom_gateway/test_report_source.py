@@ -1,5 +1,6 @@
 """Source headers as hospitals write them."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,34 @@ def test_files_that_cannot_be_used_are_passed_over(tmp_path: Path) -> None:
     assert [ds.SOPInstanceUID for ds in headers.instances] == ["1.2.3.1"]
     with pytest.raises(UnreadableInstance):
         read_source_headers([text, private])
+
+
+def test_damaged_files_are_passed_over_and_the_others_kept(tmp_path: Path) -> None:
+    """Every length and every value of a header in turn replaced by what no writer would write."""
+    good = write(tmp_path / "good.dcm", SpecificCharacterSet="ISO_IR 100", PatientName="Doe^John", StudyID="7")
+    content = good.read_bytes()
+    damaged = []
+    for offset in range(132, len(content)):
+        damaged.append(tmp_path / f"{offset}.dcm")
+        damaged[-1].write_bytes(content[:offset] + b"\xff\x01"[offset % 2 :] + content[offset + 2 - offset % 2 :])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what pydicom thinks of the damage
+        headers = read_source_headers([good, *damaged])
+    assert headers.instances[0].PatientName == "Doe^John"
+    assert {header.StudyInstanceUID for header in headers.instances} == {"1.2.3"}
+    assert len(headers.instances) < len(damaged)
+
+
+@pytest.mark.parametrize("vr", [b"FD", b"US"])
+def test_a_study_that_is_named_by_no_uid_is_no_source(tmp_path: Path, vr: bytes) -> None:
+    """Six bytes are no double, which pydicom says with an exception of its own; as three integers they are no UID."""
+    path = write(tmp_path / "a.dcm", StudyID="7777")
+    content = path.read_bytes()
+    study_uid = b"\x20\x00\x0d\x00UI"
+    assert content.count(study_uid) == 1
+    path.write_bytes(content.replace(study_uid, b"\x20\x00\x0d\x00" + vr))
+    with pytest.raises(UnreadableInstance):
+        read_source_headers([path])
 
 
 def test_an_overlong_identifier_is_kept_without_a_warning(tmp_path: Path) -> None:

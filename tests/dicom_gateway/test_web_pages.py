@@ -171,6 +171,8 @@ def test_the_report_page_tells_measurements_place_probability_and_evidence(clien
     assert "simulated CT only" in present
     assert "Aortic dilatation" in page["Indeterminate"] and "40.2 mm" in page["Indeterminate"]
     assert "Pneumothorax" in page["Not found"]
+    assert "the lowest slice lies above the hiatus" in page["Not found"]
+    assert "Limited: noise 31 HU is above 25 HU." in page["In short"]
     assert "noise 31 HU is above 25 HU" in page["Image quality"]
     assert "localizer" in page["Series not analysed"]
     assert "onescan-chest" in page["Origin"]
@@ -306,6 +308,15 @@ def test_the_short_version_never_names_what_was_not_assessed(report: Report) -> 
     for answer in report.findings:
         if answer.presence == "not_assessed":
             assert wording.kind(answer.kind).lower() not in sentences
+
+
+@pytest.mark.parametrize(("presence", "words"), [("absent", "Nothing found"), ("indeterminate", "Nothing clearly")])
+def test_the_short_version_tells_positives_and_limits_only(presence: str, words: str) -> None:
+    findings = (finding("emphysema", "absent"), finding("cardiomegaly", presence), *sample_findings()[-1:])
+    sentences = in_short(sample_report("1.2", findings=findings))
+    assert sentences[0].startswith(words)
+    assert sentences[1:-1] == (("Indeterminate: cardiomegaly.",) if presence == "indeterminate" else ())
+    assert sentences[-1] == "Limited: noise 31 HU is above 25 HU."
 
 
 @pytest.mark.parametrize(
