@@ -21,6 +21,7 @@ from dicom_gateway.report.key_images import render_key_images
 from dicom_gateway.report.source_headers import read_source_headers
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.summary import encode_summary
+from dicom_gateway.store.files import REPORT_NAME, SR_NAME, SUMMARY_NAME
 from imaging.errors import ImagingError
 from imaging.headers import Series, Study
 from imaging.lungs import Lungs, segment_lungs
@@ -29,10 +30,6 @@ from imaging.selection import Selection, has_sharp_kernel, next_selection, selec
 from imaging.volume import Volume, load_volume
 from models.detect import Detection, Detector
 from models.manifest import ModelManifest
-
-REPORT_NAME = "report.json"
-SR_NAME = "findings.sr.dcm"
-SUMMARY_NAME = "summary.sc.dcm"
 
 OnStage = Callable[[str], None]
 

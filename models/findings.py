@@ -113,7 +113,7 @@ class Finding:
     """One answer: about a kind in the whole study (`lesion` is None) or about one lesion of it (1, 2, ...).
 
     `probability` and `operating_point` are None where no network stands behind the answer.
-    `reason` is required for NOT_ASSESSED and may explain INDETERMINATE.
+    `reason` is required for NOT_ASSESSED; it explains INDETERMINATE and limits any other answer.
     `site` names the anatomy in plain words; `method` says how the answer was reached.
     """
 
