@@ -88,7 +88,8 @@ class Detector:
         outputs = self.session.run(grid.hu)
         inferred = time.perf_counter()
         reading = _Reading(self, volume, lungs, grid, outputs)
-        found = {kind: reading.network_findings(kind) for kind in self.manifest.lesions}
+        answered = [kind for kind in self.manifest.lesions if kind not in self.manifest.withheld]
+        found = {kind: reading.network_findings(kind) for kind in answered}
         found[FindingKind.EMPHYSEMA] = (reading.emphysema(sharp_kernel),)
         findings = tuple(
             finding for kind in FindingKind for finding in found.get(kind) or (reading.not_assessed(kind),)
@@ -131,7 +132,7 @@ class _Reading:
             tracking_uid=self._tracking_uid(kind),
             evidence_grade=None,
             method="none",
-            reason=self._manifest.not_assessed[kind],
+            reason=(self._manifest.not_assessed | self._manifest.withheld)[kind],
         )
 
     def emphysema(self, sharp_kernel: bool) -> Finding:

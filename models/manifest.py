@@ -94,7 +94,8 @@ class ModelManifest(_Record):
     """The whole of `model.json`.
 
     `anatomy[i]` is class i of the anatomy head, `lesions[k]` channel k of the lesion head and of the study
-    logits. Every other kind has its reason in `not_assessed`; a rule on HU may still answer it.
+    logits. Every other kind has its reason in `not_assessed`; a rule on HU may still answer it. A lesion kind in
+    `withheld` is computed but not answered, since its own evidence speaks against it.
     """
 
     name: Text
@@ -108,6 +109,7 @@ class ModelManifest(_Record):
     operating_points: dict[FindingKind, OperatingPoint]
     evidence: dict[FindingKind, Evidence]
     not_assessed: dict[FindingKind, Text]
+    withheld: dict[FindingKind, Text] = {}
     training_data: tuple[TrainingSource, ...]
 
     @model_validator(mode="after")
@@ -119,6 +121,8 @@ class ModelManifest(_Record):
             raise ValueError("operating_points must name exactly the lesion kinds")
         if set(self.evidence) != lesions:
             raise ValueError("evidence must name exactly the lesion kinds")
+        if not set(self.withheld) <= lesions:
+            raise ValueError("withheld may name lesion kinds only")
         if set(self.not_assessed) != set(FindingKind) - lesions:
             raise ValueError("not_assessed must name every kind that is not a lesion kind, and no other")
         return self

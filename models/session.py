@@ -45,9 +45,7 @@ class ModelSession:
         self._session = session
 
     @classmethod
-    def open(
-        cls, folder: Path, execution_provider: ExecutionProvider = "cpu", *, threads: int | None = None
-    ) -> Self:
+    def open(cls, folder: Path, execution_provider: ExecutionProvider = "cpu", *, threads: int | None = None) -> Self:
         """Load the model of a folder; `threads` None leaves the choice to onnxruntime.
 
         Raises ManifestMismatch when digest, inputs or outputs are not those of the manifest, or when the
@@ -73,9 +71,7 @@ class ModelSession:
         multiple = self.manifest.input.multiple_of
         if hu.ndim != 5 or hu.shape[:2] != (1, 1) or any(n == 0 or n % multiple for n in grid):
             raise ValueError(f"the network takes (1, 1, D, H, W) in multiples of {multiple}, not {hu.shape}")
-        outputs = self._session.run(
-            list(_DTYPES), {self.manifest.input.name: hu.astype(np.float32, copy=False)}
-        )
+        outputs = self._session.run(list(_DTYPES), {self.manifest.input.name: hu.astype(np.float32, copy=False)})
         anatomy, lesions, study_logits = (np.asarray(output) for output in outputs)
         kinds = len(self.manifest.lesions)
         expected = ((1, *grid), (1, kinds, *grid), (1, kinds))
@@ -91,9 +87,7 @@ class ModelSession:
 def _provider(execution_provider: ExecutionProvider) -> str:
     provider = PROVIDERS.get(execution_provider)
     if provider is None:
-        raise ManifestMismatch(
-            f"unknown execution provider {execution_provider!r}; known: {', '.join(PROVIDERS)}"
-        )
+        raise ManifestMismatch(f"unknown execution provider {execution_provider!r}; known: {', '.join(PROVIDERS)}")
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise ManifestMismatch(
@@ -118,9 +112,7 @@ def _checked_weights(folder: Path, manifest: ModelManifest) -> bytes:
 def _check_interface(session: onnxruntime.InferenceSession, manifest: ModelManifest) -> None:
     inputs = [(entry.name, entry.type, len(entry.shape), entry.shape[:2]) for entry in session.get_inputs()]
     if inputs != [(manifest.input.name, "tensor(float)", 5, [1, 1])]:
-        raise ManifestMismatch(
-            f"inputs are {inputs}, not one float {manifest.input.name!r} of (1, 1, D, H, W)"
-        )
+        raise ManifestMismatch(f"inputs are {inputs}, not one float {manifest.input.name!r} of (1, 1, D, H, W)")
     outputs = {entry.name: (entry.type, len(entry.shape), entry.shape) for entry in session.get_outputs()}
     if {name: dtype for name, (dtype, _, _) in outputs.items()} != _DTYPES:
         raise ManifestMismatch(f"outputs are {outputs}, not {_DTYPES}")

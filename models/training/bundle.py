@@ -8,7 +8,7 @@ part of the simulation, measures on another, and writes what it measured.
 
 import argparse
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +60,29 @@ _NOT_ASSESSED: dict[FindingKind, str] = {
     FindingKind.ARTERIAL_WALL_CALCIFICATION: "the aorta's outline is not accurate enough yet",
     FindingKind.MEDICAL_DEVICE: "the network was not trained for it",
 }
+
+
+# Below these, pooled over all trials, an answer would mislead more than it helps.
+_LEAST_SENSITIVITY = 0.5
+_LEAST_SPECIFICITY = 0.8
+_LEAST_POSITIVES = 3
+
+
+def withheld(evidence: Mapping[FindingKind, Evidence]) -> dict[FindingKind, str]:
+    """The kinds whose own evidence forbids an answer, each with the figures as its reason."""
+    reasons = {}
+    for kind, one in evidence.items():
+        positive = sum(t.positive for t in one.trials)
+        negative = sum(t.negative for t in one.trials)
+        found = round(sum(t.positive * (t.sensitivity or 0.0) for t in one.trials))
+        cleared = round(sum(t.negative * (t.specificity or 0.0) for t in one.trials))
+        if positive < _LEAST_POSITIVES:
+            reasons[kind] = f"this model was tried on {positive} studies with it only"
+        elif found < _LEAST_SENSITIVITY * positive:
+            reasons[kind] = f"this model found it in {found} of {positive} studies with it: too few to answer"
+        elif cleared < _LEAST_SPECIFICITY * negative:
+            reasons[kind] = f"this model named it in {negative - cleared} of {negative} studies without it"
+    return reasons
 
 
 class Runner:
@@ -128,6 +151,7 @@ def write_bundle(config: Config, checks: Path, run: Path, out: Path, version: st
     points = {kind: operating_point(head, [*fitting, *real], kind) for kind in LESIONS}
     export(net, head, weights)
     print(compare(net, head, weights, (64, 96, 112), seed=1))
+    evidence = {kind: evidence_of(kind, head, points[kind], testing, real) for kind in LESIONS}
     manifest = ModelManifest(
         name="onescan-chest",
         version=version,
@@ -144,8 +168,9 @@ def write_bundle(config: Config, checks: Path, run: Path, out: Path, version: st
         lesions=LESIONS,
         calibration=METHOD,
         operating_points=points,
-        evidence={kind: evidence_of(kind, head, points[kind], testing, real) for kind in LESIONS},
+        evidence=evidence,
         not_assessed=_NOT_ASSESSED,
+        withheld=withheld(evidence),
         training_data=_training_data(config, real),
     )
     (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n")

@@ -40,6 +40,8 @@ def tables(manifest: ModelManifest) -> str:
             f"{point.present_probability:.2f} | {point.absent_probability:.2f} | {point.temperature:.2f} | "
             f"{point.bias:.2f} |"
         )
+    lines += ["", "Answers withheld (reported as not assessed), by the figures above:", ""]
+    lines += [f"- {kind.value}: {reason}" for kind, reason in manifest.withheld.items()] or ["- none"]
     lines += ["", "| data | licence | use |", "|---|---|---|"]
     lines += [f"| {source.name} | {source.licence} | {source.use} |" for source in manifest.training_data]
     return "\n".join(lines) + "\n"

@@ -1,0 +1,34 @@
+"""A kind whose own evidence speaks against it is not answered."""
+
+import pytest
+
+from models.findings import EvidenceGrade, FindingKind
+from models.manifest import Evidence, Trial
+from models.training.bundle import withheld
+
+KIND = FindingKind.PULMONARY_NODULE
+
+
+def _evidence(*trials: tuple[int, int, float | None, float | None]) -> dict[FindingKind, Evidence]:
+    rows = tuple(
+        Trial(data="made up", simulated=True, positive=p, negative=n, sensitivity=se, specificity=sp)
+        for p, n, se, sp in trials
+    )
+    return {KIND: Evidence(grade=EvidenceGrade.C, trials=rows)}
+
+
+@pytest.mark.parametrize(
+    ("trials", "reason"),
+    [
+        (((10, 10, 0.8, 0.9),), None),
+        (((2, 10, 1.0, 1.0),), "2 studies"),
+        (((4, 10, 0.25, 1.0), (4, 0, 0.5, None)), "3 of 8"),
+        (((10, 10, 1.0, 0.7),), "3 of 10"),
+        (((10, 10, 1.0, 1.0), (0, 10, None, 0.5)), "5 of 20"),
+    ],
+)
+def test_an_answer_is_withheld_by_its_pooled_figures(trials, reason) -> None:
+    found = withheld(_evidence(*trials))
+    assert (KIND in found) is (reason is not None)
+    if reason:
+        assert reason in found[KIND]
