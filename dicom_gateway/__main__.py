@@ -13,13 +13,12 @@ import threading
 import time
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.events import Event, configure_logging, emit
 from dicom_gateway.operate import prepare_data
 from dicom_gateway.service import EXIT_CONFIGURATION, READY, ROLES, end_with_parent
 from dicom_gateway.settings import Settings
+from models.errors import ModelError
 
 CHECK_S = 0.5
 # The port of a listener that was killed a moment ago may not be free yet.
@@ -45,6 +44,9 @@ def main() -> int:
     run = {"listener": run_listener, "worker": run_worker, "web": run_web}[arguments.role]
     try:
         run(settings, stop)
+    except ModelError as error:
+        print(f"the {arguments.role} cannot use the model: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
             raise
@@ -81,8 +83,8 @@ def run_listener(settings: Settings, stop: threading.Event) -> None:
             end_lost_associations(reception)
             open_studies = reception.associations.studies()
             close_quiet_studies(engine, jobs, rules, open_studies=open_studies, now=time.time())
-        except sa.exc.OperationalError as error:
-            # Busy, full or away: the studies stay as they are and the next round comes.
+        except Exception as error:  # noqa: BLE001  # edge: the port stays open while studies cannot be closed
+            # Mostly a database that is busy, full or away: the studies stay as they are and the next round comes.
             emit(Event.COMPLETION_FAILED, level="error", error=type(error).__name__)
     entity.shutdown()
 

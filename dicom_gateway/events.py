@@ -38,6 +38,7 @@ class Event(enum.StrEnum):
     DELIVERED = "delivered"
     DELIVERY_DELAYED = "delivery_delayed"
     DELIVERY_PARKED = "delivery_parked"
+    DELIVERY_SUPERSEDED = "delivery_superseded"
     HOUSEKEEPING_FAILED = "housekeeping_failed"
     JOBS_RECOVERED = "jobs_recovered"
     JOB_GIVEN_UP = "job_given_up"
@@ -62,7 +63,7 @@ def configure_logging(level: str, stream: TextIO | None = None, **bound: Any) ->
         logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
     )
     # Their messages may quote data set values; what matters of them is an event of ours.
-    for name in ("pynetdicom", "pydicom"):
+    for name in ("pynetdicom", "pydicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", module=name)
 

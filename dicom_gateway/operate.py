@@ -10,24 +10,23 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import sqlalchemy as sa
 from rich.console import Console
 from rich.table import Table
 
 from dicom_gateway.deliver.dimse import echo
-from dicom_gateway.errors import DeliveryError, PeerRefused
+from dicom_gateway.errors import ConfigurationError, DeliveryError, PeerRefused
 from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs.engine import prepare_jobs
 from dicom_gateway.jobs.housekeeping import newest_beat_age_s
-from dicom_gateway.jobs.queue import JobQueue
+from dicom_gateway.jobs.queue import JobQueue, parse_job_id
 from dicom_gateway.settings import Destination, Settings
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import DeliveryState, StudyState, create_tables, open_database, study
 from models.errors import ModelError
 from models.manifest import load_manifest
-
-_LISTED = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +71,10 @@ def prepare_data(settings: Settings) -> None:
 
 
 def service_status(settings: Settings) -> ServiceStatus:
-    """Counts by state, jobs by queue, the worker's last sign of life and everything parked."""
+    """Counts by state, jobs by queue, the worker's last sign of life and everything parked.
+
+    Raises ConfigurationError where no service has ever run with these settings.
+    """
     with _opened(settings) as (engine, jobs):
         return ServiceStatus(
             counts=index.counts(engine),
@@ -83,15 +85,19 @@ def service_status(settings: Settings) -> ServiceStatus:
 
 
 def list_parked(settings: Settings) -> tuple[ParkedJob, ...]:
-    """Failed analyses and parked deliveries."""
+    """Failed analyses and parked deliveries, all of them. Raises ConfigurationError as `service_status`."""
     with _opened(settings) as (engine, _):
         return _parked(engine)
 
 
-def replay(settings: Settings, what: str) -> tuple[str, ...]:
-    """Start parked work again: a job id of `list_parked`, or all of a study by its UID. The ids started."""
+def replay(settings: Settings, what: str | None) -> tuple[str, ...]:
+    """Start parked work again: a job id of `list_parked`, all of a study by its UID, or everything for None.
+
+    Returns the ids started. Raises ConfigurationError as `service_status`.
+    """
     with _opened(settings) as (engine, jobs):
-        chosen = [job for job in _parked(engine) if what in (job.job_id, job.study_instance_uid)]
+        parked = _parked(engine, None if what is None else _study_of(what))
+        chosen = [job for job in parked if what in (None, job.job_id, job.study_instance_uid)]
         started = tuple(job.job_id for job in chosen if _replay(engine, jobs, settings, job))
     for job_id in started:
         emit(Event.REPLAYED, job=job_id)
@@ -116,7 +122,7 @@ def print_status(settings: Settings, console: Console) -> None:
 
 def doctor(settings: Settings) -> list[Check]:
     """Check data folder, database, model, senders, ports and destinations; creates what is missing of the first two."""
-    checks = [_check_disk(settings), _check_database(settings), check_model(settings), _check_senders(settings)]
+    checks = [_check_disk(settings), _check_database(settings), _check_session(settings), _check_senders(settings)]
     checks.append(_check_dicom_port(settings))
     checks.append(_check_web_port(settings))
     checks += [_check_destination(settings, peer) for peer in settings.destinations]
@@ -127,6 +133,7 @@ def doctor(settings: Settings) -> list[Check]:
 
 @contextmanager
 def _opened(settings: Settings) -> Iterator[tuple[sa.Engine, JobQueue]]:
+    _require_data(settings)
     prepare_data(settings)
     engine = open_database(settings.database)
     jobs = JobQueue(engine)
@@ -137,7 +144,31 @@ def _opened(settings: Settings) -> Iterator[tuple[sa.Engine, JobQueue]]:
         engine.dispose()
 
 
-def _parked(engine: sa.Engine) -> tuple[ParkedJob, ...]:
+def _require_data(settings: Settings) -> None:
+    """Raises ConfigurationError rather than to make a data folder wherever the command happens to run."""
+    database = sa.make_url(settings.database)
+    embedded = database.get_backend_name() == "sqlite"
+    there = Path(database.database or "").is_file() if embedded else settings.data_dir.is_dir()
+    if not there:
+        raise ConfigurationError(
+            f"no service has run with data_dir {settings.data_dir.resolve()}: check data_dir, or --config with its file"
+        )
+
+
+def _study_of(what: str) -> str:
+    try:
+        return parse_job_id(what)[0]
+    except ValueError:
+        return what
+
+
+def _parked(engine: sa.Engine, study_instance_uid: str | None = None) -> tuple[ParkedJob, ...]:
+    """Everything parked, or that of one study."""
+    if study_instance_uid is None:
+        failed = index.list_studies(engine, limit=None, state=StudyState.FAILED)
+    else:
+        row = index.get_study(engine, study_instance_uid)
+        failed = (row,) if row is not None and row.state is StudyState.FAILED else ()
     analyses = [
         ParkedJob(
             job_id=f"study:{row.study_instance_uid}:r{row.revision}:0",
@@ -146,7 +177,7 @@ def _parked(engine: sa.Engine) -> tuple[ParkedJob, ...]:
             destination=None,
             error=row.error or "",
         )
-        for row in index.list_studies(engine, limit=_LISTED, state=StudyState.FAILED)
+        for row in failed
     ]
     deliveries = [
         ParkedJob(
@@ -156,7 +187,7 @@ def _parked(engine: sa.Engine) -> tuple[ParkedJob, ...]:
             destination=row.destination,
             error=row.last_error or "",
         )
-        for row in index.list_deliveries(engine, state=DeliveryState.PARKED, limit=_LISTED)
+        for row in index.list_deliveries(engine, study_instance_uid, state=DeliveryState.PARKED)
     ]
     return (*analyses, *deliveries)
 
@@ -258,6 +289,22 @@ def check_model(settings: Settings) -> Check:
     return Check(name="model", ok=ok, detail=detail, advice=advice)
 
 
+def _check_session(settings: Settings) -> Check:
+    """`check_model`, and whether the installed onnxruntime runs it with the site's execution provider."""
+    check = check_model(settings)
+    if not check.ok:
+        return check
+    # Not at import: this module is also that of processes that never run the network.
+    from models.session import ModelSession
+
+    try:
+        ModelSession.open(settings.model_dir, settings.execution_provider, threads=1)
+    except ModelError as error:
+        advice = "Install the onnxruntime for execution_provider, or set another one."
+        return Check(name="model", ok=False, detail=str(error), advice=advice)
+    return Check(name="model", ok=True, detail=f"{check.detail}, on {settings.execution_provider}")
+
+
 def _check_senders(settings: Settings) -> Check:
     titles = ", ".join(settings.calling_ae_titles)
     return Check(
@@ -270,8 +317,8 @@ def _check_senders(settings: Settings) -> Check:
 
 def _check_dicom_port(settings: Settings) -> Check:
     def is_ours() -> bool:
-        host = "127.0.0.1" if settings.dicom_host in ("0.0.0.0", "::") else settings.dicom_host
-        us = Destination(name="self", ae_title=settings.ae_title, host=host, port=settings.dicom_port)
+        host, port = settings.dicom_loopback_host, settings.dicom_port
+        us = Destination(name="self", ae_title=settings.ae_title, host=host, port=port)
         try:
             echo(us, calling_ae_title=(*settings.calling_ae_titles, settings.ae_title)[0].replace("*", "DOCTOR"))
         except PeerRefused:

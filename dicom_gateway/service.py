@@ -90,7 +90,7 @@ class _Child:
 
     @property
     def cannot_start(self) -> bool:
-        """It ended over its settings (a port that is taken) before it ever served."""
+        """It ended over its settings (a port that is taken, a model that cannot be used) before it ever served."""
         ended = self.process is not None and self.process.poll() == EXIT_CONFIGURATION
         return ended and not self._ready.is_set()
 

@@ -1,22 +1,26 @@
 """Everything a site can set, read once from onescan.toml and ONESCAN_* variables and passed on as a value."""
 
+import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from dicom_gateway.errors import ConfigurationError
 
 DEFAULT_FILE = Path("onescan.toml")
 BUNDLED_MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "weights"
 ANY_AE_TITLE = "*"
+_LOOPBACK_OF_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 # PS3.5 Table 6.2-1, AE: at most 16 characters, no backslash and no control characters.
 AeTitle = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
 ]
+# NoDecode: a variable may be a plain comma-separated list.
+AeTitles = Annotated[tuple[AeTitle, ...], NoDecode]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ResultObject = Literal["sr", "sc"]
@@ -55,8 +59,12 @@ class Settings(BaseSettings):
     ae_title: AeTitle = Field(default="ONESCAN", description="Our AE title; senders must call it by this name.")
     dicom_host: str = Field(default="0.0.0.0", description="Address the DICOM port listens on.")
     dicom_port: Port = Field(default=11112, description="TCP port for C-STORE and C-ECHO.")
-    calling_ae_titles: tuple[AeTitle, ...] = Field(
+    calling_ae_titles: AeTitles = Field(
         default=(), description="AE titles allowed to send. Empty: nobody. '*': anybody."
+    )
+    stat_calling_ae_titles: AeTitles = Field(
+        default=(),
+        description="AE titles whose studies are analysed before all others; they must be allowed to send too.",
     )
     quiet_period_s: Seconds = Field(
         default=5.0, description="Seconds of silence after the last release until a study counts as complete."
@@ -86,8 +94,9 @@ class Settings(BaseSettings):
         default=(), description="Where results are sent: name, ae_title, host, port, objects of each."
     )
     delivery_attempts: Annotated[int, Field(ge=1)] = Field(
-        default=8,
-        description="Attempts to deliver to an unreachable destination before the delivery is parked.",
+        default=32,
+        description="Attempts to deliver to an unreachable destination before the delivery is parked; with the "
+        "default pauses they go on for about a day.",
     )
     delivery_backoff_s: Seconds = Field(
         default=10.0,
@@ -99,6 +108,16 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least serious log event that is written: debug, info, warning or error."
     )
+
+    @field_validator("calling_ae_titles", "stat_calling_ae_titles", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """A text is a comma-separated list, or JSON where it begins with a bracket."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return tuple(part for part in value.split(",") if part.strip())
 
     @model_validator(mode="after")
     def _destinations_named_once(self) -> Self:
@@ -121,6 +140,11 @@ class Settings(BaseSettings):
             raise ConfigurationError(f"cannot read {chosen}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{chosen} is not TOML: {error}") from error
+        except SettingsError as error:
+            # Its message names the setting and does not quote the value.
+            raise ConfigurationError(
+                f'{error}: its variable is given as JSON, for example [{{"name": "pacs", "ae_title": "PACS", ...}}]'
+            ) from error
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ConfigurationError(f"settings ({chosen or 'ONESCAN_* variables'}): {wrong}") from error
@@ -131,6 +155,11 @@ class Settings(BaseSettings):
         if self.database_url is None:
             return f"sqlite:///{self.data_dir.resolve() / 'onescan.sqlite'}"
         return self.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+    @property
+    def dicom_loopback_host(self) -> str:
+        """Address at which this machine itself reaches our DICOM port; `dicom_host` unless that is any address."""
+        return _LOOPBACK_OF_ANY.get(self.dicom_host, self.dicom_host)
 
     @property
     def incoming_dir(self) -> Path:

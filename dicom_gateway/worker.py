@@ -1,7 +1,6 @@
 """The jobs of the worker: analyse a study revision, deliver a report; and the process that runs them."""
 
 import fcntl
-import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 import structlog
+from pydantic import ValidationError
 
 from dicom_gateway.deliver.dimse import send
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
@@ -22,16 +21,15 @@ from dicom_gateway.jobs.housekeeping import DEAD_AFTER_S, Housekeeper, beat, sto
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.settings import Destination, Settings
 from dicom_gateway.store import index, ledger
-from dicom_gateway.store.files import result_path
+from dicom_gateway.store.files import REPORT_NAME, SR_NAME, SUMMARY_NAME, result_path
 from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
-
-if TYPE_CHECKING:
-    from models.detect import Detector
+from imaging.errors import ImagingError
+from models.errors import ModelError
 
 # Files of a result folder by what a destination asks for; the pipeline writes them.
-RESULT_FILES = {"sr": "findings.sr.dcm", "sc": "summary.sc.dcm"}
-REPORT_FILE = "report.json"
+RESULT_FILES = {"sr": SR_NAME, "sc": SUMMARY_NAME}
 LONGEST_DELAY_S = 3600.0
+_MOST_DOUBLINGS = 60
 DRAIN_S = 20
 NOT_CONFIGURED = "the destination is no longer configured"
 
@@ -73,16 +71,21 @@ class Worker:
     def deliver_report(
         self, study_instance_uid: str, revision: int, destination: str, attempt: int, attempts_left: int
     ) -> None:
-        """The delivery job: one attempt; its end is delivered, delayed with the next attempt queued, or parked."""
+        """The delivery job: one attempt, which ends delivered, delayed with the next queued, parked or superseded."""
         row = index.get_delivery(self.engine, study_instance_uid, revision, destination)
         waiting = (DeliveryState.PENDING, DeliveryState.DELAYED)
         if row is None or row.state not in waiting or row.attempts >= attempt:
             return
-        peers = {peer.name: peer for peer in self.settings.destinations}
         bound = {"study_instance_uid": study_instance_uid, "revision": revision, "destination": destination}
         with structlog.contextvars.bound_contextvars(**bound):
+            newest = index.get_report(self.engine, study_instance_uid)
+            if newest is not None and newest.revision > revision:
+                # Arriving after it, the older report would look like the latest word.
+                self._change(row, DeliveryState.SUPERSEDED, attempts=row.attempts, last_error=None)
+                emit(Event.DELIVERY_SUPERSEDED, newer_revision=newest.revision)
+                return
             try:
-                self._send(row, peers[destination])
+                self._send(row)
             except PeerUnreachable as error:
                 if attempts_left > 0:
                     self._try_again(row, attempt, attempts_left, str(error))
@@ -108,8 +111,9 @@ class Worker:
             )
 
     def _fail(self, study_instance_uid: str, revision: int, error: Exception) -> None:
-        # The class only: a message may quote header values.
-        reason = type(error).__name__
+        # Of other errors the class only: a message may quote header values.
+        told = str(error) if isinstance(error, (ImagingError, ModelError)) else ""
+        reason = told or type(error).__name__
         with self.engine.begin() as connection:
             ledger.change_study(
                 connection,
@@ -148,14 +152,14 @@ class Worker:
                 attempts_left=self.settings.delivery_attempts - 1,
             )
 
-    def _send(self, row: index.DeliveryRow, peer: Destination) -> None:
+    def _send(self, row: index.DeliveryRow) -> None:
+        peers = {peer.name: peer for peer in self.settings.destinations}
         folder = self.settings.data_dir / result_path(row.study_instance_uid, row.revision)
         files = [folder / RESULT_FILES[kind] for kind in row.objects]
-        send(files, peer, calling_ae_title=self.settings.ae_title)
+        send(files, peers[row.destination], calling_ae_title=self.settings.ae_title)
 
     def _try_again(self, row: index.DeliveryRow, attempt: int, attempts_left: int, reason: str) -> None:
-        done = self.settings.delivery_attempts - 1 - attempts_left
-        delay_s = min(LONGEST_DELAY_S, self.settings.delivery_backoff_s * 2.0 ** max(0, done))
+        delay_s = retry_delay_s(self.settings, attempts_left)
         now = time.time()
         with self.engine.begin() as connection:
             if ledger.change_delivery(
@@ -198,31 +202,31 @@ class Worker:
             )
 
 
+def retry_delay_s(settings: Settings, attempts_left: int) -> float:
+    """Seconds until the next of `attempts_left` attempts: doubled each time, one hour at most."""
+    doublings = settings.delivery_attempts - 1 - attempts_left
+    return min(LONGEST_DELAY_S, settings.delivery_backoff_s * 2.0 ** min(max(0, doublings), _MOST_DOUBLINGS))
+
+
 def model_analysis(settings: Settings) -> Analyse:
-    """The analysis with the site's model, which is loaded at its first use."""
+    """The analysis with the site's model. Raises ModelError when that or its execution provider cannot be used."""
+    from dicom_gateway.pipeline import process_study, write_result
+    from imaging.headers import read_studies
+    from models.detect import Detector
+    from models.session import ModelSession
 
-    @functools.cache
-    def detector() -> "Detector":
-        from models.detect import Detector
-        from models.session import ModelSession
-
-        threads = settings.inference_threads or None
-        return Detector(ModelSession.open(settings.model_dir, settings.execution_provider, threads=threads))
+    threads = settings.inference_threads or None
+    detector = Detector(ModelSession.open(settings.model_dir, settings.execution_provider, threads=threads))
 
     def analyse(files: Sequence[Path], folder: Path, revision: int, created: datetime) -> str:
-        from dicom_gateway.pipeline import process_study, write_result
-        from dicom_gateway.report.content import Report
-        from imaging.headers import read_studies
-
-        record = folder / REPORT_FILE
-        if record.exists():
-            # Written last by a run that was killed before it could say so: the same answer, not a second one.
-            return Report.model_validate_json(record.read_bytes()).outcome
+        finished = finished_outcome(folder, created)
+        if finished is not None:
+            return finished
         studies, unreadable = read_studies(files)
         (study,) = studies
         result = process_study(
             study,
-            detector(),
+            detector,
             revision=revision,
             created=created,
             unreadable_file_count=len(unreadable),
@@ -233,6 +237,20 @@ def model_analysis(settings: Settings) -> Analyse:
     return analyse
 
 
+def finished_outcome(folder: Path, created: datetime) -> str | None:
+    """Outcome of the record in a result folder if this job wrote it, which was killed before it could say so.
+
+    Another time of creation means another job: the index may have been rebuilt and count its revisions anew.
+    """
+    from dicom_gateway.report.content import Report
+
+    try:
+        record = Report.model_validate_json((folder / REPORT_NAME).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return record.outcome if record.created == created else None
+
+
 def run_worker(
     settings: Settings,
     stop: threading.Event,
@@ -241,7 +259,8 @@ def run_worker(
 ) -> None:
     """Take jobs until `stop` is set, then finish what runs, for DRAIN_S at most.
 
-    The database must be prepared. Threads of the engine may still run when this returns: leave with os._exit.
+    The model is opened before `on_ready`; raises ModelError when it cannot be used. The database must be prepared.
+    Threads of the engine may still run when this returns: leave with os._exit.
     """
     engine = open_database(settings.database)
     executor = job_engine.executor_id(engine)
@@ -274,14 +293,13 @@ def park_unconfigured(engine: sa.Engine, settings: Settings) -> None:
             if row.destination in known:
                 continue
             with engine.begin() as connection:
-                ledger.change_delivery(
+                ledger.park_unsent(
                     connection,
                     row.study_instance_uid,
                     row.revision,
                     row.destination,
-                    to=DeliveryState.PARKED,
                     now=time.time(),
-                    last_error=NOT_CONFIGURED,
+                    reason=NOT_CONFIGURED,
                 )
 
 

@@ -1,6 +1,7 @@
 """Results to their destinations by C-STORE, and the question whether a destination is there by C-ECHO."""
 
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ _WARNING = range(0xB000, 0xC000)
 def send(files: Sequence[Path], destination: Destination, *, calling_ae_title: str) -> None:
     """Store `files` (PS3.10) at the destination on one association; it has acknowledged each when this returns.
 
-    Raises PeerUnreachable where another attempt may succeed: no connection, a transient rejection, an abort or
-    silence, out of resources (0xA7xx). Raises PeerRefused for every other "no".
+    Raises PeerUnreachable where another attempt may succeed: a host name that cannot be resolved, no connection, a
+    transient rejection, an abort or silence, out of resources (0xA7xx). Raises PeerRefused for every other "no".
     """
     data_sets = [dcmread(file, stop_before_pixels=True, specific_tags=["SOPClassUID"]) for file in files]
     classes = {
@@ -42,7 +43,7 @@ def send(files: Sequence[Path], destination: Destination, *, calling_ae_title: s
 def echo(destination: Destination, *, calling_ae_title: str) -> None:
     """C-ECHO. Raises PeerUnreachable or PeerRefused when the destination does not answer with success."""
     with _association(destination, calling_ae_title, {str(Verification): ImplicitVRLittleEndian}) as association:
-        _require_success(association.send_c_echo())
+        _require_success(_asked(association.send_c_echo))
 
 
 @contextmanager
@@ -54,7 +55,10 @@ def _association(destination: Destination, calling_ae_title: str, classes: dict[
         # One context a syntax: with both in one, peers that know both still choose implicit and make us convert.
         for syntax in dict.fromkeys([transfer_syntax, ImplicitVRLittleEndian]):
             entity.add_requested_context(sop_class, syntax)
-    association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title)
+    try:
+        association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title)
+    except (socket.gaierror, UnicodeError) as error:
+        raise PeerUnreachable("the host name cannot be resolved") from error
     if not association.is_established:
         _raise_why_not(association)
     try:
@@ -79,8 +83,6 @@ def _raise_why_not(association: Association) -> None:
 
 
 def _store(association: Association, file: Path, sop_class_uid: str) -> None:
-    if not association.is_established:
-        raise PeerUnreachable("the association ended before everything was sent")
     data_set = dcmread(file)
     accepted = {
         context.transfer_syntax[0]
@@ -89,7 +91,15 @@ def _store(association: Association, file: Path, sop_class_uid: str) -> None:
     }
     if data_set.file_meta.TransferSyntaxUID not in accepted:
         data_set = _with_syntax(data_set, ImplicitVRLittleEndian)
-    _require_success(association.send_c_store(data_set))
+    _require_success(_asked(association.send_c_store, data_set))
+
+
+def _asked(request: Callable[..., Dataset], *arguments: Any) -> Dataset:
+    """The peer's response; pynetdicom has a RuntimeError for an association that has ended by then."""
+    try:
+        return request(*arguments)
+    except RuntimeError as error:
+        raise PeerUnreachable("the association ended before everything was sent") from error
 
 
 def _with_syntax(data_set: Dataset, transfer_syntax: UID) -> Dataset:
@@ -100,7 +110,7 @@ def _with_syntax(data_set: Dataset, transfer_syntax: UID) -> Dataset:
     return converted
 
 
-def _require_success(response: Any) -> None:
+def _require_success(response: Dataset) -> None:
     if "Status" not in response:
         raise PeerUnreachable("no answer, or an abort")
     status = int(response.Status)

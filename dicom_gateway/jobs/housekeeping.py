@@ -11,7 +11,7 @@ from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs import engine as job_engine
 from dicom_gateway.jobs.queue import ANALYSE, JobQueue, parse_job_id
 from dicom_gateway.store import ledger
-from dicom_gateway.store.schema import DeliveryState, StudyState, worker_heartbeat
+from dicom_gateway.store.schema import StudyState, worker_heartbeat
 
 BEAT_S = 5.0
 DEAD_AFTER_S = 30.0
@@ -35,8 +35,8 @@ class Housekeeper:
         while not stop.wait(BEAT_S):
             try:
                 self.once()
-            except sa.exc.OperationalError as error:
-                # The database was away, for the others too: let everybody beat before anybody is called dead.
+            except Exception as error:  # noqa: BLE001  # edge: without beats this worker would be called dead
+                # Mostly the database was away, for the others too: let everybody beat before anybody is judged.
                 self.judge_after = time.monotonic() + DEAD_AFTER_S
                 emit(Event.HOUSEKEEPING_FAILED, level="warning", error=type(error).__name__)
 
@@ -101,10 +101,7 @@ def park_given_up(engine: sa.Engine, jobs: JobQueue) -> None:
                 since = (StudyState.QUEUED, StudyState.ANALYSING)
                 ledger.change_study(connection, uid, revision, to=StudyState.FAILED, since=since, error=reason)
             else:
-                parked = DeliveryState.PARKED
-                ledger.change_delivery(
-                    connection, uid, revision, destination, to=parked, now=time.time(), last_error=reason
-                )
+                ledger.park_unsent(connection, uid, revision, destination, now=time.time(), reason=reason)
         emit(Event.JOB_GIVEN_UP, level="error", study_instance_uid=uid, job=job.job_id, reason=reason)
         jobs.forget([job.job_id])
 

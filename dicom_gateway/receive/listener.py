@@ -1,7 +1,6 @@
 """The DICOM port: C-ECHO and C-STORE of CT images, each durable before it is acknowledged."""
 
 import secrets
-import time
 from typing import Any
 
 from pydicom import config as pydicom_config
@@ -16,11 +15,11 @@ from dicom_gateway.receive.reception import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
     Reception,
+    release_study,
     take,
 )
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.settings import ANY_AE_TITLE, Settings
-from dicom_gateway.store import ledger
 from imaging.volume import TRANSFER_SYNTAXES as DECODED_SYNTAXES
 
 SOP_CLASSES = (CTImageStorage, EnhancedCTImageStorage)
@@ -148,9 +147,5 @@ def _on_end(event: Any, reception: Reception) -> None:
 
 
 def _note_end(association: Any, reception: Reception) -> None:
-    # The time is noted before the association is forgotten: the study must not look quiet in between.
-    sent = reception.associations.of(association)
-    if sent:
-        with reception.engine.begin() as connection:
-            ledger.mark_released(connection, sent, time.time())
+    release_study(reception, association)
     reception.associations.close(association)

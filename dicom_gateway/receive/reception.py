@@ -15,6 +15,7 @@ from pydicom.uid import UID
 
 from dicom_gateway.errors import StorageFull
 from dicom_gateway.events import Event, emit
+from dicom_gateway.jobs.queue import ROUTINE, STAT
 from dicom_gateway.receive.header import read_header
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.settings import Settings
@@ -28,9 +29,14 @@ _LOCKS = 64
 
 @dataclass(slots=True)
 class OpenAssociations:
-    """Which studies the open associations have sent, and how many images of each."""
+    """Which study each open association is sending, and how many images of each study it has sent.
+
+    Only the study of its latest image counts as being sent: a PACS that moves forty studies over one association
+    need not end it before the first is analysed.
+    """
 
     _images: dict[Any, dict[str, int]] = field(default_factory=dict)
+    _sending: dict[Any, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, association: Any, study_instance_uid: str) -> int:
@@ -38,22 +44,24 @@ class OpenAssociations:
         with self._lock:
             images = self._images.setdefault(association, {})
             images[study_instance_uid] = images.get(study_instance_uid, 0) + 1
+            self._sending[association] = study_instance_uid
             return images[study_instance_uid]
 
     def studies(self) -> frozenset[str]:
-        """Study Instance UIDs that an open association has sent."""
+        """Study Instance UIDs of the latest image of each open association."""
         with self._lock:
-            return frozenset(uid for images in self._images.values() for uid in images)
+            return frozenset(self._sending.values())
 
-    def of(self, association: Any) -> frozenset[str]:
-        """Study Instance UIDs that this association has sent."""
+    def sending(self, association: Any) -> str | None:
+        """Study Instance UID of the association's latest image; None before its first."""
         with self._lock:
-            return frozenset(self._images.get(association, ()))
+            return self._sending.get(association)
 
     def close(self, association: Any) -> None:
         """Forget an association."""
         with self._lock:
             self._images.pop(association, None)
+            self._sending.pop(association, None)
 
     def ended(self) -> list[Any]:
         """Associations whose thread has gone without telling."""
@@ -94,9 +102,22 @@ def take(event: Any, reception: Reception, calling_ae_title: str) -> None:
     transfer_syntax = UID(event.context.transfer_syntax)
     header = _header(data_set, transfer_syntax, str(request.AffectedSOPClassUID), sop_instance_uid)
     meta = _file_meta(str(request.AffectedSOPClassUID), sop_instance_uid, transfer_syntax)
+    if reception.associations.sending(event.assoc) != header.study_instance_uid:
+        release_study(reception, event.assoc)
     count = reception.associations.count(event.assoc, header.study_instance_uid)
     with reception.alone_with(sop_instance_uid):
         _keep(reception, header, meta, data_set, calling_ae_title=calling_ae_title, association_count=count)
+
+
+def release_study(reception: Reception, association: Any) -> None:
+    """Note that the association has sent all it will of the study it is sending, before that is forgotten of it.
+
+    The other way round the study would look quiet in between.
+    """
+    study_instance_uid = reception.associations.sending(association)
+    if study_instance_uid is not None:
+        with reception.engine.begin() as connection:
+            ledger.mark_released(connection, frozenset({study_instance_uid}), time.time())
 
 
 def _header(data_set: bytes, transfer_syntax: UID, sop_class_uid: str, sop_instance_uid: str) -> ledger.InstanceHeader:
@@ -122,7 +143,8 @@ def _keep(
     calling_ae_title: str,
     association_count: int,
 ) -> None:
-    data_dir = reception.settings.data_dir
+    settings = reception.settings
+    data_dir = settings.data_dir
     path = files.instance_path(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
     is_new = not (data_dir / path).exists()
     file = files.keep(data_dir, path, meta, data_set)
@@ -135,6 +157,7 @@ def _keep(
                 calling_ae_title=calling_ae_title,
                 association_count=association_count,
                 now=time.time(),
+                priority=STAT if calling_ae_title in settings.stat_calling_ae_titles else ROUTINE,
             )
     except Exception as error:
         if is_new:

@@ -14,6 +14,11 @@ from typing import BinaryIO
 from dicom_gateway.errors import ConflictingInstance, StorageFull
 from imaging.uids import is_safe_uid
 
+# Files of a result folder. The record is written last and is what the others are made of.
+REPORT_NAME = "report.json"
+SR_NAME = "findings.sr.dcm"
+SUMMARY_NAME = "summary.sc.dcm"
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _PREAMBLE_BYTES = 128
 _META_LENGTH_END = _PREAMBLE_BYTES + 4 + 12

@@ -82,9 +82,9 @@ class Counts:
 
 
 def list_studies(
-    engine: sa.Engine, limit: int, offset: int = 0, state: StudyState | None = None, search: str | None = None
+    engine: sa.Engine, limit: int | None, offset: int = 0, state: StudyState | None = None, search: str | None = None
 ) -> tuple[StudyRow, ...]:
-    """Studies, the one heard of last first; in one state where given.
+    """Studies, the one heard of last first; in one state where given, all of them for `limit` None.
 
     `search` is looked for in patient name, patient ID, accession number and description, ignoring case.
     """
@@ -128,9 +128,9 @@ def list_deliveries(
     engine: sa.Engine,
     study_instance_uid: str | None = None,
     state: DeliveryState | None = None,
-    limit: int = 1000,
+    limit: int | None = None,
 ) -> tuple[DeliveryRow, ...]:
-    """Deliveries, the one that changed last first; of one study or in one state where given."""
+    """Deliveries, the one that changed last first; of one study or in one state where given, at most `limit`."""
     query = sa.select(delivery).order_by(delivery.c.updated.desc(), delivery.c.destination).limit(limit)
     if study_instance_uid is not None:
         query = query.where(delivery.c.study_instance_uid == study_instance_uid)

@@ -45,13 +45,15 @@ def record_instance(
     calling_ae_title: str,
     association_count: int,
     now: float,
+    priority: int = ROUTINE_PRIORITY,
 ) -> Receipt:
     """Index a stored instance; a study that was closed opens again with the next revision.
 
-    `association_count` is how many images of the study the association has sent with this one.
+    `association_count` is how many images of the study the association has sent with this one. The study has the
+    most urgent (smallest) `priority` any of its images came with.
     Raises ConflictingInstance when this SOP Instance UID is indexed with other bytes or another place.
     """
-    _insert_or_ignore(connection, study, _new_study(header, calling_ae_title, now))
+    _insert_or_ignore(connection, study, _new_study(header, calling_ae_title, priority, now))
     key = study.c.study_instance_uid == header.study_instance_uid
     row = connection.execute(sa.select(study).where(key).with_for_update()).mappings().one()
     reopened = row["state"] != StudyState.RECEIVING
@@ -69,6 +71,7 @@ def record_instance(
         .values(
             state=StudyState.RECEIVING,
             revision=revision,
+            priority=min(row["priority"], priority),
             instance_count=row["instance_count"] + 1,
             last_received=now,
             largest_association=largest,
@@ -79,7 +82,7 @@ def record_instance(
 
 
 def mark_released(connection: sa.Connection, study_instance_uids: frozenset[str], now: float) -> None:
-    """Note that an association that sent these studies has ended."""
+    """Note that the association that sent these studies has ended or gone on to another study."""
     connection.execute(
         sa.update(study)
         .where(study.c.study_instance_uid.in_(study_instance_uids), study.c.state == StudyState.RECEIVING)
@@ -199,12 +202,31 @@ def change_delivery(
     return done.rowcount == 1
 
 
-def _new_study(header: InstanceHeader, calling_ae_title: str, now: float) -> dict[str, Any]:
+def park_unsent(
+    connection: sa.Connection, study_instance_uid: str, revision: int, destination: str, *, now: float, reason: str
+) -> bool:
+    """PENDING or DELAYED -> PARKED for a delivery whose queued attempt was never made; whether it waited.
+
+    That attempt counts as made: its job may be in the queue still, and a replay must not get the same job id.
+    """
+    return change_delivery(
+        connection,
+        study_instance_uid,
+        revision,
+        destination,
+        to=DeliveryState.PARKED,
+        now=now,
+        attempts=delivery.c.attempts + 1,
+        last_error=reason,
+    )
+
+
+def _new_study(header: InstanceHeader, calling_ae_title: str, priority: int, now: float) -> dict[str, Any]:
     return {
         "study_instance_uid": header.study_instance_uid,
         "state": StudyState.RECEIVING,
         "revision": 1,
-        "priority": ROUTINE_PRIORITY,
+        "priority": priority,
         "calling_ae_title": calling_ae_title,
         "instance_count": 0,
         "first_received": now,

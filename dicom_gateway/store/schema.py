@@ -24,12 +24,16 @@ class StudyState(enum.StrEnum):
 
 
 class DeliveryState(enum.StrEnum):
-    """PENDING -> DELIVERED, or DELAYED between attempts, or PARKED until a person replays it."""
+    """PENDING -> DELIVERED, or DELAYED between attempts, or PARKED until a person replays it.
+
+    SUPERSEDED: it still waited when a newer revision's report was there, and is not sent any more.
+    """
 
     PENDING = "pending"
     DELAYED = "delayed"
     DELIVERED = "delivered"
     PARKED = "parked"
+    SUPERSEDED = "superseded"
 
 
 study = sa.Table(

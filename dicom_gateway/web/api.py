@@ -6,12 +6,13 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Query, Response
 from fastapi.responses import FileResponse
 
 from dicom_gateway.report.content import Report, report_schema
+from dicom_gateway.store.files import REPORT_NAME
 from dicom_gateway.store.index import StudyRow, counts, list_deliveries, list_reports, list_studies
 from dicom_gateway.store.schema import DeliveryState, StudyState
 from dicom_gateway.web.answers import Delivery, Health, Problem, Replayed, StoredReport, Study, StudyDetail, StudyPage
 from dicom_gateway.web.health import check_health
 from dicom_gateway.web.replays import replay_delivery, replay_study
-from dicom_gateway.web.results import MEDIA_TYPES, RECORD, SERVED_NAME, result_file
+from dicom_gateway.web.results import MEDIA_TYPES, SERVED_NAME, result_file
 from dicom_gateway.web.security import CUSTOM_HEADER, DestinationName, Revision, StudyUid, require_same_origin
 from dicom_gateway.web.site import CurrentSite, Site
 
@@ -131,7 +132,7 @@ def get_report_schema() -> dict[str, Any]:
 
 def _record(site: Site, uid: str, revision: int | None) -> Response:
     """The bytes of report.json as they were stored."""
-    path = result_file(site.settings, site.report_row(uid, revision), RECORD)
+    path = result_file(site.settings, site.report_row(uid, revision), REPORT_NAME)
     return Response(path.read_bytes(), media_type=MEDIA_TYPES[path.suffix])
 
 

@@ -12,7 +12,6 @@ from dicom_gateway.store.index import counts
 from dicom_gateway.store.schema import DeliveryState, StudyState
 
 _CONNECT_TIMEOUT_S = 2.0
-_LOOPBACK_OF_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +54,8 @@ def check_health(settings: Settings, engine: sa.Engine) -> Health:
 
 
 def _listener(settings: Settings) -> Part:
-    host = _LOOPBACK_OF_ANY.get(settings.dicom_host, settings.dicom_host)
     try:
-        socket.create_connection((host, settings.dicom_port), _CONNECT_TIMEOUT_S).close()
+        socket.create_connection((settings.dicom_loopback_host, settings.dicom_port), _CONNECT_TIMEOUT_S).close()
     except OSError:
         return Part("listener", False, f"Nothing answers on DICOM port {settings.dicom_port}.")
     return Part("listener", True, f"{settings.ae_title} answers on port {settings.dicom_port}.")

@@ -38,7 +38,6 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 _STUDIES_PER_PAGE = 25
 _DELIVERIES_SHOWN = 200
 BackTo = Literal["study", "deliveries"]
-_ANY_ADDRESS = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,10 +205,10 @@ def shown_settings(settings: Settings) -> list[tuple[str, str, str]]:
 
 def _how_to_connect(settings: Settings) -> dict[str, str]:
     """What a PACS administrator has to type, for the empty list."""
-    everywhere = settings.dicom_host in _ANY_ADDRESS
+    everywhere = settings.dicom_loopback_host != settings.dicom_host
     named = [title for title in settings.calling_ae_titles if title != ANY_AE_TITLE]
     return {
         "dicom_address": "the address of this computer" if everywhere else settings.dicom_host,
-        "dicom_address_example": "127.0.0.1" if everywhere else settings.dicom_host,
+        "dicom_address_example": settings.dicom_loopback_host,
         "calling_example": named[0] if named else "MY_PACS",
     }

@@ -1,5 +1,6 @@
 """Files of a written report, found by its row and never by a path of the request."""
 
+import re
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -7,12 +8,12 @@ from pydantic import ValidationError
 from dicom_gateway.errors import NotFound
 from dicom_gateway.report.content import Report
 from dicom_gateway.settings import Settings
+from dicom_gateway.store.files import REPORT_NAME, SR_NAME, SUMMARY_NAME
 from dicom_gateway.store.index import ReportRow
 
 MEDIA_TYPES = {".json": "application/json", ".png": "image/png", ".dcm": "application/dicom"}
-RECORD = "report.json"
-DICOM_OBJECTS = {"findings.sr.dcm": "SR (DICOM)", "summary.sc.dcm": "Summary (DICOM)"}
-SERVED_NAME = r"^(key_[0-9]{1,4}\.png|findings\.sr\.dcm|summary\.sc\.dcm)$"
+DICOM_OBJECTS = {SR_NAME: "SR (DICOM)", SUMMARY_NAME: "Summary (DICOM)"}
+SERVED_NAME = rf"^(key_[0-9]{{1,4}}\.png|{re.escape(SR_NAME)}|{re.escape(SUMMARY_NAME)})$"
 
 
 def result_file(settings: Settings, row: ReportRow, name: str) -> Path:
@@ -26,6 +27,6 @@ def result_file(settings: Settings, row: ReportRow, name: str) -> Path:
 def read_report(settings: Settings, row: ReportRow) -> Report:
     """The stored record. Raises NotFound when it is missing or not one of this version's."""
     try:
-        return Report.model_validate_json(result_file(settings, row, RECORD).read_bytes())
+        return Report.model_validate_json(result_file(settings, row, REPORT_NAME).read_bytes())
     except (ValidationError, OSError) as error:
         raise NotFound("The stored report is missing or cannot be read.") from error

@@ -39,6 +39,7 @@ DELIVERY_STATES = {
     "delayed": Words("Retrying", "busy", "The destination could not be reached; another attempt is scheduled."),
     "delivered": Words("Delivered", "good", "The destination has confirmed that it stored the objects."),
     "parked": Words("Parked", "bad", "Given up or refused by the destination; it is sent again only by a replay."),
+    "superseded": Words("Superseded", "waiting", "A newer report of the study was there before this one was sent."),
 }
 
 EVIDENCE_GRADES = {

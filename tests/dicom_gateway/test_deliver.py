@@ -90,6 +90,15 @@ def test_nobody_there(results):
         send(results, at(free_port()), calling_ae_title="ONESCAN")
 
 
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "not..a.name"])
+def test_name_that_cannot_be_resolved_is_tried_again(results, host):
+    peer = Destination(name="pacs", ae_title="PACS", host=host, port=104)
+    with pytest.raises(PeerUnreachable, match="cannot be resolved"):
+        send(results, peer, calling_ae_title="ONESCAN")
+    with pytest.raises(PeerUnreachable, match="cannot be resolved"):
+        echo(peer, calling_ae_title="ONESCAN")
+
+
 def test_context_refused(results):
     with pacs(sop_classes=(CTImageStorage,)) as peer, pytest.raises(PeerRefused, match="context"):
         send(results, at(peer.port), calling_ae_title="ONESCAN")

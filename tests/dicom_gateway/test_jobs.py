@@ -1,14 +1,16 @@
 """Jobs: ids, what they may carry, priorities, and transactions."""
 
 import json
+import threading
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 from running import make_settings
+from structlog.testing import capture_logs
 
-from dicom_gateway.jobs.housekeeping import beat, dead_executors, newest_beat_age_s, stop_beating
+from dicom_gateway.jobs.housekeeping import Housekeeper, beat, dead_executors, newest_beat_age_s, stop_beating
 from dicom_gateway.jobs.queue import (
     BATCH,
     ROUTINE,
@@ -111,3 +113,24 @@ def test_who_is_dead(engine, jobs):
     beat(engine, "one")
     stop_beating(engine, "one")
     assert dead_executors(engine) == ["one"]
+
+
+class TwoRounds(threading.Event):
+    """Set after two waits, which take no time."""
+
+    def __init__(self):
+        super().__init__()
+        self.rounds = 0
+
+    def wait(self, timeout=None):
+        self.rounds += 1
+        return self.rounds > 2
+
+
+def test_housekeeping_goes_on_after_any_error(engine, jobs):
+    with engine.begin() as connection:
+        jobs.submit_analysis(connection, "1.2.3", 1, created=1.0, priority=ROUTINE)
+        connection.execute(sa.text("update workflow_status set status = 'ERROR', workflow_uuid = 'of somebody else'"))
+    with capture_logs() as logs:
+        Housekeeper(engine, jobs, "one", judge_after=0.0).run(TwoRounds())
+    assert [(log["event"], log["error"]) for log in logs] == 2 * [("housekeeping_failed", "ValueError")]

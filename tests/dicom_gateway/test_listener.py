@@ -2,11 +2,13 @@
 
 import hashlib
 import socket
+import time
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from factories import make_ct_dataset, save_ct
 from pydicom import dcmread
 from pydicom.uid import (
@@ -19,15 +21,17 @@ from pydicom.uid import (
 )
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
-from running import make_settings, storescu
+from running import make_settings, storescu, wait_until
 from structlog.testing import capture_logs
 
+from dicom_gateway.jobs.queue import ROUTINE, STAT, JobQueue
+from dicom_gateway.receive.assembly import QuietRules, close_quiet_studies
 from dicom_gateway.receive.listener import start_listener
 from dicom_gateway.receive.reception import Reception
 from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.store import index
 from dicom_gateway.store.files import stored_paths
-from dicom_gateway.store.schema import open_database
+from dicom_gateway.store.schema import open_database, study
 from imaging.uids import derive_uid
 
 
@@ -89,6 +93,53 @@ def encoded_data_set(data_set) -> bytes:
     data_set.save_as(stream, enforce_file_format=True)
     content = stream.getvalue()
     return content[144 + int.from_bytes(content[140:144], "little") :]
+
+
+def test_only_the_study_of_the_latest_image_is_being_sent(settings):
+    images = [make_ct_dataset(StudyInstanceUID=derive_uid("moves on", name)) for name in ("first", "second")]
+    first, second = (image.StudyInstanceUID for image in images)
+    engine = open_database(settings.database)
+    reception = Reception(settings=settings, engine=engine)
+    entity, jobs = start_listener(reception), JobQueue(engine)
+    rules = QuietRules(quiet_period_s=5.0, quiet_period_single_image_s=5.0)
+
+    def closed(after_s):
+        open_studies = reception.associations.studies()
+        return close_quiet_studies(engine, jobs, rules, open_studies=open_studies, now=time.time() + after_s)
+
+    try:
+        with associated(settings) as association:
+            assert association.send_c_store(images[0]).Status == StoreStatus.SUCCESS
+            received = index.get_study(engine, first).last_received.timestamp()
+            assert reception.associations.studies() == {first}
+            assert closed(3600) == ()
+            assert association.send_c_store(images[1]).Status == StoreStatus.SUCCESS
+            assert reception.associations.studies() == {second}
+            assert released(engine, first) > received
+            assert closed(3600) == (first,)
+            before = released(engine, first)
+        wait_until(lambda: not reception.associations.studies(), "the end of the association")
+        assert released(engine, first) == before
+        assert closed(3600) == (second,)
+    finally:
+        entity.shutdown()
+        jobs.close()
+        engine.dispose()
+
+
+def released(engine, uid):
+    with engine.connect() as connection:
+        return connection.scalar(sa.select(study.c.last_released).where(study.c.study_instance_uid == uid))
+
+
+def test_studies_of_a_stat_sender_come_first(tmp_path):
+    settings = make_settings(tmp_path, stat_calling_ae_titles=("EMERGENCY",))
+    images = [make_ct_dataset(InstanceNumber=number) for number in (1, 2, 3)]
+    with listening(settings) as engine:
+        for image, sender, expected in zip(images, ("CT1", "EMERGENCY", "CT1"), (ROUTINE, STAT, STAT), strict=True):
+            with associated(settings, calling=sender) as association:
+                assert association.send_c_store(image).Status == StoreStatus.SUCCESS
+            assert index.get_study(engine, image.StudyInstanceUID).priority == expected
 
 
 def files_of(settings):

@@ -14,6 +14,9 @@ from pynetdicom.sop_class import Verification
 from running import ROOT, free_port, make_settings, wait_until
 
 from dicom_gateway import operate
+from dicom_gateway.errors import ConfigurationError
+from dicom_gateway.service import EXIT_CONFIGURATION
+from dicom_gateway.settings import Settings
 
 pytestmark = pytest.mark.acceptance
 SERVE = (
@@ -112,6 +115,40 @@ def test_doctor_names_what_is_wrong(tmp_path):
     checks = {check.name: check for check in operate.doctor(settings)}
     assert {name for name, check in checks.items() if not check.ok} == {"senders", "model", "destination pacs"}
     assert all(check.advice for check in checks.values() if not check.ok)
+
+
+def test_doctor_tries_the_execution_provider(tmp_path):
+    settings = make_settings(tmp_path)
+    assert {check.name: check for check in operate.doctor(settings)}["model"].ok
+    wrong = settings.model_copy(update={"execution_provider": "cann"})
+    model = {check.name: check for check in operate.doctor(wrong)}["model"]
+    assert not model.ok
+    assert "CANNExecutionProvider" in model.detail
+    assert "execution_provider" in model.advice
+
+
+def test_worker_does_not_start_without_its_execution_provider(tmp_path):
+    settings = make_settings(tmp_path, execution_provider="cann")
+    ended = subprocess.run(
+        [sys.executable, "-m", "dicom_gateway", "worker", "--supervised"],
+        input=settings.model_dump_json() + "\n",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (EXIT_CONFIGURATION, "")
+    assert "CANNExecutionProvider" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_status_where_no_service_ran_makes_nothing(tmp_path):
+    settings = Settings(data_dir=tmp_path / "elsewhere")
+    for ask in (operate.service_status, operate.list_parked, lambda s: operate.replay(s, None)):
+        with pytest.raises(ConfigurationError, match="elsewhere"):
+            ask(settings)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_status_of_a_new_service(tmp_path):

@@ -47,6 +47,40 @@ def test_variables_win_over_the_file(tmp_path, monkeypatch):
     assert settings.calling_ae_titles == ("CT1", "PACS")
 
 
+@pytest.mark.parametrize("name", ["calling_ae_titles", "stat_calling_ae_titles"])
+@pytest.mark.parametrize(
+    ("text", "titles"),
+    [("MYPACS", ("MYPACS",)), ("MYPACS, CT 1,", ("MYPACS", "CT 1")), ("*", ("*",)), ("", ()), ('["A,B"]', ("A,B",))],
+)
+def test_ae_titles_of_a_variable_may_be_comma_separated(tmp_path, monkeypatch, name, text, titles):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(f"ONESCAN_{name.upper()}", text)
+    assert getattr(Settings.load(None), name) == titles
+    assert getattr(Settings.model_validate_json(Settings.load(None).model_dump_json()), name) == titles
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "named"),
+    [
+        ("ONESCAN_DESTINATIONS", "pacs", "destinations.*JSON"),
+        ("ONESCAN_CALLING_AE_TITLES", '["A"', "calling_ae_titles"),
+        ("ONESCAN_CALLING_AE_TITLES", "A TITLE THAT IS TOO LONG", "calling_ae_titles"),
+    ],
+)
+def test_a_mistake_in_a_variable_is_named(tmp_path, monkeypatch, variable, text, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ConfigurationError, match=named):
+        Settings.load(None)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("192.0.2.7", "192.0.2.7"), ("pacs.local",) * 2]
+)
+def test_where_this_machine_reaches_its_own_port(host, loopback):
+    assert Settings(dicom_host=host).dicom_loopback_host == loopback
+
+
 def test_without_any_file_the_defaults_hold(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = Settings.load(None)

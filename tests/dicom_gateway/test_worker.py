@@ -1,0 +1,181 @@
+"""The worker's two jobs and its start, on a real index and with real peers; the engine runs in the durability tests."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from factories import save_ct
+from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
+from running import make_settings, pacs
+from structlog.testing import capture_logs
+from web_samples import sample_report
+
+from dicom_gateway import operate
+from dicom_gateway.jobs.queue import JobQueue
+from dicom_gateway.settings import Destination, Settings
+from dicom_gateway.store import index, ledger
+from dicom_gateway.store.files import StoredFile, instance_path, result_path
+from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
+from dicom_gateway.worker import Worker, finished_outcome, park_unconfigured, retry_delay_s
+from imaging.errors import InconsistentSeries
+from imaging.uids import derive_uid
+from models.errors import BadOutput
+
+STUDY = derive_uid("worker")
+CREATED = 1_750_000_000.123456
+
+
+@pytest.fixture
+def peer():
+    with pacs() as receiving:
+        yield receiving
+
+
+@pytest.fixture
+def worker(tmp_path, peer):
+    destination = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=peer.port)
+    settings = make_settings(tmp_path, destinations=(destination,))
+    engine = open_database(settings.database)
+    jobs = JobQueue(engine)
+    yield Worker(settings=settings, engine=engine, jobs=jobs, analyse=reported)
+    jobs.close()
+    engine.dispose()
+
+
+def reported(files, folder, revision, created):
+    folder.mkdir(parents=True)
+    for number, (name, kind) in enumerate(
+        (("findings.sr.dcm", Comprehensive3DSRStorage), ("summary.sc.dcm", SecondaryCaptureImageStorage)), start=1
+    ):
+        uid = derive_uid("worker result", str(revision), str(number))
+        save_ct(folder / name, SOPClassUID=kind, SOPInstanceUID=uid, StudyInstanceUID=STUDY)
+    return "reported"
+
+
+def receive(worker, number=1, study=STUDY):
+    """One more image, and the study queued."""
+    header = ledger.InstanceHeader(
+        sop_instance_uid=derive_uid("worker", study, str(number)),
+        series_instance_uid="1.2",
+        study_instance_uid=study,
+        patient_name="Test^Patient",
+        patient_id="",
+        study_date="",
+        description="",
+        accession_number="",
+    )
+    path = instance_path(study, "1.2", header.sop_instance_uid)
+    file = StoredFile(path=path, sha256="0" * 64, size_bytes=1)
+    now = float(number)
+    with worker.engine.begin() as connection:
+        receipt = ledger.record_instance(
+            connection, header, file, calling_ae_title="CT1", association_count=number, now=now
+        )
+        assert ledger.close_study(connection, study, revision=receipt.revision, last_received=now, now=CREATED)
+    return receipt.revision
+
+
+def only_delivery(worker, revision=1):
+    return index.get_delivery(worker.engine, STUDY, revision, "pacs")
+
+
+def test_delivery_of_a_destination_that_was_away_is_not_lost(worker, peer):
+    worker.analyse_study(STUDY, receive(worker), CREATED)
+    park_unconfigured(worker.engine, worker.settings.model_copy(update={"destinations": ()}))
+    assert only_delivery(worker).state is DeliveryState.PARKED
+    # It is configured again: the job that waited all the time ends without sending.
+    worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    assert not peer.received
+    before = worker.jobs.waiting()
+    assert operate.replay(worker.settings, STUDY) == (f"deliver:{STUDY}:r1:pacs",)
+    assert worker.jobs.waiting() == {"deliver-pacs": before["deliver-pacs"] + 1}
+    worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    assert not peer.received
+    worker.deliver_report(STUDY, 1, "pacs", 2, 3)
+    assert only_delivery(worker).state is DeliveryState.DELIVERED
+    assert sum(peer.received.values()) == 2
+
+
+def test_older_report_does_not_arrive_after_a_newer_one(worker, peer):
+    worker.analyse_study(STUDY, receive(worker, 1), CREATED)
+    worker.analyse_study(STUDY, receive(worker, 2), CREATED)
+    worker.deliver_report(STUDY, 2, "pacs", 1, 3)
+    arrived = dict(peer.received)
+    worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    assert peer.received == arrived
+    states = [only_delivery(worker, revision).state for revision in (1, 2)]
+    assert states == [DeliveryState.SUPERSEDED, DeliveryState.DELIVERED]
+    assert operate.list_parked(worker.settings) == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (BadOutput("output is not finite"), "output is not finite"),
+        (InconsistentSeries("two spacings"), "two spacings"),
+        (ValueError("Test^Patient"), "ValueError"),
+        (BadOutput(), "BadOutput"),
+    ],
+)
+def test_what_a_failed_study_tells(worker, error, told):
+    def fail(*_):
+        raise error
+
+    with capture_logs() as logs:
+        replace(worker, analyse=fail).analyse_study(STUDY, receive(worker), CREATED)
+    study = index.get_study(worker.engine, STUDY)
+    assert (study.state, study.error) == (StudyState.FAILED, told)
+    assert "Test^Patient" not in str(logs)
+
+
+def test_everything_parked_is_listed_and_replayed(worker):
+    studies = [derive_uid("worker", "parked", str(number)) for number in range(3)]
+    for uid in studies:
+        revision = receive(worker, study=uid)
+        with worker.engine.begin() as connection:
+            assert ledger.change_study(connection, uid, revision, to=StudyState.FAILED, since=(StudyState.QUEUED,))
+    assert operate.replay(worker.settings, studies[0]) == (f"study:{studies[0]}:r1:0",)
+    assert len(operate.replay(worker.settings, f"study:{studies[1]}:r1:0")) == 1
+    assert operate.replay(worker.settings, studies[1]) == ()
+    assert operate.replay(worker.settings, None) == (f"study:{studies[2]}:r1:0",)
+    assert operate.replay(worker.settings, None) == ()
+
+
+def test_more_than_a_page_of_parked_work_is_seen(worker):
+    worker.analyse_study(STUDY, receive(worker), CREATED)
+    with worker.engine.begin() as connection:
+        row = connection.execute(sa.text("select * from delivery")).mappings().one()
+        columns = ", ".join(f":{name}" for name in row)
+        many = [{**row, "revision": number, "destination": "gone"} for number in range(2, 1203)]
+        connection.execute(sa.text(f"insert into delivery values ({columns})"), many)
+    assert len(index.list_deliveries(worker.engine, state=DeliveryState.PENDING)) == 1202
+    with worker.engine.begin() as connection:
+        connection.execute(sa.text("update delivery set state = 'parked' where destination = 'gone'"))
+    assert len(operate.list_parked(worker.settings)) == 1201
+
+
+def test_only_the_jobs_own_record_is_its_result(tmp_path):
+    created = datetime.fromtimestamp(CREATED, UTC)
+    folder = tmp_path / result_path(STUDY, 1)
+    assert finished_outcome(folder, created) is None
+    folder.mkdir(parents=True)
+    report = sample_report(STUDY).model_copy(update={"created": created})
+    (folder / "report.json").write_text(report.model_dump_json())
+    assert finished_outcome(folder, created) == report.outcome
+    assert finished_outcome(folder, created + timedelta(seconds=1)) is None
+    (folder / "report.json").write_text("{}")
+    assert finished_outcome(folder, created) is None
+
+
+def test_default_attempts_go_on_for_about_a_day():
+    settings = Settings()
+    delays_s = [retry_delay_s(settings, left) for left in range(settings.delivery_attempts - 1, 0, -1)]
+    assert delays_s == sorted(delays_s)
+    assert (delays_s[0], delays_s[-1]) == (settings.delivery_backoff_s, 3600.0)
+    assert 20 * 3600 < sum(delays_s) < 28 * 3600
+
+
+def test_pauses_of_very_many_attempts():
+    settings = Settings(delivery_attempts=100_000)
+    assert retry_delay_s(settings, 1) == 3600.0
