@@ -128,10 +128,10 @@ def test_doctor_tries_the_execution_provider(tmp_path):
 
 
 def test_worker_does_not_start_without_its_execution_provider(tmp_path):
-    settings = make_settings(tmp_path, execution_provider="cann")
+    config = tmp_path / "onescan.toml"
+    config.write_text(f'data_dir = "{tmp_path / "data"}"\nexecution_provider = "cann"\n')
     ended = subprocess.run(
-        [sys.executable, "-m", "dicom_gateway", "worker", "--supervised"],
-        input=settings.model_dump_json() + "\n",
+        [sys.executable, "-m", "dicom_gateway", "worker", "--config", str(config)],
         capture_output=True,
         text=True,
         cwd=ROOT,
