@@ -55,7 +55,7 @@ def serve(config: ConfigOption = None) -> None:
     """Run the service: DICOM listener, worker and web page, until stopped."""
     from dicom_gateway.service import serve as run_service
 
-    raise typer.Exit(run_service(_settings(config)))
+    raise typer.Exit(run_service(Settings.load(config)))
 
 
 @app.command()
@@ -71,7 +71,7 @@ def analyze(
 
     Exit code 0: all reported. 1: some refused or failed. 2: wrong usage.
     """
-    settings = _settings(config)
+    settings = Settings.load(config)
     if missing := [path for path in paths if not path.exists()]:
         err.print(f"[red]No such file or folder:[/] {', '.join(map(str, missing))}")
         raise typer.Exit(USAGE_ERROR)
@@ -187,7 +187,7 @@ def doctor(config: ConfigOption = None) -> None:
     """Check ports, disk, database, model and destinations (by C-ECHO). Exit code 1 when something is wrong."""
     from dicom_gateway.operate import doctor as run_checks
 
-    checks = run_checks(_settings(config))
+    checks = run_checks(Settings.load(config))
     table = Table("check", "", "detail", "what to do")
     for check in checks:
         table.add_row(check.name, "[green]ok[/]" if check.ok else "[red]wrong[/]", check.detail, check.advice or "")
@@ -200,31 +200,29 @@ def status(config: ConfigOption = None) -> None:
     """Studies, deliveries and parked jobs of the service."""
     from dicom_gateway.operate import print_status
 
-    print_status(_settings(config), out)
+    print_status(Settings.load(config), out)
 
 
 @app.command()
 def replay(
-    what: Annotated[str, typer.Argument(help="A job id as `onescan status` shows it, or a Study Instance UID.")],
+    what: Annotated[
+        str | None, typer.Argument(help="A job id as `onescan status` shows it, or a Study Instance UID.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that is parked.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Start parked work again: one job, or all parked jobs of a study."""
+    """Start parked work again: one job, all parked jobs of a study, or everything that is parked."""
     from dicom_gateway.operate import replay as replay_parked
 
-    replayed = replay_parked(_settings(config), what)
+    if (what is None) is not everything:
+        err.print("[red]Name a job or a study, or say --all.[/] See `onescan status`.")
+        raise typer.Exit(USAGE_ERROR)
+    replayed = replay_parked(Settings.load(config), what)
     if not replayed:
-        err.print(f"[red]Nothing parked under {what}.[/] See `onescan status`.")
+        err.print(f"[red]Nothing parked{f' under {what}' if what else ''}.[/] See `onescan status`.")
         raise typer.Exit(1)
     for job in replayed:
         out.print(f"started again: {job}")
-
-
-def _settings(config: Path | None) -> Settings:
-    try:
-        return Settings.load(config)
-    except ConfigurationError as error:
-        err.print(f"[red]{error}[/]")
-        raise typer.Exit(USAGE_ERROR) from error
 
 
 def _progress() -> Progress:
@@ -247,4 +245,8 @@ def main() -> None:
         import warnings
 
         warnings.simplefilter("ignore")
-    app()
+    try:
+        app()
+    except ConfigurationError as error:
+        err.print(f"[red]{error}[/]")
+        sys.exit(USAGE_ERROR)

@@ -132,10 +132,13 @@ def test_a_truncated_image_is_refused_with_a_report(tmp_path: Path, phantom: Pha
         (("phantom", "{tmp}/p", "--finding", "pleural_effusion"), 2, "KIND=SIZE"),
         (("phantom", "{tmp}/p", "--finding", "pleural_effusion=much"), 2, "must be a number"),
         (("serve", "--config", "{tmp}/nowhere.toml"), 2, "cannot read"),
+        (("status", "--config", "{tmp}/new.toml"), 2, "no service has run"),
+        (("replay",), 2, "--all"),
         (("nonsense",), 2, "No such command"),
     ],
 )
 def test_wrong_use_is_told_clearly(tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    (tmp_path / "new.toml").write_text(f'data_dir = "{tmp_path}/data"')
     run = onescan(*(a.format(tmp=tmp_path) for a in arguments))
     assert run.returncode == code, run.stderr
     assert message in run.stderr
