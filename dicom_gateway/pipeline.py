@@ -98,6 +98,8 @@ def process_study(
 def write_result(result: StudyResult, folder: Path) -> tuple[Path, ...]:
     """Write report.json, key images, SR and summary; each file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("key_*.png"):
+        stale.unlink()
     contents = {name: _png(picture) for name, picture in result.key_images.items()}
     contents |= {SR_NAME: _part_10(result.sr), SUMMARY_NAME: _part_10(result.summary)}
     # The report is written last: where it stands, everything it names stands too.

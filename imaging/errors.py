@@ -4,6 +4,8 @@ ImagingError
 ├── UnreadableInstance    not DICOM, or a header or pixel element we need is missing or broken
 └── InconsistentSeries    the slices do not form one geometrically right volume
 
+Messages name elements, counts and kinds of damage, never values of the header: they may be logged and shown.
+
 "No suitable series" and "poor quality" are not errors: they are values that end in a report that says so.
 """
 
