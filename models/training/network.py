@@ -9,24 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from imaging import phantom
 from models.findings import FindingKind
 
-ANATOMY = (
-    "background",
-    "body",
-    "lung_left",
-    "lung_right",
-    "airways",
-    "heart",
-    "aorta",
-    "pulmonary_trunk",
-    "oesophagus",
-    "vertebrae",
-    "ribs",
-    "sternum",
-    "liver",
-    "spleen",
-)
+ANATOMY = phantom.ANATOMY
 
 LESIONS = (
     FindingKind.PULMONARY_NODULE,
