@@ -2,7 +2,7 @@
 
 The head's two weights per kind come from logistic regression on one half of the simulated studies, temperature and
 bias from Platt scaling (Platt 1999) on the other half. Operating points put specificity first: no known-negative
-real study and at most 5 % of the simulated negatives may be called present.
+real study and at most 10 % of the simulated negatives may be called present.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,15 @@ from torch import Tensor
 
 from models.findings import FindingKind
 from models.manifest import OperatingPoint
-from models.training.evaluate import THRESHOLDS, Answer
+from models.training.evaluate import Answer
 from models.training.network import LESIONS, StudyHead
 from models.training.studies import SMALLEST_ML
 
 METHOD = "logistic study head, Platt scaling (temperature and bias) on held-out simulation"
-_FALSE_POSITIVE_RATE = 0.05
+_FALSE_POSITIVE_RATE = 0.10
 _MISS_RATE = 0.05
 _RIDGE = 0.02
+_VOXEL_THRESHOLD = 0.5
 
 
 def fit_head(found: Sequence[Answer]) -> StudyHead:
@@ -77,7 +78,7 @@ def operating_point(head: StudyHead, found: Sequence[Answer], kind: FindingKind)
     of_kind = [a for a in found if a.kind is kind and a.present is not None]
     negative = [a for a in of_kind if not a.present]
     temperature, bias = _platt(head, _half(found, kind, 1))
-    threshold, minimum_ml = _outline(of_kind, kind)
+    threshold, minimum_ml = _VOXEL_THRESHOLD, SMALLEST_ML[kind] / 2
     point = OperatingPoint(
         voxel_threshold=threshold,
         minimum_volume_ml=minimum_ml,
@@ -113,26 +114,6 @@ def _platt(head: StudyHead, found: Sequence[Answer]) -> tuple[float, float]:
     slope, offset = _logistic(logits, truth)
     temperature = 1.0 / max(float(slope), 0.1)
     return temperature, float(offset) * temperature
-
-
-def _outline(found: Sequence[Answer], kind: FindingKind) -> tuple[float, float]:
-    """The voxel threshold and smallest volume that keep the negatives clean and find most of the positives."""
-    negative = [a for a in found if not a.present]
-    best = (-1.0, THRESHOLDS[-1], SMALLEST_ML[kind])
-    for threshold in THRESHOLDS:
-        simulated = sorted(a.found_at(threshold) for a in negative if a.simulated)
-        allowed = int(_FALSE_POSITIVE_RATE * len(simulated))
-        tolerated = [
-            *simulated[: len(simulated) - allowed],
-            *(a.found_at(threshold) for a in negative if not a.simulated),
-        ]
-        minimum_ml = max(SMALLEST_ML[kind] / 2, 1.1 * max(tolerated, default=0.0))
-        hits = [a.found_at(threshold) >= minimum_ml for a in found if a.present]
-        rate = float(np.mean(hits)) if hits else 0.0
-        # the first of equals, unless it needs a larger volume than the kind's smallest
-        if (rate, minimum_ml <= SMALLEST_ML[kind]) > (best[0], best[2] <= SMALLEST_ML[kind]):
-            best = (rate, threshold, minimum_ml)
-    return best[1], round(best[2], 3)
 
 
 def _chosen_on(found: Sequence[Answer]) -> str:
