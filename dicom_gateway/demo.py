@@ -30,9 +30,8 @@ from models.findings import FindingKind
 
 PACS_AE_TITLE = "DEMOPACS"
 FINDINGS = (
-    LesionRequest(kind="pulmonary_nodule", size=16.0, laterality="right"),
     LesionRequest(kind="pleural_effusion", size=400.0, laterality="left"),
-    LesionRequest(kind="ground_glass_opacity", size=150.0, laterality="right"),
+    LesionRequest(kind="pneumothorax", size=400.0, laterality="right"),
 )
 # A measured size within this factor of the truth agrees: the research model outlines, it does not trace.
 SIZE_FACTOR = 2.0

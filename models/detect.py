@@ -90,7 +90,7 @@ class Detector:
         reading = _Reading(self, volume, lungs, grid, outputs)
         answered = [kind for kind in self.manifest.lesions if kind not in self.manifest.withheld]
         found = {kind: reading.network_findings(kind) for kind in answered}
-        found[FindingKind.EMPHYSEMA] = (reading.emphysema(sharp_kernel),)
+        found[FindingKind.EMPHYSEMA] = (reading.emphysema(sharp_kernel, found.get(FindingKind.PNEUMOTHORAX, ())),)
         findings = tuple(
             finding for kind in FindingKind for finding in found.get(kind) or (reading.not_assessed(kind),)
         )
@@ -135,14 +135,21 @@ class _Reading:
             reason=(self._manifest.not_assessed | self._manifest.withheld)[kind],
         )
 
-    def emphysema(self, sharp_kernel: bool) -> Finding:
-        """By rule on the HU of the segmented lungs; no network."""
+    def emphysema(self, sharp_kernel: bool, pneumothorax: Sequence[Finding]) -> Finding:
+        """By rule on the HU of the segmented lungs, without the air of an outlined pneumothorax; no network."""
         kind = FindingKind.EMPHYSEMA
-        hu, left, right = self._volume.hu, self._lungs.left, self._lungs.right
-        measurements = emphysema_indices(hu, left, right, self._volume.geometry)
+        left, right = self._lungs.left.copy(), self._lungs.right.copy()
+        outlined = [f.region for f in pneumothorax if f.lesion is not None and f.region is not None]
+        for air in outlined:
+            for lung in (left, right):
+                lung[air.box] &= ~air.mask
+        measurements = emphysema_indices(self._volume.hu, left, right, self._volume.geometry)
         if not measurements:
             return self.not_assessed(kind)
         presence, reason = _emphysema_presence(measurements[0].value, sharp_kernel)
+        if outlined and presence is not Presence.ABSENT:
+            presence = Presence.INDETERMINATE
+            reason = "; ".join(filter(None, (reason, "air of the pneumothorax may be counted as emphysema")))
         seen = [m.laterality for m in measurements if m.quantity is Quantity.LUNG_VOLUME and m.value >= _SEEN_LUNG_ML]
         if len(seen) < 2:
             unseen = "no lung is" if not seen else "only one lung is"
