@@ -39,6 +39,7 @@ _START_TIMEOUT_S = 120.0
 _REPORT_TIMEOUT_S = 420.0
 _STUDY_LEVEL = "finding:"
 _NOT_ASSESSED = "Not assessed"
+_CALLS = ("Present", "Absent")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,9 +268,8 @@ def _show(console: Console, phantom: Phantom, sr: Dataset, seconds: float) -> bo
             continue
         ok, problem = agreement(placed, answer)
         right.append(ok)
-        table.add_row(
-            name, _placed_words(placed), _answer_words(answer), "[green]right[/]" if ok else f"[red]{problem}[/]"
-        )
+        verdict = f"[red]{problem}[/]" if not ok else "[green]right[/]" if answer.presence in _CALLS else "left open"
+        table.add_row(name, _placed_words(placed), _answer_words(answer), verdict)
     console.print(table)
     if unanswered:
         console.print(f"Not assessed by this model: {', '.join(unanswered)}.", highlight=False)
