@@ -74,7 +74,9 @@ def run_demo(console: Console, *, once: bool, seed: int) -> int:
             agrees = _show(console, phantom, sr, seconds)
             if not once:
                 page = f"http://127.0.0.1:{service.web_port}/studies/{sr.StudyInstanceUID}"
-                console.print(f"\nThe report page: [bold]{page}[/]\nCtrl-C ends the demo and removes its data.")
+                console.print(
+                    f"\nThe report page: [bold]{page}[/]\nCtrl-C ends the demo and removes its data.", soft_wrap=True
+                )
                 _wait_for_interrupt()
     return 0 if agrees else 1
 

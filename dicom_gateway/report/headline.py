@@ -18,6 +18,7 @@ _MOST_URGENT_FIRST = (
 URGENCY = {kind: i for i, kind in enumerate(dict.fromkeys((*_MOST_URGENT_FIRST, *FindingKind)))}
 _LISTED_LESIONS = 2
 _NAMED_KINDS = 6
+_REASONS_IN_A_SENTENCE = 2
 _SIZE_FIRST = (Quantity.LONG_AXIS, Quantity.MAXIMUM_DIAMETER, Quantity.VOLUME)
 
 
@@ -105,6 +106,9 @@ def _not_assessed(report: Report) -> list[str]:
     total = f"{sum(map(len, groups.values()))} of {len(FindingKind)} kinds"
     if len(groups) == 1 and _named(*groups.values()) is None:
         return [f"Not assessed: {total} ({next(iter(groups))})."]
+    if len(groups) > _REASONS_IN_A_SENTENCE:
+        names = ", ".join(name for names in groups.values() for name in names).lower()
+        return [f"Not assessed, {total}, each for the reason stated with it: {names}."]
     reasons = [f"{_named(names) or f'{len(names)} kinds'} ({reason})" for reason, names in groups.items()]
     return [f"Not assessed, {total}: {'; '.join(reasons)}."]
 

@@ -133,10 +133,9 @@ def _not_assessed(canvas: Canvas, report: Report) -> None:
     if not groups:
         return
     _section(canvas, "Not assessed (says nothing about presence or absence)")
+    width = canvas.inner_width * 2 // 5
     for reason, names in groups.items():
-        canvas.text(", ".join(names), 16)
-        canvas.text(reason, 15, DIM, indent_px=24)
-        canvas.space(6)
+        canvas.row([(", ".join(names), width, TEXT), (reason, canvas.inner_width - width, DIM)], 16)
 
 
 def _quality(canvas: Canvas, report: Report) -> None:

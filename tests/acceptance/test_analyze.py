@@ -76,7 +76,7 @@ def test_a_folder_of_studies_becomes_reports_and_a_table(tmp_path: Path, phantom
     (head_uid,) = {p.name for p in out.iterdir() if p.is_dir()} - {good_uid, gap_uid}
     assert "not a chest CT" in (_report(out, head_uid).refusal or "")
 
-    rows = list(csv.DictReader((out / "findings.csv").open()))
+    rows = list(csv.DictReader((out / "findings.csv").read_text().splitlines()))
     assert {row["outcome"] for row in rows} == {"reported", "refused"}
     effusion = [r for r in rows if r["kind"] == "pleural_effusion" and r["study_instance_uid"] == good_uid]
     assert effusion

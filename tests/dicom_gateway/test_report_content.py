@@ -258,6 +258,15 @@ def test_few_kinds_that_were_not_assessed_are_named_each_reason_once() -> None:
     )
 
 
+def test_many_reasons_are_left_to_the_list_below_but_every_kind_is_named() -> None:
+    absent = {kind.value: make_finding(kind, Presence.ABSENT) for kind in list(FindingKind)[3:]}
+    three = {k.value: make_finding(k, Presence.NOT_ASSESSED, reason=f"reason {k}") for k in list(FindingKind)[:3]}
+    assert headline(compose(findings=make_findings(**absent, **three)))[-1] == (
+        "Not assessed, 3 of 22 kinds, each for the reason stated with it: "
+        "pulmonary nodule, coronary artery calcification, emphysema."
+    )
+
+
 @pytest.mark.parametrize(
     ("side", "site", "words"),
     [
