@@ -5,7 +5,6 @@ it writes; our listener does all three before it answers.
 """
 
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from factories import save_ct
-from running import free_port, make_settings, role, wait_until
+from running import dcmtk, free_port, make_settings, role, wait_until
 
 IMAGES = 200 if not os.environ.get("CI") else 10
 REPEATS = 5 if not os.environ.get("CI") else 1
@@ -24,7 +23,7 @@ REPEATS = 5 if not os.environ.get("CI") else 1
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """512 x 512 slices with the noise of a CT."""
-    if shutil.which("storescu") is None or shutil.which("storescp") is None:
+    if dcmtk("storescu") is None or dcmtk("storescp") is None:
         pytest.skip("DCMTK is not installed")
     made = tmp_path_factory.mktemp("images")
     for index in range(IMAGES):
@@ -34,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _send_s(folder: Path, port: int, called: str) -> float:
-    command = ["storescu", "-aet", "CT1", "-aec", called, "+sd", "127.0.0.1", str(port), str(folder)]
+    command = [str(dcmtk("storescu")), "-aet", "CT1", "-aec", called, "+sd", "127.0.0.1", str(port), str(folder)]
     started = time.perf_counter()
     subprocess.run(command, check=True, env={**os.environ, "TCP_NODELAY": "1"}, capture_output=True)
     return time.perf_counter() - started
@@ -51,7 +50,7 @@ def _ours(folder: Path, work: Path) -> tuple[float, float]:
 
 def _storescp(folder: Path, work: Path) -> tuple[float, float]:
     port = free_port()
-    command = ["storescp", "-od", str(work), str(port)]
+    command = [str(dcmtk("storescp")), "-od", str(work), str(port)]
     with subprocess.Popen(command, env={**os.environ, "TCP_NODELAY": "1"}) as process:
         try:
             wait_until(lambda: _listens(port), "storescp listens")
@@ -63,7 +62,10 @@ def _storescp(folder: Path, work: Path) -> tuple[float, float]:
 
 
 def _listens(port: int) -> bool:
-    return subprocess.run(["echoscu", "127.0.0.1", str(port)], capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run([str(dcmtk("echoscu")), "127.0.0.1", str(port)], capture_output=True, check=False).returncode
+        == 0
+    )
 
 
 def test_receive_beside_storescp(folder: Path, tmp_path: Path, benchmark, capsys) -> None:

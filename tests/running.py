@@ -98,9 +98,16 @@ def role(settings: Settings, name: str, program: list[str] | None = None) -> Ite
         end(process)
 
 
+def dcmtk(program: str) -> str | None:
+    """Path of a DCMTK program. pynetdicom puts programs of the same names beside Python; those are not meant."""
+    beside_python = Path(sys.executable).parent
+    folders = [f for f in os.environ.get("PATH", "").split(os.pathsep) if f and Path(f) != beside_python]
+    return shutil.which(program, path=os.pathsep.join(folders))
+
+
 def storescu(settings: Settings, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Send every file of `folder` with DCMTK; skips the test where DCMTK is not installed."""
-    program = shutil.which("storescu")
+    program = dcmtk("storescu")
     if program is None:
         pytest.skip("DCMTK (storescu) is not installed")
     titles = ["-aet", "CT1", "-aec", settings.ae_title]
