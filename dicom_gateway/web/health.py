@@ -1,7 +1,9 @@
 """Whether the parts of the service are up, told cheaply enough to be asked every few seconds."""
 
+import math
 import shutil
 import socket
+import time
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -36,6 +38,11 @@ class Health:
         return all(part.ok for part in self.parts)
 
 
+# Each connection takes one of the listener's associations for a moment: pages that poll must not crowd out senders.
+_PROBE_EVERY_S = 3.0
+_last_answer: dict[tuple[str, int], float] = {}
+
+
 def check_health(settings: Settings, engine: sa.Engine) -> Health:
     """Try each part once: connect to the DICOM port, read the worker's heartbeat, count rows, ask for free space."""
     listener, disk, web = _listener(settings), _disk(settings), Part("web", True, "This answer proves it.")
@@ -54,10 +61,13 @@ def check_health(settings: Settings, engine: sa.Engine) -> Health:
 
 
 def _listener(settings: Settings) -> Part:
-    try:
-        socket.create_connection((settings.dicom_loopback_host, settings.dicom_port), _CONNECT_TIMEOUT_S).close()
-    except OSError:
-        return Part("listener", False, f"Nothing answers on DICOM port {settings.dicom_port}.")
+    address = (settings.dicom_loopback_host, settings.dicom_port)
+    if time.monotonic() - _last_answer.get(address, -math.inf) > _PROBE_EVERY_S:
+        try:
+            socket.create_connection(address, _CONNECT_TIMEOUT_S).close()
+        except OSError:
+            return Part("listener", False, f"Nothing answers on DICOM port {settings.dicom_port}.")
+        _last_answer[address] = time.monotonic()
     return Part("listener", True, f"{settings.ae_title} answers on port {settings.dicom_port}.")
 
 

@@ -155,7 +155,7 @@ def test_a_study_in_the_pacs_gets_its_report_once(tmp_path: Path, source: str) -
     ):
         for file in files:
             httpx.post(rest + "/instances", content=file.read_bytes(), timeout=30).raise_for_status()
-        wait_until(lambda: {"SR", "OT"} <= set(_modalities(rest)), "SR and SC are in Orthanc", 240)
+        wait_until(lambda: {"SR", "OT"} <= set(_modalities(rest)), "SR and SC are in Orthanc", 180)
         (study,) = httpx.get(rest + "/studies").json()
         sr = httpx.get(f"{rest}/instances/{_modalities(rest)['SR']}/file").content
         _readable(tmp_path, sr)
