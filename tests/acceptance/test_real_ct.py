@@ -48,10 +48,13 @@ def _aerated_lung(volume: Volume) -> np.ndarray:
     """A second opinion without our code: the large pockets of air in the patient, vessels and airways as they are."""
     air = volume.hu < -400
     labels, _ = ndimage.label(air)
-    touching = np.unique(np.concatenate([labels[:, 0].ravel(), labels[:, -1].ravel(), labels[:, :, 0].ravel()]))
+    borders = (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1])
+    touching = np.unique(np.concatenate([border.ravel() for border in borders]))
     sizes = np.bincount(labels.ravel()) * volume.geometry.voxel_volume_mm3 / 1000
     sizes[np.union1d(touching, [0])] = 0
-    return np.isin(labels, np.flatnonzero(sizes > 200))
+    # The foam of a table is a large pocket too, darker (-900 HU) than the lungs of these five (-709 to -859 HU).
+    large = [label for label in np.flatnonzero(sizes > 200) if np.median(volume.hu[labels == label]) > -890]
+    return np.isin(labels, large)
 
 
 def _emphysema(result: StudyResult) -> dict[tuple[str, str | None], float]:
