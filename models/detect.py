@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from imaging.lungs import Lungs
 from imaging.preprocess import ModelInput, prepare
 from imaging.uids import derive_uid
 from imaging.volume import Volume
+from models.anatomy import Anatomy
 from models.contrast import BloodPool, measure_blood_pool
 from models.findings import (
     EvidenceGrade,
@@ -42,6 +43,7 @@ from models.measure import (
     region_of,
     volume_mm3,
 )
+from models.measured import RULES
 from models.session import HeadOutputs, ModelSession
 
 # %LAA-950 above 5 is the usual definition of emphysema on CT (COPDGene: Castaldi et al., Thorax 2014;69:415).
@@ -91,19 +93,34 @@ class Detector:
         answered = [kind for kind in self.manifest.lesions if kind not in self.manifest.withheld]
         found = {kind: reading.network_findings(kind) for kind in answered}
         found[FindingKind.EMPHYSEMA] = (reading.emphysema(sharp_kernel, found.get(FindingKind.PNEUMOTHORAX, ())),)
+        anatomy = reading.anatomy(sharp_kernel)
+        for kind, rule in RULES.items():
+            if kind not in self.manifest.withheld:
+                found[kind] = self._graded(rule(anatomy))
         findings = tuple(
             finding for kind in FindingKind for finding in found.get(kind) or (reading.not_assessed(kind),)
         )
         measured = time.perf_counter()
         return Detection(
             findings=findings,
-            blood_pool=reading.blood_pool(),
+            blood_pool=anatomy.blood_pool,
             timings_s={
                 "preprocess": prepared - started,
                 "infer": inferred - prepared,
                 "measure": measured - inferred,
             },
         )
+
+    def _graded(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
+        """With the grade of the kind's evidence; what was never tried on labelled studies is simulation at best."""
+        graded = []
+        for finding in findings:
+            evidence = self.manifest.evidence.get(finding.kind)
+            grade = EvidenceGrade.C if evidence is None else evidence.grade
+            graded.append(
+                finding if finding.presence is Presence.NOT_ASSESSED else replace(finding, evidence_grade=grade)
+            )
+        return tuple(graded)
 
 
 class _Reading:
@@ -121,9 +138,18 @@ class _Reading:
         self._right_label = self._manifest.anatomy.index("lung_right")
         self._lung_z_mm = self._lung_height_mm()
 
-    def blood_pool(self) -> BloodPool:
+    def anatomy(self, sharp_kernel: bool) -> Anatomy:
         left, right = self._grid.from_source(self._lungs.left), self._grid.from_source(self._lungs.right)
-        return measure_blood_pool(self._grid.hu[0, 0], left, right)
+        return Anatomy(
+            volume=self._volume,
+            lungs=self._lungs,
+            grid=self._grid,
+            labels=self._outputs.anatomy,
+            names=self._manifest.anatomy,
+            blood_pool=measure_blood_pool(self._grid.hu[0, 0], left, right),
+            sharp_kernel=sharp_kernel,
+            model_sha256=self._manifest.sha256,
+        )
 
     def not_assessed(self, kind: FindingKind) -> Finding:
         return Finding(

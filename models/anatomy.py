@@ -1,0 +1,45 @@
+"""What one run of the network knows about the anatomy of one volume: what the measured kinds are measured on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from imaging.lungs import Lungs
+from imaging.preprocess import Box, ModelInput
+from imaging.uids import derive_uid
+from imaging.volume import Volume
+from models.contrast import BloodPool
+from models.findings import FindingKind
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Anatomy:
+    """A volume with the organs that the network outlined on its own grid.
+
+    `labels` is uint8 (z, y, x) on `grid` (isotropic; z to superior, y to posterior, x to the patient's left), an
+    index into `names`. `sharp_kernel` as `imaging.selection.has_sharp_kernel` says.
+    """
+
+    volume: Volume
+    lungs: Lungs
+    grid: ModelInput
+    labels: npt.NDArray[np.uint8]
+    names: tuple[str, ...]
+    blood_pool: BloodPool
+    sharp_kernel: bool
+    model_sha256: str
+
+    def mask(self, *names: str) -> Mask:
+        """Where any of the named classes is, on the network's grid. Raises ValueError for an unknown name."""
+        return np.isin(self.labels, [self.names.index(name) for name in names])
+
+    def on_source(self, mask: Mask, box: Box) -> Mask:
+        """A mask of the network's grid at the voxels of `box` of the source grid, its border interpolated."""
+        return self.grid.to_source(mask, box) >= 0.5
+
+    def tracking_uid(self, kind: FindingKind, *parts: str) -> str:
+        """The same for the same series, model and lesion, so that a re-run names the same finding."""
+        return derive_uid("tracking", self.volume.series_instance_uid, self.model_sha256, kind.value, *parts)
