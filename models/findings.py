@@ -78,6 +78,14 @@ class Quantity(enum.StrEnum):
     LUNG_VOLUME = "lung_volume"
     AGATSTON_SCORE = "agatston_score"
     CARDIOTHORACIC_RATIO = "cardiothoracic_ratio"
+    HEART_WIDTH = "heart_width"
+    THORAX_WIDTH = "thorax_width"
+    ASCENDING_AORTA_DIAMETER = "ascending_aorta_diameter"
+    AORTIC_ARCH_DIAMETER = "aortic_arch_diameter"
+    DESCENDING_AORTA_DIAMETER = "descending_aorta_diameter"
+    PULMONARY_TRUNK_DIAMETER = "pulmonary_trunk_diameter"
+    PULMONARY_TRUNK_TO_AORTA_RATIO = "pulmonary_trunk_to_aorta_ratio"
+    CALCIUM_VOLUME = "calcium_volume"
     LESION_COUNT = "lesion_count"
 
 

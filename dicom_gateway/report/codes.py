@@ -61,20 +61,25 @@ class KindCodes:
 
 @dataclass(frozen=True, slots=True)
 class QuantityCodes:
-    """How a quantity is said (TID 300): its name with a derivation (CID 7464) or a method where it needs one."""
+    """How a quantity is said (TID 300): its name with a derivation (CID 7464), a method or the site where it needs one."""
 
     name: CodeEntry
     derivation: CodeEntry | None = None
     method: CodeEntry | None = None
+    site: CodeEntry | None = None
 
 
 _LUNG = _sct("39607008", "Lung")
 _PLEURA = _sct("3120008", "Pleural structure")
 _THORACIC_SPINE = _sct("122495006", "Thoracic spine")
+_THORACIC_AORTA = _sct("113262008", "Thoracic aorta")
+_PULMONARY_TRUNK = _sct("45341000", "Trunk of pulmonary artery")
+_HEART = _sct("80891009", "Heart")
 _ENLARGED = _sct("260376009", "Enlarged")
 _VASCULAR_CALCIFICATION = _sct("237897009", "Vascular Calcification")
 _MEAN = _sct("373098007", "Mean")
 _MAXIMUM = _sct("56851009", "Maximum")
+_DIAMETER = _sct("81827009", "Diameter")
 _ATTENUATION = _dcm("112031", "Attenuation Coefficient")
 
 
@@ -87,7 +92,7 @@ KIND_CODES: dict[FindingKind, KindCodes] = {
     FindingKind.CORONARY_ARTERY_CALCIFICATION: KindCodes(_VASCULAR_CALCIFICATION, _sct("41801008", "Coronary artery")),
     FindingKind.EMPHYSEMA: KindCodes(_radlex("RID4799", "emphysema"), _LUNG),
     FindingKind.PLEURAL_EFFUSION: KindCodes(_sct("60046008", "Pleural effusion"), _PLEURA),
-    FindingKind.AORTIC_DILATATION: KindCodes(_ENLARGED, _sct("113262008", "Thoracic aorta")),
+    FindingKind.AORTIC_DILATATION: KindCodes(_ENLARGED, _THORACIC_AORTA),
     FindingKind.VERTEBRAL_COMPRESSION_FRACTURE: KindCodes(_radlex("RID4658", "compression fracture"), _THORACIC_SPINE),
     FindingKind.CONSOLIDATION: KindCodes(_radlex("RID43255", "consolidation"), _LUNG),
     FindingKind.GROUND_GLASS_OPACITY: KindCodes(_dcm("112120", "Ground glass opacity"), _LUNG),
@@ -95,26 +100,26 @@ KIND_CODES: dict[FindingKind, KindCodes] = {
     FindingKind.PERICARDIAL_EFFUSION: KindCodes(
         _sct("373945007", "Pericardial effusion"), _sct("76848001", "Pericardium")
     ),
-    FindingKind.CARDIOMEGALY: KindCodes(_ENLARGED, _sct("80891009", "Heart")),
+    FindingKind.CARDIOMEGALY: KindCodes(_ENLARGED, _HEART),
     FindingKind.ATELECTASIS: KindCodes(_radlex("RID28493", "atelectasis"), _LUNG),
     FindingKind.LYMPHADENOPATHY: KindCodes(_sct("30746006", "Lymphadenopathy"), _sct("72410000", "Mediastinum")),
     FindingKind.INTERSTITIAL_ABNORMALITY: KindCodes(_dcm("112113", "Reticular pattern"), _LUNG),
     FindingKind.BRONCHIECTASIS: KindCodes(_private("BRONCHIECTASIS", "Bronchiectasis"), _sct("955009", "Bronchus")),
-    FindingKind.PULMONARY_ARTERY_ENLARGEMENT: KindCodes(_ENLARGED, _sct("45341000", "Trunk of pulmonary artery")),
+    FindingKind.PULMONARY_ARTERY_ENLARGEMENT: KindCodes(_ENLARGED, _PULMONARY_TRUNK),
     FindingKind.LOW_BONE_DENSITY: KindCodes(_radlex("RID5388", "osteopenia"), _THORACIC_SPINE),
     FindingKind.HEPATIC_STEATOSIS: KindCodes(_private("STEATOSIS", "Hepatic steatosis"), _sct("10200004", "Liver")),
     FindingKind.RIB_FRACTURE: KindCodes(_radlex("RID4650", "fracture"), _sct("113197003", "Rib")),
     FindingKind.HIATAL_HERNIA: KindCodes(
         _private("HIATAL_HERNIA", "Hiatal hernia"), _sct("280062008", "Esophageal Hiatus")
     ),
-    FindingKind.ARTERIAL_WALL_CALCIFICATION: KindCodes(_VASCULAR_CALCIFICATION, _sct("113262008", "Thoracic aorta")),
+    FindingKind.ARTERIAL_WALL_CALCIFICATION: KindCodes(_VASCULAR_CALCIFICATION, _THORACIC_AORTA),
     FindingKind.MEDICAL_DEVICE: KindCodes(_radlex("RID5429", "implantable device"), _sct("816094009", "Chest")),
 }
 
 QUANTITY_CODES: dict[Quantity, QuantityCodes] = {
     Quantity.LONG_AXIS: QuantityCodes(_sct("103339001", "Long axis")),
     Quantity.SHORT_AXIS: QuantityCodes(_sct("103340004", "Short axis")),
-    Quantity.MAXIMUM_DIAMETER: QuantityCodes(_sct("81827009", "Diameter"), derivation=_MAXIMUM),
+    Quantity.MAXIMUM_DIAMETER: QuantityCodes(_DIAMETER, derivation=_MAXIMUM),
     Quantity.MAXIMUM_DEPTH: QuantityCodes(_sct("131197000", "Depth"), derivation=_MAXIMUM),
     Quantity.VOLUME: QuantityCodes(_sct("118565006", "Volume")),
     Quantity.MEAN_ATTENUATION: QuantityCodes(_ATTENUATION, derivation=_MEAN),
@@ -129,6 +134,20 @@ QUANTITY_CODES: dict[Quantity, QuantityCodes] = {
         _sct("450360000", "Coronary artery calcium score"), method=_dcm("112055", "Agatston scoring method")
     ),
     Quantity.CARDIOTHORACIC_RATIO: QuantityCodes(_private("CTR", "Cardiothoracic ratio")),
+    Quantity.HEART_WIDTH: QuantityCodes(_sct("103355008", "Width"), derivation=_MAXIMUM, site=_HEART),
+    Quantity.THORAX_WIDTH: QuantityCodes(_private("THORAX_WIDTH", "Inner width of the thorax"), derivation=_MAXIMUM),
+    Quantity.ASCENDING_AORTA_DIAMETER: QuantityCodes(
+        _DIAMETER, derivation=_MAXIMUM, site=_sct("54247002", "Ascending aorta")
+    ),
+    Quantity.AORTIC_ARCH_DIAMETER: QuantityCodes(_DIAMETER, derivation=_MAXIMUM, site=_sct("57034009", "Aortic arch")),
+    Quantity.DESCENDING_AORTA_DIAMETER: QuantityCodes(
+        _DIAMETER, derivation=_MAXIMUM, site=_sct("32672002", "Descending aorta")
+    ),
+    Quantity.PULMONARY_TRUNK_DIAMETER: QuantityCodes(_DIAMETER, site=_PULMONARY_TRUNK),
+    Quantity.PULMONARY_TRUNK_TO_AORTA_RATIO: QuantityCodes(
+        _private("PA_AORTA_RATIO", "Pulmonary trunk to ascending aorta diameter ratio")
+    ),
+    Quantity.CALCIUM_VOLUME: QuantityCodes(_dcm("112197", "Volume of Vascular Calcification")),
     Quantity.LESION_COUNT: QuantityCodes(_private("LESION_COUNT", "Number of lesions")),
 }
 

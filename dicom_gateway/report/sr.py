@@ -253,6 +253,9 @@ def _measurements(finding: ReportedFinding) -> list[Measurement]:
 
 def _measurement(measurement: ReportedMeasurement, kind: FindingKind) -> Measurement:
     quantity = codes.QUANTITY_CODES[Quantity(measurement.quantity)]
+    sites = [_site(kind, measurement.laterality)] if measurement.laterality else None
+    if quantity.site is not None:
+        sites = [FindingSite(anatomic_location=_concept(quantity.site))]
     units = {str(unit): entry for unit, entry in codes.UNIT_CODES.items()}
     return Measurement(
         name=_concept(quantity.name),
@@ -260,7 +263,7 @@ def _measurement(measurement: ReportedMeasurement, kind: FindingKind) -> Measure
         unit=_concept(units[measurement.unit]),
         derivation=quantity.derivation and _concept(quantity.derivation),
         method=quantity.method and _concept(quantity.method),
-        finding_sites=[_site(kind, measurement.laterality)] if measurement.laterality else None,
+        finding_sites=sites,
     )
 
 

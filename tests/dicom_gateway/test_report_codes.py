@@ -13,7 +13,7 @@ def all_codes() -> Iterator[CodeEntry]:
     for kind in codes.KIND_CODES.values():
         yield from (kind.finding, kind.site)
     for quantity in codes.QUANTITY_CODES.values():
-        yield from filter(None, (quantity.name, quantity.derivation, quantity.method))
+        yield from filter(None, (quantity.name, quantity.derivation, quantity.method, quantity.site))
     for table in (codes.UNIT_CODES, codes.PRESENCE_CODES, codes.LATERALITY_CODES, codes.EVIDENCE_CODES):
         yield from table.values()
     yield from (value for value in vars(codes).values() if isinstance(value, CodeEntry))
