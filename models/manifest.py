@@ -14,6 +14,9 @@ MANIFEST_NAME = "model.json"
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Interval = tuple[Probability, Probability]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -62,17 +65,48 @@ class OperatingPoint(_Record):
         return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, scaled))))
 
 
+class Agreement(_Record):
+    """Measured minus true value of one quantity (Bland and Altman): mean, and mean -/+ 1.96 standard deviations."""
+
+    quantity: Text
+    unit: Text
+    n: Count
+    bias: Finite
+    lower: Finite
+    upper: Finite
+
+
+class LesionTrial(_Record):
+    """Single lesions: how many there were, how many were described, and false descriptions per study."""
+
+    lesions: Count
+    found: Count
+    false_per_study: NotNegative
+    competition_metric: Probability | None = None
+
+
 class Trial(_Record):
-    """One measured row of evidence. Counts are studies; rates are None where nothing could be counted."""
+    """One measured row of evidence. Counts are studies that got an answer; rates are None where there were none.
+
+    An indeterminate answer is neither a find nor a false alarm; `indeterminate` counts them, `not_assessed` the
+    studies that got no answer. Intervals are of 95 %.
+    """
 
     data: Text
     simulated: bool
-    positive: Annotated[int, Field(ge=0)]
-    negative: Annotated[int, Field(ge=0)]
+    positive: Count
+    negative: Count
     sensitivity: Probability | None
     specificity: Probability | None
     auroc: Probability | None = None
     note: str = ""
+    sensitivity_interval: Interval | None = None
+    specificity_interval: Interval | None = None
+    auroc_interval: Interval | None = None
+    indeterminate: Count = 0
+    not_assessed: Count = 0
+    agreement: tuple[Agreement, ...] = ()
+    lesions: LesionTrial | None = None
 
 
 class Evidence(_Record):
@@ -94,8 +128,8 @@ class ModelManifest(_Record):
     """The whole of `model.json`.
 
     `anatomy[i]` is class i of the anatomy head, `lesions[k]` channel k of the lesion head and of the study
-    logits. Every other kind has its reason in `not_assessed`; a rule on HU may still answer it. A lesion kind in
-    `withheld` is computed but not answered, since its own evidence speaks against it.
+    logits. Every other kind has its reason in `not_assessed`; a rule on HU may still answer it, and its evidence
+    stands here, too. A kind in `withheld` is not answered, since its own evidence speaks against it.
     """
 
     name: Text
@@ -119,10 +153,10 @@ class ModelManifest(_Record):
             raise ValueError("a class is named twice")
         if set(self.operating_points) != lesions:
             raise ValueError("operating_points must name exactly the lesion kinds")
-        if set(self.evidence) != lesions:
-            raise ValueError("evidence must name exactly the lesion kinds")
-        if not set(self.withheld) <= lesions:
-            raise ValueError("withheld may name lesion kinds only")
+        if not set(self.evidence) >= lesions:
+            raise ValueError("evidence must name every lesion kind")
+        if not set(self.withheld) <= set(self.evidence):
+            raise ValueError("withheld may name kinds with evidence only")
         if set(self.not_assessed) != set(FindingKind) - lesions:
             raise ValueError("not_assessed must name every kind that is not a lesion kind, and no other")
         return self
