@@ -61,7 +61,7 @@ class KindCodes:
 
 @dataclass(frozen=True, slots=True)
 class QuantityCodes:
-    """How a quantity is said (TID 300): its name with a derivation (CID 7464), a method or the site where it needs one."""
+    """How a quantity is said (TID 300): its name with derivation (CID 7464), method or site where it needs one."""
 
     name: CodeEntry
     derivation: CodeEntry | None = None
