@@ -8,7 +8,7 @@ part of the simulation, measures on another, and writes what it measured.
 
 import argparse
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,10 @@ import onnxruntime
 import torch
 
 from imaging.volume import AIR_HU
-from models.findings import EvidenceGrade, FindingKind
+from models.evaluation.card import write_tables
+from models.evaluation.evidence import grade, withheld
+from models.evaluation.summary import REAL_SEEN, REAL_UNSEEN
+from models.findings import FindingKind
 from models.manifest import (
     MANIFEST_NAME,
     Evidence,
@@ -27,7 +30,6 @@ from models.manifest import (
     Trial,
 )
 from models.training.calibrate import METHOD, fit_head, operating_point, study_logit
-from models.training.card import write_tables
 from models.training.dataset import Config, read_config, read_sources
 from models.training.evaluate import Answer, answers, trial
 from models.training.export import INPUT_NAME, compare, export, trained_network
@@ -41,7 +43,6 @@ _CALIBRATION_SEED = 0
 _EVALUATION_SEED = 100_000
 _PHANTOM_CALIBRATION_SEED = 5_000
 _PHANTOM_EVALUATION_SEED = 6_000
-_GRADE_A_STUDIES = 10
 
 _NOT_ASSESSED: dict[FindingKind, str] = {
     FindingKind.EMPHYSEMA: "the network has no emphysema class; it is measured by attenuation",
@@ -60,29 +61,6 @@ _NOT_ASSESSED: dict[FindingKind, str] = {
     FindingKind.ARTERIAL_WALL_CALCIFICATION: "the aorta's outline is not accurate enough yet",
     FindingKind.MEDICAL_DEVICE: "the network was not trained for it",
 }
-
-
-# Below these, pooled over all trials, an answer would mislead more than it helps.
-_LEAST_SENSITIVITY = 0.5
-_LEAST_SPECIFICITY = 0.8
-_LEAST_POSITIVES = 3
-
-
-def withheld(evidence: Mapping[FindingKind, Evidence]) -> dict[FindingKind, str]:
-    """The kinds whose own evidence forbids an answer, each with the figures as its reason."""
-    reasons = {}
-    for kind, one in evidence.items():
-        positive = sum(t.positive for t in one.trials)
-        negative = sum(t.negative for t in one.trials)
-        found = round(sum(t.positive * (t.sensitivity or 0.0) for t in one.trials))
-        cleared = round(sum(t.negative * (t.specificity or 0.0) for t in one.trials))
-        if positive < _LEAST_POSITIVES:
-            reasons[kind] = f"this model was tried on {positive} studies with it only"
-        elif found < _LEAST_SENSITIVITY * positive:
-            reasons[kind] = f"this model found it in {found} of {positive} studies with it: too few to answer"
-        elif cleared < _LEAST_SPECIFICITY * negative:
-            reasons[kind] = f"this model named it in {negative - cleared} of {negative} studies without it"
-    return reasons
 
 
 class Runner:
@@ -123,16 +101,8 @@ def evidence_of(
         rows.append(_trial(source, [a for a in testing if a.source == source and a.kind is kind], head, point))
     unseen = [a for a in real if a.kind is kind and not a.trained_on and a.present is not None]
     seen = [a for a in real if a.kind is kind and a.trained_on and a.present is not None]
-    rows += [
-        _trial(name, group, head, point)
-        for name, group in (("real CT, not trained on", unseen), ("real CT, trained on as background", seen))
-        if group
-    ]
-    positive, negative = (sum(a.present is wanted for a in unseen) for wanted in (True, False))
-    grade = EvidenceGrade.B if positive and negative else EvidenceGrade.C
-    if min(positive, negative) >= _GRADE_A_STUDIES:
-        grade = EvidenceGrade.A
-    return Evidence(grade=grade, trials=tuple(rows))
+    rows += [_trial(name, group, head, point) for name, group in ((REAL_UNSEEN, unseen), (REAL_SEEN, seen)) if group]
+    return Evidence(grade=grade(rows), trials=tuple(rows))
 
 
 def _trial(data: str, found: Sequence[Answer], head: StudyHead, point: OperatingPoint) -> Trial:

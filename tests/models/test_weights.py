@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from imaging.phantom import ANATOMY, LesionRequest, make_phantom
+from models.evaluation.card import tables, write_tables
 from models.findings import FindingKind
 from models.manifest import load_manifest
 from models.session import HeadOutputs, ModelSession
-from models.training.card import tables, write_tables
 from models.training.network import LESIONS
 
 FOLDER = Path(__file__).parents[2] / "models" / "weights"

@@ -2,9 +2,9 @@
 
 import pytest
 
+from models.evaluation.evidence import withheld
 from models.findings import EvidenceGrade, FindingKind
 from models.manifest import Evidence, Trial
-from models.training.bundle import withheld
 
 KIND = FindingKind.PULMONARY_NODULE
 

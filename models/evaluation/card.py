@@ -1,0 +1,107 @@
+"""The tables of the model card, written from the manifest: `python -m models.evaluation.card MODEL_FOLDER CARD.md`."""
+
+import argparse
+from pathlib import Path
+
+from models.manifest import Interval, ModelManifest, Trial, load_manifest
+
+_BEGIN = "<!-- begin: written by models.evaluation.card -->"
+_END = "<!-- end: written by models.evaluation.card -->"
+
+
+def write_tables(manifest: ModelManifest, card: Path) -> None:
+    """Replace what stands between the two marks of the card. Raises ValueError when the marks are missing."""
+    text = card.read_text()
+    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
+        raise ValueError(f"{card.name} does not hold the marks {_BEGIN} and {_END} once each")
+    before, _, rest = text.partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    card.write_text(f"{before}{_BEGIN}\n\n{tables(manifest)}\n{_END}{after}")
+
+
+def tables(manifest: ModelManifest) -> str:
+    """Evidence, operating points and training data as Markdown."""
+    lines = [
+        f"Model `{manifest.name}` version {manifest.version}, SHA-256 `{manifest.sha256}`.",
+        "",
+        "| kind | grade | measured on | positive | negative | sensitivity | specificity | AUROC | undecided "
+        "| not assessed | studies |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for kind, evidence in manifest.evidence.items():
+        lines += [f"| {kind.value} | {evidence.grade.value} | {_row(trial)} |" for trial in evidence.trials]
+    lines += _agreement_table(manifest) + _lesion_table(manifest)
+    lines += [
+        "",
+        "| kind | voxel threshold | smallest volume (ml) | present from | absent below | temperature | bias |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for kind, point in manifest.operating_points.items():
+        lines.append(
+            f"| {kind.value} | {point.voxel_threshold:g} | {point.minimum_volume_ml:g} | "
+            f"{point.present_probability:.2f} | {point.absent_probability:.2f} | {point.temperature:.2f} | "
+            f"{point.bias:.2f} |"
+        )
+    lines += ["", "Answers withheld (reported as not assessed), by the figures above:", ""]
+    lines += [f"- {kind.value}: {reason}" for kind, reason in manifest.withheld.items()] or ["- none"]
+    lines += ["", "| data | licence | use |", "|---|---|---|"]
+    lines += [f"| {source.name} | {source.licence} | {source.use} |" for source in manifest.training_data]
+    return "\n".join(lines) + "\n"
+
+
+def _row(trial: Trial) -> str:
+    shown = " | ".join(
+        with_interval(rate, interval)
+        for rate, interval in (
+            (trial.sensitivity, trial.sensitivity_interval),
+            (trial.specificity, trial.specificity_interval),
+            (trial.auroc, trial.auroc_interval),
+        )
+    )
+    counts = f"{trial.positive} | {trial.negative}"
+    return f"{trial.data} | {counts} | {shown} | {trial.indeterminate} | {trial.not_assessed} | {trial.note or '-'}"
+
+
+def with_interval(rate: float | None, interval: Interval | None) -> str:
+    """A rate with its 95 % interval, as "0.83 (0.61-0.94)"; "-" where nothing was counted."""
+    if rate is None:
+        return "-"
+    return f"{rate:.2f}" if interval is None else f"{rate:.2f} ({interval[0]:.2f}-{interval[1]:.2f})"
+
+
+def _agreement_table(manifest: ModelManifest) -> list[str]:
+    rows = [
+        f"| {kind.value} | {trial.data} | {one.quantity.replace('_', ' ')} ({one.unit}) | {one.n} | {one.bias:+.3g} "
+        f"| {one.lower:.3g} to {one.upper:.3g} |"
+        for kind, evidence in manifest.evidence.items()
+        for trial in evidence.trials
+        for one in trial.agreement
+    ]
+    header = "| kind | measured on | measured minus true | n | mean | limits of agreement |"
+    return ["", header, "|---|---|---|--:|--:|---|", *rows] if rows else []
+
+
+def _lesion_table(manifest: ModelManifest) -> list[str]:
+    rows = [
+        f"| {kind.value} | {trial.data} | {one.found} of {one.lesions} | {one.false_per_study:.2f} | "
+        + ("-" if one.competition_metric is None else f"{one.competition_metric:.2f}")
+        + " |"
+        for kind, evidence in manifest.evidence.items()
+        for trial in evidence.trials
+        if (one := trial.lesions) is not None
+    ]
+    header = "| kind | measured on | lesions found | false ones a study | mean sensitivity at 1/8 to 8 false ones |"
+    return ["", header, "|---|---|--:|--:|--:|", *rows] if rows else []
+
+
+def main() -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("card", type=Path)
+    arguments = parser.parse_args()
+    write_tables(load_manifest(arguments.model), arguments.card)
+
+
+if __name__ == "__main__":
+    main()

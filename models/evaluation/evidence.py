@@ -1,0 +1,63 @@
+"""Figures to grades: what an evaluation says about a model, and which answers its evidence forbids."""
+
+from collections.abc import Mapping, Sequence
+
+from models.evaluation.record import Record
+from models.evaluation.summary import REAL_UNSEEN, group_of, trial
+from models.findings import EvidenceGrade, FindingKind
+from models.manifest import Evidence, ModelManifest, Trial
+
+GRADE_A_STUDIES = 10
+# Below these, pooled over all trials, an answer would mislead more than it helps.
+_LEAST_SENSITIVITY = 0.5
+_LEAST_SPECIFICITY = 0.8
+_LEAST_POSITIVES = 3
+
+
+def grade(trials: Sequence[Trial]) -> EvidenceGrade:
+    """A: ten labelled real studies with and ten without the finding, none trained on; B: one of each; else C."""
+    real = [t for t in trials if not t.simulated and t.data == REAL_UNSEEN]
+    fewest = min(sum(t.positive for t in real), sum(t.negative for t in real))
+    if fewest >= GRADE_A_STUDIES:
+        return EvidenceGrade.A
+    return EvidenceGrade.B if fewest else EvidenceGrade.C
+
+
+def withheld(evidence: Mapping[FindingKind, Evidence]) -> dict[FindingKind, str]:
+    """The kinds whose own evidence forbids an answer, each with the figures as its reason."""
+    reasons = {}
+    for kind, one in evidence.items():
+        positive = sum(t.positive for t in one.trials)
+        negative = sum(t.negative for t in one.trials)
+        found = round(sum(t.positive * (t.sensitivity or 0.0) for t in one.trials))
+        cleared = round(sum(t.negative * (t.specificity or 0.0) for t in one.trials))
+        if positive < _LEAST_POSITIVES:
+            reasons[kind] = f"this model was tried on {positive} studies with it only"
+        elif found < _LEAST_SENSITIVITY * positive:
+            reasons[kind] = f"this model found it in {found} of {positive} studies with it: too few to answer"
+        elif cleared < _LEAST_SPECIFICITY * negative:
+            reasons[kind] = f"this model named it in {negative - cleared} of {negative} studies without it"
+    return reasons
+
+
+def evidence_of(records: Sequence[Record]) -> dict[FindingKind, Evidence]:
+    """The measured rows of every kind that was answered at least once, and the grades that follow from them."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(group_of(record), []).append(record)
+    found = {}
+    for kind in FindingKind:
+        trials = tuple(t for data, group in groups.items() if (t := trial(kind, data, group)) is not None)
+        if trials:
+            found[kind] = Evidence(grade=grade(trials), trials=trials)
+    return found
+
+
+def with_evidence(manifest: ModelManifest, records: Sequence[Record]) -> ModelManifest:
+    """The manifest with the evidence, grades and withheld kinds that follow from `records`, and nothing older."""
+    nothing = {kind: Evidence(grade=EvidenceGrade.C, trials=()) for kind in manifest.lesions}
+    evidence = nothing | evidence_of(records)
+    ordered = {kind: evidence[kind] for kind in FindingKind if kind in evidence}
+    return ModelManifest.model_validate(
+        manifest.model_dump() | {"evidence": ordered, "withheld": withheld(ordered)},
+    )

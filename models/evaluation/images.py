@@ -1,0 +1,49 @@
+"""Volumes and outlines that are no DICOM: files that SimpleITK reads, placed by their own header."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from imaging.geometry import Geometry
+from imaging.volume import Volume
+
+
+def read_image(path: Path) -> Volume:
+    """A volume in HU from NIfTI, NRRD or MetaImage. Raises OSError when SimpleITK cannot read it."""
+    image = _read(path, sitk.sitkFloat32)
+    hu = np.rint(sitk.GetArrayFromImage(image)).astype(np.int16)
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    affine = np.eye(4)
+    affine[:3, :3] = (direction * np.array(image.GetSpacing()))[:, ::-1]
+    affine[:3, 3] = image.GetOrigin()
+    count = hu.shape[0]
+    return Volume(hu, Geometry(affine, hu.shape), path.stem, tuple(str(i) for i in range(count)), (None,) * count)
+
+
+def read_mask(path: Path, geometry: Geometry) -> npt.NDArray[np.bool_]:
+    """An outline on the voxels of `geometry`, (slice, row, column): inside where the file is not 0."""
+    affine = geometry.affine
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    slices, rows, columns = geometry.shape
+    direction = (affine[:3, :3] / steps)[:, ::-1]
+    outline = _read(path, sitk.sitkFloat32) != 0
+    resampled = sitk.Resample(
+        sitk.Cast(outline, sitk.sitkFloat32),
+        [columns, rows, slices],
+        sitk.Transform(),
+        sitk.sitkLinear,
+        [float(v) for v in affine[:3, 3]],
+        [float(v) for v in steps[::-1]],
+        [float(v) for v in direction.ravel()],
+    )
+    inside: npt.NDArray[np.bool_] = sitk.GetArrayFromImage(resampled) >= 0.5
+    return inside
+
+
+def _read(path: Path, pixel_type: int) -> sitk.Image:
+    try:
+        return sitk.ReadImage(str(path), pixel_type)
+    except RuntimeError as error:
+        raise OSError(f"{path.name} cannot be read as an image") from error

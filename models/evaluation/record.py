@@ -1,0 +1,243 @@
+"""One study's findings beside its truth: what is kept of a study, and what every figure is made of."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from imaging.volume import Volume
+from models.evaluation.truth import KindTruth, KnownPresence, StudyTruth, TrueLesion, TrueMeasurement
+from models.findings import Finding, FindingKind, Laterality, Presence, Quantity
+
+# A description hits a lesion when its centre lies within the lesion's radius (Setio et al., Med Image Anal 2017;42:1);
+# a radius below this is less than the grid of a thick series can tell.
+_SMALLEST_RADIUS_MM = 4.0
+_RADIUS_OF_UNKNOWN_SIZE_MM = 15.0
+
+# What a kind without a probability is ranked by for ROC curves; -1 where low values speak for the finding.
+RANKED_BY: Mapping[FindingKind, tuple[Quantity, float]] = {
+    FindingKind.CORONARY_ARTERY_CALCIFICATION: (Quantity.AGATSTON_SCORE, 1.0),
+    FindingKind.EMPHYSEMA: (Quantity.LOW_ATTENUATION_AREA_950, 1.0),
+    FindingKind.AORTIC_DILATATION: (Quantity.ASCENDING_AORTA_DIAMETER, 1.0),
+    FindingKind.CARDIOMEGALY: (Quantity.CARDIOTHORACIC_RATIO, 1.0),
+    FindingKind.PULMONARY_ARTERY_ENLARGEMENT: (Quantity.PULMONARY_TRUNK_DIAMETER, 1.0),
+    FindingKind.LOW_BONE_DENSITY: (Quantity.MEAN_ATTENUATION, -1.0),
+    FindingKind.HEPATIC_STEATOSIS: (Quantity.MEAN_ATTENUATION, -1.0),
+    FindingKind.ARTERIAL_WALL_CALCIFICATION: (Quantity.CALCIUM_VOLUME, 1.0),
+}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Pair(_Record):
+    """A known number and the one that was measured."""
+
+    quantity: Quantity
+    unit: str
+    true: float
+    measured: float
+    laterality: Laterality | None = None
+
+
+class Description(_Record):
+    """A lesion that was described: its score, and whether it hit a true one no better one had hit."""
+
+    score: float
+    hit: bool
+
+
+class Answer(_Record):
+    """What was said about one kind of one study beside what is true.
+
+    `probability` is calibrated, None where no network stands behind the answer; `score` ranks studies, None where the
+    answer has neither a probability nor a measurement to rank by. `dice` where a mask is known; `key_slice_right`
+    where the positive slices are. `lesions` counts the true lesions, None where they are not known.
+    """
+
+    kind: FindingKind
+    truth: KnownPresence
+    presence: Presence
+    probability: float | None
+    score: float | None
+    reason: str | None
+    pairs: tuple[Pair, ...] = ()
+    dice: float | None = None
+    key_slice_right: bool | None = None
+    lesions: int | None = None
+    descriptions: tuple[Description, ...] = ()
+
+
+class Acquisition(_Record):
+    """How the series was made, as far as headers and voxels tell."""
+
+    slice_spacing_mm: float | None = None
+    sharp_kernel: bool | None = None
+    contrast: bool | None = None
+    manufacturer: str | None = None
+
+
+class Record(_Record):
+    """One study of an evaluation. `key` says of which truth, model and software; `problem` why there are no answers."""
+
+    key: str
+    name: str
+    source: str
+    simulated: bool
+    trained_on: bool
+    outcome: Literal["evaluated", "refused", "failed"]
+    problem: str | None = None
+    acquisition: Acquisition = Acquisition()
+    seconds: float = 0.0
+    answers: tuple[Answer, ...] = ()
+
+
+def read_answers(
+    truth: StudyTruth,
+    findings: Sequence[Finding],
+    volume: Volume,
+    masks: Mapping[FindingKind, npt.NDArray[np.bool_]],
+) -> tuple[Answer, ...]:
+    """One answer per kind. `masks` are true outlines on the volume's grid, (slice, row, column)."""
+    return tuple(
+        _answer(kind, truth.of(kind), [f for f in findings if f.kind is kind], volume, masks.get(kind))
+        for kind in FindingKind
+    )
+
+
+def _answer(
+    kind: FindingKind,
+    truth: KindTruth,
+    found: Sequence[Finding],
+    volume: Volume,
+    mask: npt.NDArray[np.bool_] | None,
+) -> Answer:
+    study = next(f for f in found if f.lesion is None)
+    parts = [f for f in found if f.lesion is not None]
+    lesions = None
+    if truth.lesions or truth.presence == "absent":
+        lesions = len(truth.lesions)
+    descriptions, axes = _match(parts, truth.lesions) if lesions is not None else ((), ())
+    right = None
+    if truth.positive_slices and study.region is not None:
+        right = _from_feet(study.region.key_slice, volume) in truth.positive_slices
+    return Answer(
+        kind=kind,
+        truth=truth.presence,
+        presence=study.presence,
+        probability=study.probability,
+        score=_score(study),
+        reason=study.reason,
+        pairs=(*_pairs(study, parts, truth.measurements), *axes),
+        dice=None if mask is None else _dice(parts or [study], mask),
+        key_slice_right=right,
+        lesions=lesions,
+        descriptions=descriptions,
+    )
+
+
+def _score(study: Finding) -> float | None:
+    if study.probability is not None:
+        return study.probability
+    if study.kind not in RANKED_BY:
+        return None
+    quantity, sign = RANKED_BY[study.kind]
+    values = [sign * m.value for m in study.measurements if m.quantity is quantity and m.laterality in _WHOLE]
+    return max(values, default=None)
+
+
+_WHOLE = (None, Laterality.BILATERAL)
+
+
+def _pairs(study: Finding, parts: Sequence[Finding], known: Sequence[TrueMeasurement]) -> list[Pair]:
+    """Numbers of a finding that was not called absent; a missed one is counted as missed, not as 0."""
+    pairs = []
+    for true in known if study.presence in (Presence.PRESENT, Presence.INDETERMINATE) else ():
+        measured = _measured(true, study, parts)
+        if measured is not None:
+            pairs.append(
+                Pair(
+                    quantity=true.quantity,
+                    unit=true.unit,
+                    true=true.value,
+                    measured=measured,
+                    laterality=true.laterality,
+                )
+            )
+    return pairs
+
+
+def _measured(true: TrueMeasurement, study: Finding, parts: Sequence[Finding]) -> float | None:
+    def wanted(finding: Finding, side: Laterality | None) -> list[float]:
+        return [
+            m.value
+            for m in finding.measurements
+            if m.quantity is true.quantity and m.unit == true.unit and (m.laterality or side) in sides
+        ]
+
+    sides = (true.laterality,) if true.laterality else _WHOLE
+    whole = wanted(study, None)
+    if whole:
+        return whole[0]
+    values = [value for part in parts for value in wanted(part, part.laterality if true.laterality else None)]
+    return sum(values) if values and true.quantity is Quantity.VOLUME else max(values, default=None)
+
+
+def _match(parts: Sequence[Finding], lesions: Sequence[TrueLesion]) -> tuple[tuple[Description, ...], tuple[Pair, ...]]:
+    """From the surest description on, each may take the nearest lesion left; a second hit counts for nothing."""
+    left = list(range(len(lesions)))
+    descriptions: list[Description] = []
+    axes: list[Pair] = []
+    for part in sorted(parts, key=lambda p: -(p.probability or 0.0)):
+        if part.region is None:
+            continue
+        centre = part.region.centre_mm
+        reached = {
+            index: distance
+            for index, lesion in enumerate(lesions)
+            if (distance := math.dist(centre, lesion.centre_lps_mm)) <= _radius_mm(lesion)
+        }
+        free = [index for index in sorted(reached, key=reached.__getitem__) if index in left]
+        if reached and not free:
+            continue
+        descriptions.append(Description(score=part.probability or 0.0, hit=bool(free)))
+        if free:
+            left.remove(free[0])
+            axes += _axis(part, lesions[free[0]])
+    return tuple(descriptions), tuple(axes)
+
+
+def _radius_mm(lesion: TrueLesion) -> float:
+    if lesion.diameter_mm is None:
+        return _RADIUS_OF_UNKNOWN_SIZE_MM
+    return max(lesion.diameter_mm / 2, _SMALLEST_RADIUS_MM)
+
+
+def _axis(part: Finding, lesion: TrueLesion) -> list[Pair]:
+    if lesion.diameter_mm is None:
+        return []
+    return [
+        Pair(quantity=m.quantity, unit=m.unit, true=lesion.diameter_mm, measured=m.value, laterality=lesion.laterality)
+        for m in part.measurements
+        if m.quantity is Quantity.LONG_AXIS
+    ]
+
+
+def _dice(parts: Sequence[Finding], mask: npt.NDArray[np.bool_]) -> float | None:
+    found = np.zeros(mask.shape, dtype=bool)
+    for part in parts:
+        if part.region is not None:
+            found[part.region.box] |= part.region.mask
+    total = int(mask.sum()) + int(found.sum())
+    return 2.0 * int((mask & found).sum()) / total if total else None
+
+
+def _from_feet(index: int, volume: Volume) -> int:
+    """The slice's number counted from the lowest one."""
+    last = volume.hu.shape[0] - 1
+    low, high = (float(volume.geometry.index_to_patient((z, 0, 0))[2]) for z in (0, last))
+    return index if low <= high else last - index

@@ -1,0 +1,241 @@
+"""What is known about a study: the format of truth files, and their reader.
+
+A study's truth is a `truth.json` in the folder of its DICOM files, or an entry of an index file (TOML) that names many
+studies and leaves the data where they are. Both hold the fields of `StudyTruth`:
+
+    {"version": 1, "name": "patient 17", "source": "PleThora", "licence": "CC BY-NC 3.0",
+     "present": ["consolidation"], "absent": ["pneumothorax"],
+     "findings": {"pleural_effusion": {
+        "measurements": [{"quantity": "volume", "value": 759.4, "unit": "ml", "laterality": "left"}],
+        "lesions": [{"centre_lps_mm": [45.0, 60.0, -120.0], "diameter_mm": 30.0}],
+        "positive_slices": [12, 13, 14], "mask": "effusion.nii.gz"}}}
+
+A kind that is named nowhere is unknown and counts neither as present nor as absent. Quantities and units are those of
+`models.findings`. Slices are counted from 0 at the lowest one (feet); a mask is a NIfTI file, not 0 inside, placed by
+its own header. Paths are relative to the file they stand in. An index file has
+
+    version = 1
+    root = "../archive"          # what `path` is relative to; the index file's folder when left out
+    [[studies]]
+    name = "patient 17"
+    path = "ct/patient17"        # a folder of DICOM files, or a volume in HU that SimpleITK reads (NIfTI, NRRD)
+    ...
+
+The `truth.json` that `onescan phantom` writes is read, too.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from imaging.geometry import Point
+from models.findings import FindingKind, Laterality, Quantity, Unit
+
+TRUTH_NAME = "truth.json"
+KnownPresence = Literal["present", "absent", "unknown"]
+
+
+class UnreadableTruth(ValueError):
+    """A truth or index file cannot be read."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrueMeasurement(_Record):
+    """A number that is known, of the whole study or of one side of it."""
+
+    quantity: Quantity
+    value: float = Field(allow_inf_nan=False)
+    unit: Unit
+    laterality: Laterality | None = None
+
+
+class TrueLesion(_Record):
+    """One lesion: a point in it (LPS, mm), and its largest axial diameter where that is known."""
+
+    centre_lps_mm: Point
+    diameter_mm: float | None = Field(None, gt=0)
+    laterality: Laterality | None = None
+
+
+class KindTruth(_Record):
+    """What is known about one kind. `lesions`, where given, are all lesions of the kind that a reader would name."""
+
+    presence: KnownPresence = "present"
+    measurements: tuple[TrueMeasurement, ...] = ()
+    lesions: tuple[TrueLesion, ...] = ()
+    positive_slices: tuple[int, ...] = ()
+    mask: str | None = None
+
+
+class StudyTruth(_Record):
+    """The truth about one study; see the module's docstring for the file."""
+
+    version: Literal[1] = 1
+    name: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    licence: str = ""
+    simulated: bool = False
+    trained_on: bool = False
+    path: str | None = None
+    present: tuple[FindingKind, ...] = ()
+    absent: tuple[FindingKind, ...] = ()
+    findings: dict[FindingKind, KindTruth] = {}
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Self:
+        named = [*self.present, *self.absent, *self.findings]
+        if twice := {kind.value for kind in named if named.count(kind) > 1}:
+            raise ValueError(f"named more than once: {', '.join(sorted(twice))}")
+        return self
+
+    def of(self, kind: FindingKind) -> KindTruth:
+        """What is known about `kind`."""
+        if kind in self.findings:
+            return self.findings[kind]
+        named: KnownPresence = "present" if kind in self.present else "absent" if kind in self.absent else "unknown"
+        return KindTruth(presence=named)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledStudy:
+    """A study on disk with its truth; masks are relative to `folder`."""
+
+    truth: StudyTruth
+    data: Path
+    folder: Path
+
+    def mask_path(self, kind: FindingKind) -> Path | None:
+        mask = self.truth.of(kind).mask
+        return None if mask is None else self.folder / mask
+
+
+def find_labelled_studies(paths: Sequence[Path]) -> tuple[LabelledStudy, ...]:
+    """Studies of index files (TOML) and of every folder below `paths` that holds a `truth.json`.
+
+    Raises UnreadableTruth naming the file and the field.
+    """
+    found: list[LabelledStudy] = []
+    for path in paths:
+        if path.is_file():
+            found += _of_index(path)
+        else:
+            found += [_of_folder(file) for file in sorted(path.rglob(TRUTH_NAME))]
+    names = [study.truth.name for study in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UnreadableTruth(f"more than one study is named {', '.join(twice)}")
+    return tuple(found)
+
+
+def _of_folder(file: Path) -> LabelledStudy:
+    try:
+        document = json.loads(file.read_bytes())
+        truth = (
+            phantom_truth(document, name=f"phantom {file.parent.name}")
+            if isinstance(document, dict) and "seed" in document
+            else StudyTruth.model_validate(document)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UnreadableTruth(f"{file}: {_said(error)}") from error
+    return LabelledStudy(truth=truth, data=file.parent / (truth.path or "."), folder=file.parent)
+
+
+def _of_index(file: Path) -> list[LabelledStudy]:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        if table.get("version") != 1:
+            raise ValueError("version must be 1")
+        root = (file.parent / table.get("root", ".")).resolve()
+        truths = [StudyTruth.model_validate(entry) for entry in table["studies"]]
+        if nameless := [truth.name for truth in truths if truth.path is None]:
+            raise ValueError(f"no path: {', '.join(nameless)}")
+    except (OSError, ValueError, KeyError) as error:
+        raise UnreadableTruth(f"{file}: {_said(error)}") from error
+    return [LabelledStudy(truth=truth, data=root / str(truth.path), folder=root) for truth in truths]
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+# A placed lesion below this (above it for attenuations), in the phantom's own unit, is no reason to call a study
+# positive nor a mistake when it is named: unknown.
+PHANTOM_COUNTS_FROM: Mapping[FindingKind, float] = {
+    FindingKind.PULMONARY_NODULE: 6.0,
+    FindingKind.PLEURAL_EFFUSION: 50.0,
+    FindingKind.AORTIC_DILATATION: 40.0,
+    FindingKind.VERTEBRAL_COMPRESSION_FRACTURE: 20.0,
+    FindingKind.CONSOLIDATION: 10.0,
+    FindingKind.GROUND_GLASS_OPACITY: 25.0,
+    FindingKind.PNEUMOTHORAX: 50.0,
+    FindingKind.PERICARDIAL_EFFUSION: 80.0,
+    FindingKind.ATELECTASIS: 15.0,
+    FindingKind.LYMPHADENOPATHY: 10.0,
+}
+_EMPHYSEMA_FROM_LAA_PERCENT = 5.0
+
+_SIZE_IS: Mapping[FindingKind, tuple[Quantity, Unit]] = {
+    FindingKind.CORONARY_ARTERY_CALCIFICATION: (Quantity.AGATSTON_SCORE, "1"),
+    FindingKind.AORTIC_DILATATION: (Quantity.ASCENDING_AORTA_DIAMETER, "mm"),
+    FindingKind.CARDIOMEGALY: (Quantity.CARDIOTHORACIC_RATIO, "{ratio}"),
+    FindingKind.PULMONARY_ARTERY_ENLARGEMENT: (Quantity.PULMONARY_TRUNK_DIAMETER, "mm"),
+    FindingKind.LOW_BONE_DENSITY: (Quantity.MEAN_ATTENUATION, "[hnsf'U]"),
+    FindingKind.HEPATIC_STEATOSIS: (Quantity.MEAN_ATTENUATION, "[hnsf'U]"),
+    FindingKind.ARTERIAL_WALL_CALCIFICATION: (Quantity.CALCIUM_VOLUME, "mm3"),
+}
+_MEASURED_IN_ML = (
+    FindingKind.PLEURAL_EFFUSION,
+    FindingKind.CONSOLIDATION,
+    FindingKind.GROUND_GLASS_OPACITY,
+    FindingKind.PNEUMOTHORAX,
+    FindingKind.PERICARDIAL_EFFUSION,
+    FindingKind.ATELECTASIS,
+)
+_COUNTED = (FindingKind.PULMONARY_NODULE, FindingKind.LYMPHADENOPATHY, FindingKind.RIB_FRACTURE)
+
+
+def phantom_truth(document: Mapping[str, Any], *, name: str) -> StudyTruth:
+    """The truth of a phantom from `imaging.phantom.truth_document`: a kind that was not placed is absent."""
+    placed: dict[FindingKind, list[Mapping[str, Any]]] = {}
+    for finding in document["findings"]:
+        placed.setdefault(FindingKind(finding["kind"]), []).append(finding)
+    return StudyTruth(
+        name=name,
+        source="phantoms",
+        licence="Apache-2.0",
+        simulated=True,
+        absent=tuple(kind for kind in FindingKind if kind not in placed),
+        findings={kind: _placed_truth(kind, parts) for kind, parts in placed.items()},
+    )
+
+
+def _placed_truth(kind: FindingKind, parts: Sequence[Mapping[str, Any]]) -> KindTruth:
+    measurements: list[TrueMeasurement] = []
+    counts = max(part["size"] for part in parts) >= PHANTOM_COUNTS_FROM.get(kind, -1e9)
+    if kind is FindingKind.EMPHYSEMA:
+        laa = max(part["measurements"]["laa_950_percent"] for part in parts)
+        counts = laa >= _EMPHYSEMA_FROM_LAA_PERCENT
+        measurements.append(TrueMeasurement(quantity=Quantity.LOW_ATTENUATION_AREA_950, value=laa, unit="%"))
+    if kind in _SIZE_IS and len(parts) == 1:
+        quantity, unit = _SIZE_IS[kind]
+        measurements.append(TrueMeasurement(quantity=quantity, value=parts[0]["size"], unit=unit))
+    if kind in _MEASURED_IN_ML:
+        total = sum(part["volume_ml"] for part in parts)
+        measurements.append(TrueMeasurement(quantity=Quantity.VOLUME, value=total, unit="ml"))
+    lesions = [
+        TrueLesion(centre_lps_mm=part["centre_mm"], diameter_mm=part["long_axis_mm"], laterality=part["laterality"])
+        for part in parts
+        if kind in _COUNTED
+    ]
+    return KindTruth(
+        presence="present" if counts else "unknown", measurements=tuple(measurements), lesions=tuple(lesions)
+    )
