@@ -45,7 +45,7 @@ class StudyResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Passed:
+class Passed:
     """What the gates let through: the series' volume and lungs, or neither."""
 
     selection: Selection
@@ -67,8 +67,8 @@ def process_study(
 
     Raises ModelError for a model without an answer.
     """
-    clock = _Clock(on_stage)
-    passed = _first_series_through_the_gates(study, clock)
+    clock = StageClock(on_stage)
+    passed = first_series_through_the_gates(study, clock)
     detection = _detect(detector, passed, clock)
     key_images = {}
     with clock.stage("encode"):
@@ -114,7 +114,7 @@ def write_result(result: StudyResult, folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in contents)
 
 
-def _first_series_through_the_gates(study: Study, clock: "_Clock") -> _Passed:
+def first_series_through_the_gates(study: Study, clock: "StageClock") -> Passed:
     """The best series that passes both gates; the others are rejected with what the gates said."""
     selection = select_series(study)
     quality: tuple[QualityIssue, ...] = ()
@@ -130,12 +130,12 @@ def _first_series_through_the_gates(study: Study, clock: "_Clock") -> _Passed:
                     lungs = segment_lungs(volume)
                     quality += check_voxels(volume, lungs)
                 if not is_rejected(quality):
-                    return _Passed(selection=selection, quality=quality, volume=volume, lungs=lungs)
+                    return Passed(selection=selection, quality=quality, volume=volume, lungs=lungs)
         if not selection.alternatives:
             # The last one stays the chosen series: the report says why it was refused.
             break
         selection = next_selection(selection, _why_rejected(quality))
-    return _Passed(selection=selection, quality=quality, volume=None, lungs=None)
+    return Passed(selection=selection, quality=quality, volume=None, lungs=None)
 
 
 def _decoded(series: Series) -> Volume | QualityIssue:
@@ -150,7 +150,7 @@ def _why_rejected(quality: Sequence[QualityIssue]) -> str:
     return "; ".join(issue.message for issue in quality if issue.verdict is Verdict.REJECT)
 
 
-def _detect(detector: Detector, passed: _Passed, clock: "_Clock") -> Detection | None:
+def _detect(detector: Detector, passed: Passed, clock: "StageClock") -> Detection | None:
     if passed.volume is None or passed.lungs is None or passed.selection.chosen is None:
         return None
     with clock.stage("analyse"):
@@ -178,7 +178,7 @@ def _part_10(ds: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-class _Clock:
+class StageClock:
     """Seconds of each stage; a stage that runs twice (a second series was tried) adds up."""
 
     def __init__(self, on_stage: OnStage) -> None:

@@ -63,6 +63,7 @@ class Series:
     contrast_bolus_agent: str | None
     files: tuple[Path, ...]
     slices: tuple[Slice, ...]
+    manufacturer: str | None = None
     left_out_localizers: int = 0
 
     @property
@@ -153,6 +154,7 @@ def _instance_header(file: Path, ds: Dataset) -> InstanceHeader:
         protocol_name=_text(_value(ds, "ProtocolName")),
         convolution_kernel=_kernel(ds),
         contrast_bolus_agent=_text(_value(ds, "ContrastBolusAgent")),
+        manufacturer=_text(_value(ds, "Manufacturer")),
         files=(file,),
         slices=planes,
     )

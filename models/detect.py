@@ -31,7 +31,7 @@ from models.heads import (
     joined_mask,
     lesion_candidates,
 )
-from models.manifest import OperatingPoint
+from models.manifest import ModelManifest, OperatingPoint
 from models.measure import (
     EMPHYSEMA_HU,
     attenuation,
@@ -68,11 +68,14 @@ class Detection:
 
 
 class Detector:
-    """A loaded model that answers for volumes. One network run per volume."""
+    """A loaded model that answers for volumes. One network run per volume.
 
-    def __init__(self, session: ModelSession) -> None:
+    `manifest` stands in for the session's own where the same weights shall answer otherwise, as with nothing withheld.
+    """
+
+    def __init__(self, session: ModelSession, manifest: ModelManifest | None = None) -> None:
         self.session = session
-        self.manifest = session.manifest
+        self.manifest = manifest or session.manifest
 
     def detect(self, volume: Volume, lungs: Lungs, *, sharp_kernel: bool) -> Detection:
         """Findings of every kind. Raises models.errors.BadOutput when the network's answer is none."""
@@ -92,7 +95,9 @@ class Detector:
         reading = _Reading(self, volume, lungs, grid, outputs)
         answered = [kind for kind in self.manifest.lesions if kind not in self.manifest.withheld]
         found = {kind: reading.network_findings(kind) for kind in answered}
-        found[FindingKind.EMPHYSEMA] = (reading.emphysema(sharp_kernel, found.get(FindingKind.PNEUMOTHORAX, ())),)
+        if FindingKind.EMPHYSEMA not in self.manifest.withheld:
+            air = found.get(FindingKind.PNEUMOTHORAX, ())
+            found[FindingKind.EMPHYSEMA] = self._graded((reading.emphysema(sharp_kernel, air),))
         anatomy = reading.anatomy(sharp_kernel)
         for kind, rule in RULES.items():
             if kind not in self.manifest.withheld:
@@ -185,7 +190,7 @@ class _Reading:
             kind=kind,
             presence=presence,
             tracking_uid=self._tracking_uid(kind),
-            evidence_grade=EvidenceGrade.B,
+            evidence_grade=None,
             method=f"threshold at -950 HU in the segmented lungs; present from {EMPHYSEMA_PRESENT_LAA_PERCENT:g} %",
             reason=reason,
             site="both lungs" if len(seen) == 2 else f"{seen[0]} lung" if seen else None,

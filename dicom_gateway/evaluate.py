@@ -1,0 +1,231 @@
+"""Studies with known truth through the product's own path, one record a study: what `onescan evaluate` does."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dicom_gateway.pipeline import StageClock, first_series_through_the_gates
+from imaging.errors import ImagingError
+from imaging.files import find_files
+from imaging.headers import Series, read_studies
+from imaging.lungs import Lungs, segment_lungs
+from imaging.quality import QualityIssue, Verdict, check_voxels, is_rejected
+from imaging.selection import has_sharp_kernel
+from imaging.volume import Volume
+from models.detect import Detection, Detector
+from models.errors import ModelError
+from models.evaluation.images import read_image, read_mask
+from models.evaluation.phantoms import PhantomPlan, make_planned, plan_suite
+from models.evaluation.record import Acquisition, Record, read_answers
+from models.evaluation.truth import LabelledStudy, StudyTruth
+from models.findings import FindingKind
+from models.manifest import ModelManifest
+from models.session import ModelSession
+
+OnStage = Callable[[str], None]
+Masks = Mapping[FindingKind, npt.NDArray[np.bool_]]
+
+
+class Refused(Exception):
+    """No series of the study may be analysed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scan:
+    """A volume that passed the gates, with its truth; true outlines are on the volume's grid."""
+
+    truth: StudyTruth
+    volume: Volume
+    lungs: Lungs
+    sharp_kernel: bool
+    acquisition: Acquisition
+    masks: Masks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A study to be evaluated. `identity` changes whenever its data or truth do; `read` raises Refused."""
+
+    name: str
+    source: str
+    simulated: bool
+    trained_on: bool
+    identity: str
+    read: Callable[[OnStage], Scan]
+
+
+def labelled_case(study: LabelledStudy) -> Case:
+    """A study on disk: DICOM takes the way of the product; of other volumes only the voxels are checked."""
+    truth = study.truth
+    return Case(
+        name=truth.name,
+        source=truth.source,
+        simulated=truth.simulated,
+        trained_on=truth.trained_on,
+        identity=f"{study.data} {truth.model_dump_json()}",
+        read=lambda on_stage: _read_labelled(study, on_stage),
+    )
+
+
+def phantom_cases(count: int, seed: int) -> Iterator[Case]:
+    """The phantoms of a suite; each is made when it is read."""
+    for plan in plan_suite(count, seed):
+        yield Case(
+            name=plan.name,
+            source="phantoms",
+            simulated=True,
+            trained_on=False,
+            identity=repr(plan),
+            read=lambda on_stage, plan=plan: _read_phantom(plan, on_stage),  # type: ignore[misc]
+        )
+
+
+def _read_labelled(study: LabelledStudy, on_stage: OnStage) -> Scan:
+    if study.data.is_dir():
+        volume, lungs, acquisition, sharp = _read_dicom(study.data, on_stage)
+    else:
+        on_stage("read")
+        volume = read_image(study.data)
+        lungs = _checked_lungs(volume, on_stage)
+        acquisition, sharp = Acquisition(slice_spacing_mm=volume.geometry.spacing_mm[0]), False
+    masks = {
+        kind: read_mask(path, volume.geometry) for kind in FindingKind if (path := study.mask_path(kind)) is not None
+    }
+    return Scan(truth=study.truth, volume=volume, lungs=lungs, sharp_kernel=sharp, acquisition=acquisition, masks=masks)
+
+
+def _read_dicom(folder: Path, on_stage: OnStage) -> tuple[Volume, Lungs, Acquisition, bool]:
+    studies, _ = read_studies(find_files([folder], folder))
+    if len(studies) != 1:
+        raise Refused(f"the folder holds {len(studies)} studies, not one")
+    passed = first_series_through_the_gates(studies[0], StageClock(on_stage))
+    chosen = passed.selection.chosen
+    if passed.volume is None or passed.lungs is None or chosen is None:
+        rejections = [rejection.reason for rejection in passed.selection.rejected]
+        raise Refused(_why(passed.quality) or "; ".join(rejections) or "no series of a chest CT")
+    return passed.volume, passed.lungs, _acquisition(chosen, passed.volume), has_sharp_kernel(chosen)
+
+
+def _acquisition(series: Series, volume: Volume) -> Acquisition:
+    return Acquisition(
+        slice_spacing_mm=volume.geometry.spacing_mm[0],
+        sharp_kernel=has_sharp_kernel(series) if series.convolution_kernel else None,
+        contrast=True if series.contrast_bolus_agent else None,
+        manufacturer=series.manufacturer,
+    )
+
+
+def _read_phantom(plan: PhantomPlan, on_stage: OnStage) -> Scan:
+    on_stage("make the phantom")
+    phantom, truth = make_planned(plan)
+    return Scan(
+        truth=truth,
+        volume=phantom.volume,
+        lungs=_checked_lungs(phantom.volume, on_stage),
+        sharp_kernel=plan.sharp_kernel,
+        acquisition=Acquisition(
+            slice_spacing_mm=plan.spacing_mm[0],
+            sharp_kernel=plan.sharp_kernel,
+            contrast=plan.contrast,
+            manufacturer="phantom",
+        ),
+        masks={FindingKind(kind): mask for kind, mask in phantom.lesions.items() if FindingKind(kind) in _OUTLINED},
+    )
+
+
+# Kinds whose phantom mask is the lesion itself, as the product would outline it.
+_OUTLINED = (
+    FindingKind.PLEURAL_EFFUSION,
+    FindingKind.CONSOLIDATION,
+    FindingKind.GROUND_GLASS_OPACITY,
+    FindingKind.PNEUMOTHORAX,
+    FindingKind.PERICARDIAL_EFFUSION,
+    FindingKind.ATELECTASIS,
+)
+
+
+def _checked_lungs(volume: Volume, on_stage: OnStage) -> Lungs:
+    on_stage("lungs")
+    lungs = segment_lungs(volume)
+    issues = check_voxels(volume, lungs)
+    if is_rejected(issues):
+        raise Refused(_why(issues))
+    return lungs
+
+
+def _why(issues: Sequence[QualityIssue]) -> str:
+    return "; ".join(issue.message for issue in issues if issue.verdict is Verdict.REJECT)
+
+
+def answering_everything(session: ModelSession) -> Detector:
+    """A detector that answers the withheld kinds, too: whether they should be is what the evaluation shows."""
+    return Detector(session, session.manifest.model_copy(update={"withheld": {}}))
+
+
+def evaluate_cases(
+    cases: Sequence[Case], detector: Detector, folder: Path, on_stage: OnStage = lambda stage: None
+) -> Iterator[Record]:
+    """One record a case, kept in `folder` as JSON; a case that has its record there is not run again.
+
+    A study that cannot be read or analysed gives a record with the problem and does not stop the others.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        key = _key(case, detector.manifest)
+        path = folder / f"{key}.json"
+        if path.exists():
+            yield Record.model_validate_json(path.read_bytes())
+            continue
+        started = time.perf_counter()
+        record = _evaluated(case, key, detector, on_stage)
+        record = record.model_copy(update={"seconds": round(time.perf_counter() - started, 2)})
+        part = path.with_suffix(".part")
+        part.write_text(record.model_dump_json(indent=1), encoding="utf-8")
+        part.replace(path)
+        yield record
+
+
+def _evaluated(case: Case, key: str, detector: Detector, on_stage: OnStage) -> Record:
+    empty = Record(
+        key=key,
+        name=case.name,
+        source=case.source,
+        simulated=case.simulated,
+        trained_on=case.trained_on,
+        outcome="failed",
+    )
+    try:
+        scan = case.read(on_stage)
+        on_stage("analyse")
+        detection = detector.detect(scan.volume, scan.lungs, sharp_kernel=scan.sharp_kernel)
+    except Refused as refusal:
+        return empty.model_copy(update={"outcome": "refused", "problem": str(refusal)})
+    except Exception as error:  # noqa: BLE001  # edge: one study must not end the evaluation
+        known = isinstance(error, (ImagingError, ModelError, OSError))
+        return empty.model_copy(update={"problem": str(error) if known else f"unexpected {type(error).__name__}"})
+    return empty.model_copy(
+        update={
+            "outcome": "evaluated",
+            "acquisition": _with_contrast(scan.acquisition, detection),
+            "answers": read_answers(scan.truth, detection.findings, scan.volume, scan.masks),
+        }
+    )
+
+
+def _with_contrast(acquisition: Acquisition, detection: Detection) -> Acquisition:
+    """Where the header is silent the blood tells: many headers leave the agent out."""
+    if acquisition.contrast is not None:
+        return acquisition
+    return acquisition.model_copy(update={"contrast": detection.blood_pool.contrast})
+
+
+def _key(case: Case, manifest: ModelManifest) -> str:
+    parts = [case.name, case.identity, manifest.model_dump_json(exclude={"evidence", "withheld"}), version("onescan")]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
