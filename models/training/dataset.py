@@ -4,13 +4,14 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from models.training.annotations import rasterise, read_annotations
 from models.training.lesions import insert_lesions
 from models.training.phantoms import load_phantoms
 from models.training.sources import OrganMap, Sample, read_ct, read_organ_map, real_sample, to_grid
@@ -21,7 +22,7 @@ from models.training.synthesis import Shape, deform, paint_organs, scan
 class Volume:
     """A real CT of the data root: `path` in it, its licence, and what it holds that is not outlined.
 
-    `nodules` are (x, y, z, diameter) in mm, LPS.
+    `nodules` are (x, y, z, diameter) in mm, LPS. `annotations` is a file of outlined organs.
     """
 
     path: str
@@ -29,6 +30,7 @@ class Volume:
     licence: str
     unlabelled_pneumonia: bool = False
     nodules: tuple[tuple[float, ...], ...] = ()
+    annotations: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +44,16 @@ class Mix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """One training run, as its TOML file says it. Paths are relative to `data_root`."""
+    """One training run, as its TOML file says it.
+
+    Paths of data are relative to `data_root`; `annotations` and the phantom folder are relative to the TOML file.
+    """
 
     data_root: Path
     seed: int
     steps: int
     batch: int
+    precision: Literal["bfloat16", "float32"]
     crop: Shape
     learning_rate: float
     features: tuple[int, ...]
@@ -62,20 +68,27 @@ class Config:
 
 
 def read_config(path: Path) -> Config:
-    """Raises TypeError where a key is missing or unknown."""
+    """Raises TypeError where a key is missing or unknown, ValueError where a value is none of those allowed."""
     table: dict[str, Any] = tomllib.loads(path.read_text())
+    if table["precision"] not in ("bfloat16", "float32"):
+        raise ValueError(f"precision is {table['precision']!r}, not bfloat16 or float32")
     crop = tuple(table.pop("crop"))
     if len(crop) != 3:
         raise TypeError("crop has three axes")
     return Config(
         data_root=(path.parent / table.pop("data_root")).resolve(),
         mix=Mix(**table.pop("mix")),
-        volumes=tuple(Volume(**volume) for volume in table.pop("volumes")),
+        volumes=tuple(_volume(volume, path.parent) for volume in table.pop("volumes")),
         features=tuple(table.pop("features")),
         phantom_folder=(path.parent / table.pop("phantom_folder")).resolve(),
         crop=crop,
         **table,
     )
+
+
+def _volume(table: dict[str, Any], folder: Path) -> Volume:
+    annotations = table.pop("annotations", None)
+    return Volume(**table, annotations=None if annotations is None else (folder / annotations).resolve())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,16 +102,19 @@ class Sources:
 
 def read_sources(config: Config) -> Sources:
     """Read and label the real volumes and the organ map, and make the phantoms."""
-    real = tuple(
-        real_sample(
-            to_grid(read_ct(config.data_root / volume.path), -1024.0),
-            unlabelled_pneumonia=volume.unlabelled_pneumonia,
-            nodules=volume.nodules,
-        )
-        for volume in config.volumes
-    )
+    real = tuple(_read_real(config.data_root, volume) for volume in config.volumes)
     phantoms = load_phantoms(config.phantom_folder, config.phantom_first_seed, config.phantoms)
     return Sources(real, read_organ_map(config.data_root / config.organ_map), phantoms)
+
+
+def _read_real(data_root: Path, volume: Volume) -> Sample:
+    grid = to_grid(read_ct(data_root / volume.path), -1024.0)
+    return real_sample(
+        grid,
+        unlabelled_pneumonia=volume.unlabelled_pneumonia,
+        nodules=volume.nodules,
+        structures=None if volume.annotations is None else rasterise(read_annotations(volume.annotations), grid),
+    )
 
 
 def make_sample(sources: Sources, config: Config, index: int) -> Sample:

@@ -18,6 +18,9 @@ from models.training.labels import LABEL
 from models.training.network import LESIONS, SPACING_MM, VOXEL_ML
 from models.training.sources import Sample
 
+# three voxels: what is smaller is the business of the nodule detector, on a finer grid
+_SEEN_NODULE_MM = 3 * SPACING_MM
+
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
@@ -212,9 +215,16 @@ def add_consolidation(sample: Sample, space: Cavity, rng: np.random.Generator) -
 
 
 def add_atelectasis(sample: Sample, space: Cavity, rng: np.random.Generator) -> None:
-    """Dependent or plate-like collapse without fluid. Consolidation is left open there: HU cannot tell."""
+    """Dependent, plate-like or lobar collapse without fluid. Consolidation is left open there: HU cannot tell."""
     hu = sample.hu[space.box]
-    if rng.random() < 0.5:
+    form = rng.random()
+    if form < 0.25:  # a lobe collapsed towards the hilum
+        reach = (space.z - rng.uniform(0.25, 0.75)) ** 2 * rng.uniform(1, 6)
+        reach = reach + (space.y - rng.uniform(0.3, 0.8)) ** 2 * rng.uniform(1, 8) + space.x * rng.uniform(0.3, 1.2)
+        level = (0.04 * smooth_noise(hu.shape, 8, rng) - reach).astype(np.float32)
+        volume_ml = float(np.exp(rng.uniform(np.log(20), np.log(300))))
+        ramp = soft_edge(level - _threshold(level, space.space, volume_ml), 0.04)
+    elif form < 0.6:
         level = _gravity_level(space, rng, 1.0)
         edge = level - _threshold(level, space.space, float(rng.uniform(5, 150)))
         ramp = soft_edge(edge, 0.05)
@@ -232,11 +242,77 @@ def add_atelectasis(sample: Sample, space: Cavity, rng: np.random.Generator) -> 
 
 
 def add_emphysema(sample: Sample, space: Cavity, rng: np.random.Generator) -> None:
-    """Holes in the lung: no class of its own (HU measure it), but nothing else may be seen in it."""
+    """Holes in the lung, up to bullae at its surface: no class of its own (HU measure it), but none of the others."""
     hu = sample.hu[space.box]
-    level = smooth_noise(hu.shape, rng.uniform(2.0, 7.0), rng) + rng.uniform(-0.8, 1.5) * (space.z - 0.5)
+    bullous = rng.random() < 0.3
+    level = smooth_noise(hu.shape, rng.uniform(7.0, 18.0) if bullous else rng.uniform(2.0, 7.0), rng)
+    level = level + rng.uniform(-0.8, 1.5) * (space.z - 0.5)
+    if bullous:
+        level = level - rng.uniform(0.5, 2.5) * (space.depth - 0.5)
     edge = (level - np.quantile(level[space.space], rng.uniform(0.5, 0.95))).astype(np.float32)
-    _replace(hu, soft_edge(edge, 0.5) * (space.space & (hu < -600)) * rng.uniform(0.4, 1.0), rng.uniform(-1000, -960))
+    width = rng.uniform(0.1, 0.3) if bullous else 0.5
+    _replace(hu, soft_edge(edge, width) * (space.space & (hu < -600)) * rng.uniform(0.4, 1.0), rng.uniform(-1000, -960))
+
+
+def add_interstitial(sample: Sample, space: Cavity, rng: np.random.Generator) -> None:
+    """Reticulation and honeycombing: a net of dense walls about as fine as the grid, mostly under the pleura."""
+    hu = sample.hu[space.box]
+    level = smooth_noise(hu.shape, rng.uniform(8, 25), rng) * 0.5 - rng.uniform(1.0, 4.0) * space.depth
+    level = level - rng.uniform(-0.5, 3.0) * (space.z - 0.3) + rng.uniform(-0.3, 1.0) * (space.y - 0.5)
+    level = level.astype(np.float32)
+    volume_ml = float(np.exp(rng.uniform(np.log(40), np.log(900))))
+    edge = level - _threshold(level, space.space, min(volume_ml, 0.5 * float(space.space.sum()) * VOXEL_ML))
+    extent = soft_edge(edge, rng.uniform(0.1, 0.5)) * space.space
+    net = np.abs(smooth_noise(hu.shape, rng.uniform(1.2, 2.8), rng))
+    walls = np.clip(1.0 - net / rng.uniform(0.25, 0.6), 0.0, 1.0)
+    filled = extent * np.clip(walls * rng.uniform(0.3, 0.8) + rng.uniform(0.0, 0.12), 0.0, 0.9)
+    hu += filled * np.maximum(20.0 - hu, 0.0)
+    if rng.random() < 0.4:  # honeycombing: air in the cells
+        cells = extent * np.clip((net - 0.8) / 0.4, 0.0, 1.0) * rng.uniform(0.4, 1.0)
+        hu += cells * np.minimum(-980.0 - hu, 0.0)
+    _mark(sample, space, extent > 0.5, (extent > 0.2) & (extent < 0.75), FindingKind.INTERSTITIAL_ABNORMALITY)
+    sample.unknown[space.box][extent > 0.2] |= bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY)
+
+
+def add_dependent_haze(sample: Sample, space: Cavity, rng: np.random.Generator) -> None:
+    """The density of lung that lies below in a patient on the back: no finding, though it looks like ground glass."""
+    hu = sample.hu[space.box]
+    level = _gravity_level(space, rng, 1.0)
+    edge = level - np.float32(np.quantile(level[space.space], rng.uniform(0.6, 0.95)))
+    filled = np.clip(edge, 0.0, None) * rng.uniform(0.2, 1.2)
+    filled = np.clip(filled, 0.0, rng.uniform(0.08, 0.3)) * space.space
+    hu += filled * np.maximum(20.0 - hu, 0.0)
+    sample.unknown[space.box][filled > 0.12] |= bit(FindingKind.GROUND_GLASS_OPACITY) | bit(FindingKind.ATELECTASIS)
+
+
+def add_pericardial_effusion(sample: Sample, rng: np.random.Generator) -> None:
+    """Fluid of 3 to 30 mm around an outlined heart, more of it below; nothing where no heart is outlined."""
+    heart = sample.anatomy == LABEL["heart"]
+    if heart.sum() * VOXEL_ML < 200:
+        return
+    box = ndi.find_objects(heart.astype(np.uint8))[0]
+    box = tuple(slice(max(0, a.start - 14), a.stop + 14) for a in box)
+    vessels = np.isin(sample.anatomy[box], [LABEL[n] for n in ("aorta", "pulmonary_trunk", "blood")])
+    # the sac holds the roots of the vessels, too, and no fluid lies between them and the heart
+    inside = ndi.binary_fill_holes(ndi.binary_closing(heart[box] | vessels, iterations=4)) | heart[box]
+    hu = sample.hu[box]
+    distance = np.maximum(ndi.distance_transform_edt(~inside), 0.7 * ndi.distance_transform_edt(~heart[box]))
+    distance = distance.astype(np.float32) * SPACING_MM
+    y = np.linspace(-0.5, 0.5, hu.shape[1], dtype=np.float32)[None, :, None]
+    z = np.linspace(-0.5, 0.5, hu.shape[0], dtype=np.float32)[:, None, None]
+    thickness_mm = float(np.exp(rng.uniform(np.log(4), np.log(30))))
+    local_mm = thickness_mm * (1.0 + rng.uniform(0, 1.2) * y - rng.uniform(0, 1.0) * z)
+    local_mm = local_mm * (1.0 + 0.2 * smooth_noise(hu.shape, 10, rng))
+    movable = np.isin(sample.anatomy[box], [LABEL[n] for n in ("body", "soft_tissue", "lung_left", "lung_right")])
+    movable |= np.isin(sample.anatomy[box], [LABEL[n] for n in ("left_or_soft", "right_or_soft", "elsewhere")])
+    movable &= hu < 250
+    ring = soft_edge(local_mm - distance, SPACING_MM) * (~inside & movable)
+    hu += ring * (rng.uniform(-5, 30) + 3 * smooth_noise(hu.shape, 4, rng) - hu)
+    fluid = ring > 0.5
+    sample.lesions[box][fluid] = bit(FindingKind.PERICARDIAL_EFFUSION)
+    sample.unknown[box][fluid] = 0
+    sample.unknown[box][(ring > 0.2) & ~fluid] |= bit(FindingKind.PERICARDIAL_EFFUSION)
+    sample.anatomy[box][fluid] = LABEL["body"]
 
 
 def _mark(sample: Sample, space: Cavity, mask: Mask, doubt: Mask, kind: FindingKind) -> None:
@@ -291,6 +367,8 @@ def _add_nodule(
     lesions, unknown = sample.lesions[space.box][local], sample.unknown[space.box][local]
     lesions[nodule] |= bit(FindingKind.PULMONARY_NODULE)
     unknown[nodule] &= ~bit(FindingKind.PULMONARY_NODULE)
+    if diameter_mm < _SEEN_NODULE_MM:
+        unknown[inside > 0.2] |= bit(FindingKind.PULMONARY_NODULE)
     # a nodule in consolidation cannot be seen, and a mass is neither consolidation nor free of it
     unknown[nodule & (lesions & bit(FindingKind.CONSOLIDATION) > 0)] |= bit(FindingKind.PULMONARY_NODULE)
     if diameter_mm > 25 or texture in ("ground_glass", "part_solid"):
@@ -303,20 +381,26 @@ Insertion = Callable[[Sample, Cavity, np.random.Generator], None]
 
 # in the order in which they are put in: what replaces the lung's air first, what displaces the lung last
 INSERTIONS: tuple[tuple[Insertion, float], ...] = (
-    (add_emphysema, 0.12),
+    (add_emphysema, 0.18),
+    (add_dependent_haze, 0.3),
+    (add_interstitial, 0.15),
     (add_ground_glass, 0.25),
     (add_consolidation, 0.25),
-    (add_atelectasis, 0.12),
-    (add_nodules, 0.45),
+    (add_atelectasis, 0.15),
+    (add_nodules, 0.35),
     (add_pneumothorax, 0.17),
     (add_effusion, 0.30),
 )
+
+_PERICARDIAL_EFFUSION_CHANCE = 0.25
 
 
 def insert_lesions(sample: Sample, rng: np.random.Generator, healthy: float) -> None:
     """Put a random set of lesions into each lung, in place; with probability `healthy` none at all."""
     if rng.random() < healthy:
         return
+    if rng.random() < _PERICARDIAL_EFFUSION_CHANCE:
+        add_pericardial_effusion(sample, rng)
     for side in ("left", "right"):
         space = cavity(sample, side)
         if space is None or rng.random() < 0.25:

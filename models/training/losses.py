@@ -9,12 +9,12 @@ from models.training.network import LESIONS
 
 # nodules are a few voxels of a million, and what is rare must still weigh something
 _WEIGHTS = {
-    FindingKind.PULMONARY_NODULE: 30.0,
-    FindingKind.PERICARDIAL_EFFUSION: 8.0,
-    FindingKind.CONSOLIDATION: 6.0,
-    FindingKind.ATELECTASIS: 6.0,
+    FindingKind.PULMONARY_NODULE: 10.0,
+    FindingKind.PERICARDIAL_EFFUSION: 4.0,
+    FindingKind.CONSOLIDATION: 3.0,
+    FindingKind.ATELECTASIS: 3.0,
 }
-_POSITIVE_WEIGHT = torch.tensor([_WEIGHTS.get(kind, 4.0) for kind in LESIONS])
+_POSITIVE_WEIGHT = torch.tensor([_WEIGHTS.get(kind, 2.0) for kind in LESIONS])
 _ENTROPY_WEIGHT = 20.0
 _SMOOTH = 5.0
 
@@ -27,7 +27,7 @@ def anatomy_loss(logits: Tensor, labels: Tensor) -> Tensor:
     classes = logits.shape[1]
     probabilities = torch.softmax(logits, dim=1).movedim(1, -1).reshape(-1, classes)
     flat = labels.reshape(-1).long()
-    allowed = torch.from_numpy(ALLOWED).to(probabilities.dtype)[flat]
+    allowed = torch.from_numpy(ALLOWED).to(probabilities)[flat]
     within = (probabilities * allowed).sum(dim=1)
     entropy = -torch.log(within + 1e-6).mean()
     known = (allowed.sum(dim=1) == 1).to(probabilities.dtype)[:, None]
@@ -43,10 +43,10 @@ def lesion_loss(logits: Tensor, bits: Tensor, unknown: Tensor) -> Tensor:
 
     Voxels of unknown truth count for nothing; Dice is taken per kind over the batch where the kind is there.
     """
-    shifts = torch.arange(logits.shape[1], dtype=torch.uint8).view(1, -1, 1, 1, 1)
+    shifts = torch.arange(logits.shape[1], dtype=torch.uint8, device=logits.device).view(1, -1, 1, 1, 1)
     target = ((bits[:, None] >> shifts) & 1).to(logits.dtype)
     known = 1 - ((unknown[:, None] >> shifts) & 1).to(logits.dtype)
-    weight = _POSITIVE_WEIGHT.view(1, -1, 1, 1, 1)
+    weight = _POSITIVE_WEIGHT.to(logits.device).view(1, -1, 1, 1, 1)
     entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, known, pos_weight=weight)
     probabilities = torch.sigmoid(logits) * known
     hit = (probabilities * target).sum(dim=(0, 2, 3, 4))

@@ -5,7 +5,7 @@ array SimpleITK gives for an image of identity direction in LPS.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from models.training.labels import LABEL
 from models.training.network import LESIONS, SPACING_MM
 
 MARGIN_MM = 40.0
+_ORGAN_MARGIN_MM = 5.0
+_HEART_OPEN_MM = 20.0
 
 _LUNG_BITS = sum(
     1 << index
     for index, kind in enumerate(LESIONS)
-    if kind in {"pulmonary_nodule", "consolidation", "ground_glass_opacity", "atelectasis"}
+    if kind in {"pulmonary_nodule", "consolidation", "ground_glass_opacity", "atelectasis", "interstitial_abnormality"}
 )
 _CONSOLIDATION_BIT = 1 << LESIONS.index("consolidation")
 _GROUND_GLASS_BIT = 1 << LESIONS.index("ground_glass_opacity")
@@ -162,10 +164,17 @@ def _airways(hu: npt.NDArray[np.float32], body: npt.NDArray[np.bool_]) -> npt.ND
     return grown
 
 
-def real_sample(grid: Grid, *, unlabelled_pneumonia: bool, nodules: Sequence[Sequence[float]] = ()) -> Sample:
-    """A real volume without labels: anatomy by thresholds, partial where thresholds cannot tell.
+def real_sample(
+    grid: Grid,
+    *,
+    unlabelled_pneumonia: bool,
+    nodules: Sequence[Sequence[float]] = (),
+    structures: Mapping[str, npt.NDArray[np.bool_]] | None = None,
+) -> Sample:
+    """A real volume: anatomy by thresholds, partial where thresholds cannot tell, and what was outlined by hand.
 
-    With `unlabelled_pneumonia` what is dense in the lungs becomes clear ground glass or consolidation where its HU
+    `structures` are masks on the grid as `annotations.rasterise` gives them; heart, aorta and pulmonary trunk are then
+    outlined completely, save where `open` is. With `unlabelled_pneumonia` what is dense in the lungs becomes clear ground glass or consolidation where its HU
     leave no doubt, and unknown elsewhere. `nodules` are (x, y, z, diameter) in mm of real ones, left out of the loss.
     """
     hu = grid.values
@@ -189,6 +198,8 @@ def real_sample(grid: Grid, *, unlabelled_pneumonia: bool, nodules: Sequence[Seq
         anatomy[small & body] = LABEL[f"lung_{name}"]
     anatomy[ndi.binary_dilation(airways, iterations=2) & body] = LABEL["inside"]
     anatomy[airways] = LABEL["airways"]
+    if structures is not None:
+        _outlined_organs(anatomy, hu, {name: mask[keep] for name, mask in structures.items()})
     edge = body ^ ndi.binary_erosion(body, iterations=1)
     anatomy[edge] = LABEL["anything"]
     lesions = np.zeros(hu.shape, np.uint8)
@@ -231,6 +242,38 @@ def _hint_organs(
     anatomy[liver] = LABEL["liver"]
 
 
+def _outlined_organs(
+    anatomy: npt.NDArray[np.uint8], hu: npt.NDArray[np.float32], structures: Mapping[str, npt.NDArray[np.bool_]]
+) -> None:
+    """Full labels inside what is outlined, an open border of one voxel, and no heart or great vessel far from it."""
+    nowhere = np.zeros(hu.shape, np.bool_)
+    doubtful = structures.get("open", nowhere)
+    smooth = ndi.gaussian_filter(hu, 0.6)
+    aerated = np.isin(anatomy, [LABEL[name] for name in ("background", "lung_left", "lung_right", "airways")])
+    solid = (smooth > -20) & ~aerated
+    organs = {name: structures.get(name, nowhere) for name in ("aorta", "pulmonary_trunk", "heart")}
+    drawn = np.logical_or.reduce(list(organs.values()))
+    # the atria and outflow tracts above the first heart outline and the apex below the last one are not drawn
+    reach = round(_HEART_OPEN_MM / SPACING_MM)
+    heart = ndi.binary_dilation(organs["heart"], np.ones((2 * reach + 1, 1, 1)))
+    near = ndi.distance_transform_edt(~(drawn | heart | doubtful)) * SPACING_MM <= _ORGAN_MARGIN_MM
+    planes = np.nonzero(drawn.any(axis=(1, 2)))[0]
+    known = np.zeros_like(drawn)
+    known[planes[0] : planes[-1] + 1] = True
+    soft = np.isin(anatomy, [LABEL["soft_tissue"], LABEL["heart_or_great_vessel"]])
+    anatomy[soft] = LABEL["soft_tissue"]
+    anatomy[soft & known & ~near] = LABEL["elsewhere"]
+    spine = structures.get("vertebrae", nowhere) & (ndi.gaussian_filter(hu, 1.0) > 150) & ~aerated
+    anatomy[spine & ~drawn] = LABEL["vertebrae"]
+    taken = doubtful.copy()
+    anatomy[doubtful & drawn & solid] = LABEL["soft_tissue"]
+    for name, mask in organs.items():
+        own = mask & ~taken & solid
+        taken |= mask
+        anatomy[own] = LABEL["soft_tissue"]
+        anatomy[own & ndi.binary_erosion(own | ~solid)] = LABEL[name]
+
+
 def _ball(shape: tuple[int, ...], centre: Sequence[float], radius: float) -> npt.NDArray[np.bool_]:
     axes = np.ogrid[tuple(slice(0, n) for n in shape)]
     z, y, x = ((a - c) ** 2 for a, c in zip(axes, centre, strict=True))
@@ -257,7 +300,8 @@ def _pneumonia(
     space = np.isin(anatomy, (left, right, LABEL["left_or_soft"], LABEL["right_or_soft"]))
     inner = ndi.binary_erosion(np.isin(anatomy, (left, right)), iterations=2)
     smooth = ndi.gaussian_filter(hu, 1.5)
-    glass = ndi.binary_opening(inner & (smooth > -680) & (smooth < -300), iterations=1)
+    # wider than a vessel with its partial volume
+    glass = ndi.binary_opening(inner & (smooth > -680) & (smooth < -300), iterations=2)
     solid = ndi.binary_opening(inner & (smooth > -150), iterations=2)
     lesions = np.zeros(hu.shape, np.uint8)
     lesions[glass] |= _GROUND_GLASS_BIT

@@ -31,14 +31,14 @@ def learning_rate(config: Config, step: int) -> float:
     return config.learning_rate * warm * left + 1e-6
 
 
-def batch_loss(net: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+def batch_loss(net: nn.Module, batch: dict[str, Tensor], step: int, precision: str) -> tuple[Tensor, Tensor]:
     """(anatomy loss, lesion loss).
 
     To save time the anatomy is compared on every second voxel of each axis, lesions on every second slice and row,
     at an offset that moves on with `step`.
     """
     hu = batch["hu"].to(memory_format=torch.channels_last_3d)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(hu.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         anatomy, lesions = net(hu)
     z, y, x = step % 2, step // 2 % 2, step // 4 % 2
     anatomy = anatomy[:, :, z::2, y::2, x::2].float()
@@ -59,9 +59,13 @@ def update_average(average: nn.Module, net: nn.Module, step: int) -> None:
 
 
 def train(config: Config, sources: Sources, run: Path) -> ChestNet:
-    """Run or resume training in the folder `run`; returns the averaged network."""
+    """Run or resume training in the folder `run`; returns the averaged network.
+
+    On the GPU where torch has one. Raises FloatingPointError when the loss is no number; the last checkpoint stays.
+    """
     torch.manual_seed(config.seed)
-    net = ChestNet(config.features)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = ChestNet(config.features).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-4)
     average = copy.deepcopy(net)
     step = _resume(run / CHECKPOINT, net, average, optimizer)
@@ -73,10 +77,13 @@ def train(config: Config, sources: Sources, run: Path) -> ChestNet:
     for batch in loader:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        anatomy, lesions = batch_loss(net, batch, step)
+        batch = {name: values.to(device) for name, values in batch.items()}
+        anatomy, lesions = batch_loss(net, batch, step, config.precision)
+        if not torch.isfinite(anatomy + lesions):
+            raise FloatingPointError(f"step {step}: the loss is {anatomy:.3g} + {lesions:.3g} in {config.precision}")
         optimizer.zero_grad(set_to_none=True)
         (anatomy + lesions).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        nn.utils.clip_grad_norm_(net.parameters(), 5.0, error_if_nonfinite=True)
         optimizer.step()
         step += 1
         update_average(average, net, step)
@@ -92,7 +99,7 @@ def train(config: Config, sources: Sources, run: Path) -> ChestNet:
 def _resume(path: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location=next(net.parameters()).device)
     net.load_state_dict(state["net"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])

@@ -29,6 +29,7 @@ def config(tmp_path: Path) -> Config:
         seed=3,
         steps=3,
         batch=2,
+        precision="float32",
         crop=(16, 32, 32),
         learning_rate=1e-3,
         features=FEATURES,
@@ -72,6 +73,7 @@ def test_the_seed_decides_the_network(config: Config, sources: Sources, tmp_path
     for name, seed in (("first", 3), ("same", 3), ("other", 4)):
         (tmp_path / name).mkdir()
         trained[name] = weights(train(replace(config, seed=seed), sources, tmp_path / name))
+    assert all(torch.isfinite(values).all() for values in trained.values())
     same = float((trained["first"] - trained["same"]).norm())
     other = float((trained["first"] - trained["other"]).norm())
     assert same < 0.01 * other
@@ -84,6 +86,14 @@ def test_a_run_goes_on_where_it_stopped(config: Config, sources: Sources, tmp_pa
     ended = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert (stopped["step"], ended["step"]) == (2, 3)
     assert any((stopped["net"][key] != ended["net"][key]).any() for key in stopped["net"])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(config: Config, sources: Sources, tmp_path: Path) -> None:
+    train(replace(config, steps=1), sources, tmp_path)
+    sources.real[0].hu[:] = np.nan
+    with pytest.raises(FloatingPointError, match="step 1"):
+        train(replace(config, mix=Mix(real=1.0, painted=0.0, phantom=0.0)), sources, tmp_path)
+    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == 1
 
 
 def test_the_learning_rate_ends_near_nothing(config: Config) -> None:
