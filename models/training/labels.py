@@ -31,6 +31,7 @@ PARTIAL: dict[str, tuple[str, ...]] = {
     "right_or_soft": ("lung_right", *_SOFT_TISSUE),
     "inside": ANATOMY[1:],
     "anything": ANATOMY,
+    "elsewhere": ("body", "oesophagus", "vertebrae", "ribs", "sternum", "liver", "spleen"),
 }
 
 LABEL = {name: index for index, name in enumerate((*ANATOMY, *PARTIAL))}
