@@ -183,6 +183,112 @@ def _requested(text: str, request):  # type: ignore[no-untyped-def]
 
 
 @app.command()
+def evaluate(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for figures; the same folder resumes.")],
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Index files (TOML), or folders of studies with truth.json beside them."),
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Model folder; default the configured model.")] = None,
+    simulate: Annotated[int, typer.Option(min=0, help="So many phantoms with all kinds of findings.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other phantoms.")] = 1,
+    write_evidence: Annotated[
+        bool, typer.Option("--write-evidence", help="Write grades, figures and withheld kinds into model.json.")
+    ] = False,
+    card: Annotated[Path | None, typer.Option(help="Model card whose tables are written, too.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Compare a model's answers with what is known about studies: rates with intervals, agreement, FROC, calibration.
+
+    Writes [bold]evaluation.html[/], figures.csv, answers.csv, measurements.csv and evaluation.json. The format of truth
+    files stands in [bold]models/evaluation/truth.py[/]; the truth.json of [bold]onescan phantom[/] is one, too.
+
+    Exit code 0: all studies evaluated. 1: some refused or failed. 2: wrong usage.
+    """
+    from models.evaluation.truth import UnreadableTruth, find_labelled_studies
+
+    settings = Settings.load(config)
+    if model is not None:
+        settings = settings.model_copy(update={"model_dir": model})
+    if missing := [path for path in paths or () if not path.exists()]:
+        err.print(f"[red]No such file or folder:[/] {', '.join(map(str, missing))}")
+        raise typer.Exit(USAGE_ERROR)
+    try:
+        labelled = find_labelled_studies(paths or ())
+    except UnreadableTruth as error:
+        err.print(f"[red]{error}[/]", highlight=False)
+        raise typer.Exit(USAGE_ERROR) from error
+    if not labelled and not simulate:
+        err.print("[red]Nothing to evaluate:[/] name an index file or a folder with truth.json, or say --simulate N.")
+        raise typer.Exit(USAGE_ERROR)
+    from dicom_gateway.evaluate import labelled_case, phantom_cases
+
+    cases = [*map(labelled_case, labelled), *phantom_cases(simulate, seed)]
+    raise typer.Exit(_evaluate(cases, out_dir, settings, write_evidence=write_evidence, card=card))
+
+
+def _evaluate(cases, out_dir: Path, settings: Settings, *, write_evidence: bool, card: Path | None) -> int:  # type: ignore[no-untyped-def]
+    from dicom_gateway.evaluate import answering_everything, evaluate_cases, write_evidence_into
+    from models.evaluation.page import PAGE_NAME, write_page
+    from models.evaluation.tables import write_tables
+
+    detector = answering_everything(_detector(settings).session)
+    records = []
+    with _progress() as progress:
+        task = progress.add_task("evaluating", total=len(cases))
+        for record in evaluate_cases(
+            cases,
+            detector,
+            out_dir / "studies",
+            on_stage=lambda stage: progress.update(task, description=f"evaluating: {stage}"),
+        ):
+            if record.outcome != "evaluated":
+                progress.console.print(f"[yellow]{record.outcome}[/] {record.name}: {record.problem}", highlight=False)
+            records.append(record)
+            progress.advance(task)
+    write_tables(records, detector.manifest, out_dir)
+    write_page(records, detector.manifest, out_dir)
+    if write_evidence:
+        manifest = write_evidence_into(settings.model_dir, records, card)
+        out.print(f"Evidence of {len(manifest.evidence)} kinds written into {settings.model_dir}.")
+    evaluated = sum(record.outcome == "evaluated" for record in records)
+    out.print(f"{evaluated} of {len(records)} studies evaluated: {out_dir / PAGE_NAME}. {_RESEARCH}")
+    return 0 if evaluated == len(records) else 1
+
+
+@app.command("model")
+def show_model(
+    folder: Annotated[Path | None, typer.Argument(help="Model folder; default the configured model.")] = None,
+    evidence: Annotated[bool, typer.Option("--evidence", help="What stands behind each answer, with figures.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Name, version and digest of the model; with --evidence what was measured about each of its answers."""
+    from dicom_gateway.evidence import known_about
+    from models.errors import ManifestMismatch
+    from models.manifest import load_manifest
+
+    try:
+        manifest = load_manifest(folder or Settings.load(config).model_dir)
+    except ManifestMismatch as error:
+        err.print(f"[red]The model cannot be used:[/] {error}")
+        raise typer.Exit(USAGE_ERROR) from error
+    out.print(f"{manifest.name} {manifest.version}, SHA-256 {manifest.sha256}", highlight=False, soft_wrap=True)
+    known = known_about(manifest)
+    if not evidence:
+        out.print(f"{sum(kind.status == 'answered' for kind in known)} of {len(known)} kinds answered. {_RESEARCH}")
+        return
+    for kind in known:
+        grade = f", evidence {kind.grade}" if kind.grade else ""
+        out.print(f"[bold]{kind.title}[/]{grade}, {kind.status}{f': {kind.reason}' if kind.reason else ''}")
+        for row in kind.rows:
+            rates = f"sensitivity {row.sensitivity}, specificity {row.specificity}, AUROC {row.auroc}"
+            out.print(f"  {row.trial.data}: {row.trial.positive} with, {row.trial.negative} without; {rates}")
+            for line in (*row.agreement, *filter(None, (row.lesions,))):
+                out.print(f"    {line}")
+    out.print(f"Intervals are of 95 %. {_RESEARCH}")
+
+
+@app.command()
 def doctor(config: ConfigOption = None) -> None:
     """Check ports, disk, database, model and destinations (by C-ECHO). Exit code 1 when something is wrong."""
     from dicom_gateway.operate import doctor as run_checks

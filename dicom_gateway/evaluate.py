@@ -21,12 +21,14 @@ from imaging.selection import has_sharp_kernel
 from imaging.volume import Volume
 from models.detect import Detection, Detector
 from models.errors import ModelError
+from models.evaluation.card import write_tables as write_card
+from models.evaluation.evidence import with_evidence
 from models.evaluation.images import read_image, read_mask
 from models.evaluation.phantoms import PhantomPlan, make_planned, plan_suite
 from models.evaluation.record import Acquisition, Record, read_answers
 from models.evaluation.truth import LabelledStudy, StudyTruth
 from models.findings import FindingKind
-from models.manifest import ModelManifest
+from models.manifest import MANIFEST_NAME, ModelManifest, load_manifest
 from models.session import ModelSession
 
 OnStage = Callable[[str], None]
@@ -229,3 +231,15 @@ def _with_contrast(acquisition: Acquisition, detection: Detection) -> Acquisitio
 def _key(case: Case, manifest: ModelManifest) -> str:
     parts = [case.name, case.identity, manifest.model_dump_json(exclude={"evidence", "withheld"}), version("onescan")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+def write_evidence_into(folder: Path, records: Sequence[Record], card: Path | None) -> ModelManifest:
+    """Write what `records` say into the folder's `model.json`, and into the tables of a model card.
+
+    Raises ManifestMismatch when the folder holds no model, ValueError when the card lacks its marks.
+    """
+    manifest = with_evidence(load_manifest(folder), [r for r in records if r.outcome == "evaluated"])
+    if card is not None:
+        write_card(manifest, card)
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return manifest

@@ -1,4 +1,4 @@
-"""Server-rendered pages: study list, report, deliveries, system."""
+"""Server-rendered pages: study list, report, deliveries, evidence, system."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 
 from dicom_gateway import operate
 from dicom_gateway.errors import NotFound
+from dicom_gateway.evidence import known_about
 from dicom_gateway.report.content import Report
 from dicom_gateway.settings import ANY_AE_TITLE, Settings
 from dicom_gateway.store.index import (
@@ -32,6 +33,8 @@ from dicom_gateway.web.results import DICOM_OBJECTS, read_report
 from dicom_gateway.web.security import CUSTOM_HEADER, DestinationName, Revision, StudyUid, require_same_origin
 from dicom_gateway.web.site import CurrentSite, Site
 from dicom_gateway.web.wording import Words, delivery_state
+from models.errors import ManifestMismatch
+from models.manifest import load_manifest
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -137,6 +140,16 @@ def system_page(request: Request, site: CurrentSite, checks: bool = False) -> HT
         checks=operate.doctor(site.settings) if checks else (),
         shown_settings=shown_settings(site.settings),
     )
+
+
+@router.get("/evidence")
+def evidence_page(request: Request, site: CurrentSite) -> HTMLResponse:
+    """What was measured about each answer of the configured model."""
+    try:
+        manifest = load_manifest(site.settings.model_dir)
+    except ManifestMismatch as error:
+        raise NotFound(f"The configured model cannot be read: {error}") from error
+    return render(request, "evidence.html", model=manifest, known=known_about(manifest))
 
 
 @router.post("/studies/{uid}/replay", dependencies=[Depends(require_same_origin)])

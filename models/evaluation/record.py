@@ -125,6 +125,10 @@ def _answer(
     right = None
     if truth.positive_slices and study.region is not None:
         right = _from_feet(study.region.key_slice, volume) in truth.positive_slices
+    known = truth.measurements
+    if mask is not None and not any(m.quantity is Quantity.VOLUME for m in known):
+        outlined_ml = float(mask.sum()) * volume.geometry.voxel_volume_mm3 / 1000
+        known = (*known, TrueMeasurement(quantity=Quantity.VOLUME, value=outlined_ml, unit="ml"))
     return Answer(
         kind=kind,
         truth=truth.presence,
@@ -132,7 +136,7 @@ def _answer(
         probability=study.probability,
         score=_score(study),
         reason=study.reason,
-        pairs=(*_pairs(study, parts, truth.measurements), *axes),
+        pairs=(*_pairs(study, parts, known), *axes),
         dice=None if mask is None else _dice(parts or [study], mask),
         key_slice_right=right,
         lesions=lesions,

@@ -1,6 +1,6 @@
 """From a checkpoint to the released folder: weights, manifest and the model card's table.
 
-`python -m models.training.bundle CONFIG.toml CHECKS.toml RUN_FOLDER OUT_FOLDER --version 0.1.0 [--card MODEL_CARD.md]`
+`python -m models.training.bundle CONFIG.toml INDEX.toml RUN_FOLDER OUT_FOLDER --version 0.1.0 [--card MODEL_CARD.md]`
 
 Runs the network over held-out simulation, phantoms and the real series, fits study head and operating points on one
 part of the simulation, measures on another, and writes what it measured.
@@ -139,7 +139,7 @@ def write_bundle(config: Config, checks: Path, run: Path, out: Path, version: st
         calibration=METHOD,
         operating_points=points,
         evidence=evidence,
-        not_assessed=_NOT_ASSESSED,
+        not_assessed={kind: reason for kind, reason in _NOT_ASSESSED.items() if kind not in LESIONS},
         withheld=withheld(evidence),
         training_data=_training_data(config, real),
     )

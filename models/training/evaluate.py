@@ -1,6 +1,6 @@
 """What the network says about studies with known truth, and how often it is right.
 
-`python -m models.training.evaluate MODEL_FOLDER CHECKS.toml` prints the answers about real series.
+`python -m models.training.evaluate MODEL_FOLDER INDEX.toml` prints the answers about real series.
 """
 
 import argparse

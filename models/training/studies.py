@@ -3,23 +3,21 @@
 Real series take the way the product takes: headers, selection, volume, lungs, `imaging.preprocess.prepare`.
 """
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
 from imaging.files import find_files
-from imaging.geometry import Geometry
 from imaging.headers import read_studies
 from imaging.lungs import segment_lungs
-from imaging.preprocess import ModelInput, prepare
+from imaging.preprocess import prepare
 from imaging.selection import select_series
 from imaging.volume import Volume, load_volume
+from models.evaluation.images import read_image, read_mask
+from models.evaluation.truth import find_labelled_studies
 from models.findings import FindingKind
 from models.training.dataset import Config, Sources
 from models.training.lesions import bit, insert_lesions
@@ -53,12 +51,11 @@ class Study:
     masks: Mapping[FindingKind, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 
-def real_studies(checks: Path) -> Iterator[Study]:
-    """The studies of a `checks.toml`, one after the other."""
-    table: dict[str, Any] = tomllib.loads(checks.read_text())
-    root = (checks.parent / table["data_root"]).resolve()
-    for entry in table["studies"]:
-        volume = read_volume(root / entry["path"])
+def real_studies(index: Path) -> Iterator[Study]:
+    """The studies of an index file of `models.evaluation.truth`, one after the other."""
+    for labelled in find_labelled_studies([index]):
+        truth = labelled.truth
+        volume = read_volume(labelled.data)
         grid = prepare(
             volume,
             segment_lungs(volume),
@@ -67,53 +64,28 @@ def real_studies(checks: Path) -> Iterator[Study]:
             minimum_hu=MINIMUM_HU,
             maximum_hu=MAXIMUM_HU,
         )
-        present = {FindingKind(kind): True for kind in entry.get("present", ())}
-        present |= {FindingKind(kind): False for kind in entry.get("absent", ())}
-        masks = {}
-        if "effusion_mask" in entry:
-            masks[FindingKind.PLEURAL_EFFUSION] = _on_grid(root / entry["effusion_mask"], grid)
+        known = {kind: truth.of(kind).presence for kind in FindingKind}
+        masks = {kind: labelled.mask_path(kind) for kind in FindingKind}
         yield Study(
-            name=entry["name"],
-            source=entry["licence"],
+            name=truth.name,
+            source=f"{truth.licence} ({truth.source})",
             simulated=False,
-            trained_on=entry.get("trained_on", False),
+            trained_on=truth.trained_on,
             hu=grid.hu,
-            present=present,
-            masks=masks,
+            present={kind: presence == "present" for kind, presence in known.items() if presence != "unknown"},
+            masks={kind: read_mask(path, grid.geometry) for kind, path in masks.items() if path is not None},
         )
 
 
 def read_volume(path: Path) -> Volume:
     """The chest series of a DICOM folder, or a file that SimpleITK reads with HU in it."""
-    if path.is_dir():
-        studies, _ = read_studies(find_files([path], path))
-        chosen = select_series(studies[0]).chosen
-        if chosen is None:
-            raise ValueError(f"no chest series in {path.name}")
-        return load_volume(chosen)
-    image = sitk.ReadImage(str(path))
-    hu = sitk.GetArrayFromImage(image).astype(np.int16)
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    affine = np.eye(4)
-    affine[:3, :3] = (direction * np.array(image.GetSpacing()))[:, ::-1]
-    affine[:3, 3] = image.GetOrigin()
-    z, y, x = hu.shape
-    count = (None,) * z
-    return Volume(hu, Geometry(affine, (z, y, x)), path.stem, tuple(str(i) for i in range(z)), count)
-
-
-def _on_grid(path: Path, grid: ModelInput) -> npt.NDArray[np.bool_]:
-    z, y, x = grid.geometry.shape
-    image = sitk.Resample(
-        sitk.ReadImage(str(path), sitk.sitkFloat32),
-        [x, y, z],
-        sitk.Transform(),
-        sitk.sitkLinear,
-        [float(v) for v in grid.geometry.affine[:3, 3]],
-        [SPACING_MM] * 3,
-    )
-    mask: npt.NDArray[np.bool_] = sitk.GetArrayFromImage(image) >= 0.5
-    return mask
+    if not path.is_dir():
+        return read_image(path)
+    studies, _ = read_studies(find_files([path], path))
+    chosen = select_series(studies[0]).chosen
+    if chosen is None:
+        raise ValueError(f"no chest series in {path.name}")
+    return load_volume(chosen)
 
 
 def simulated_studies(sources: Sources, config: Config, first_seed: int, count: int) -> Iterator[Study]:

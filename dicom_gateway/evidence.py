@@ -1,0 +1,81 @@
+"""What is known about each answer of a model, for the command line and the evidence page."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dicom_gateway.report.wording import KIND_NAMES, QUANTITY_NAMES
+from models.evaluation.card import with_interval
+from models.findings import FindingKind, Quantity
+from models.manifest import Agreement, Evidence, LesionTrial, ModelManifest, Trial
+
+KindStatus = Literal["answered", "withheld", "not assessed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownRow:
+    """One trial with its rates in words."""
+
+    trial: Trial
+    sensitivity: str
+    specificity: str
+    auroc: str
+    agreement: tuple[str, ...]
+    lesions: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownKind:
+    """One kind: whether the model answers it and why not, the grade of its evidence and the trials behind it."""
+
+    kind: FindingKind
+    title: str
+    status: KindStatus
+    grade: str | None
+    reason: str | None
+    rows: tuple[KnownRow, ...]
+
+
+def known_about(manifest: ModelManifest) -> tuple[KnownKind, ...]:
+    """Every kind in the order of the report. A kind that is measured by rule is answered once it was tried."""
+    return tuple(_known(kind, manifest) for kind in FindingKind)
+
+
+def _known(kind: FindingKind, manifest: ModelManifest) -> KnownKind:
+    evidence = manifest.evidence.get(kind)
+    reason = manifest.withheld.get(kind)
+    status: KindStatus = "withheld" if reason else "answered"
+    if evidence is None:
+        status, reason = "not assessed", manifest.not_assessed.get(kind)
+    return KnownKind(
+        kind=kind,
+        title=KIND_NAMES[kind],
+        status=status,
+        grade=_grade(evidence),
+        reason=reason,
+        rows=tuple(map(_row, evidence.trials)) if evidence else (),
+    )
+
+
+def _grade(evidence: Evidence | None) -> str | None:
+    return evidence.grade.value if evidence else None
+
+
+def _row(trial: Trial) -> KnownRow:
+    return KnownRow(
+        trial=trial,
+        sensitivity=with_interval(trial.sensitivity, trial.sensitivity_interval),
+        specificity=with_interval(trial.specificity, trial.specificity_interval),
+        auroc=with_interval(trial.auroc, trial.auroc_interval),
+        agreement=tuple(map(_agreement, trial.agreement)),
+        lesions=_lesions(trial.lesions) if trial.lesions else None,
+    )
+
+
+def _lesions(one: LesionTrial) -> str:
+    return f"{one.found} of {one.lesions} lesions found, {one.false_per_study:.1f} false ones a study"
+
+
+def _agreement(one: Agreement) -> str:
+    name = QUANTITY_NAMES[Quantity(one.quantity)] if one.quantity in list(Quantity) else one.quantity
+    unit = {"[hnsf'U]": "HU", "{ratio}": "", "1": ""}.get(one.unit, one.unit)
+    return f"{name}: {one.bias:+.3g} {unit} (limits {one.lower:.3g} to {one.upper:.3g}, n = {one.n})".replace("  ", " ")
