@@ -174,8 +174,9 @@ def real_sample(
     """A real volume: anatomy by thresholds, partial where thresholds cannot tell, and what was outlined by hand.
 
     `structures` are masks on the grid as `annotations.rasterise` gives them; heart, aorta and pulmonary trunk are then
-    outlined completely, save where `open` is. With `unlabelled_pneumonia` what is dense in the lungs becomes clear ground glass or consolidation where its HU
-    leave no doubt, and unknown elsewhere. `nodules` are (x, y, z, diameter) in mm of real ones, left out of the loss.
+    taken for outlined completely, save where `open` is. With `unlabelled_pneumonia` what is dense in the lungs becomes
+    clear ground glass or consolidation where its HU leave no doubt, and unknown elsewhere. `nodules` are
+    (x, y, z, diameter) in mm of real ones, left out of the loss.
     """
     hu = grid.values
     nodule = np.zeros(hu.shape, np.bool_)
