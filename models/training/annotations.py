@@ -124,7 +124,7 @@ def _stack_mask(stack: Sequence[Outline], grid: Grid) -> Mask:
     planes_mm = np.array([outline.z_mm for outline in stack])
     signed = np.stack([_signed_distance(_polygon_mask(outline.points, grid)) for outline in stack])
     mask = np.zeros(grid.values.shape, np.bool_)
-    for k in range(mask.shape[0]):
+    for k, plane in enumerate(mask):
         z_mm = grid.origin_mm[2] + k * SPACING_MM
         if not planes_mm[0] <= z_mm <= planes_mm[-1]:
             continue
@@ -132,7 +132,7 @@ def _stack_mask(stack: Sequence[Outline], grid: Grid) -> Mask:
         below = max(above - 1, 0)
         gap = planes_mm[above] - planes_mm[below]
         share = (z_mm - planes_mm[below]) / gap if gap else 0.0
-        mask[k] = (1 - share) * signed[below] + share * signed[above] > 0
+        plane[:] = (1 - share) * signed[below] + share * signed[above] > 0
     return mask
 
 
