@@ -8,6 +8,7 @@ import numpy.typing as npt
 from scipy import optimize, stats
 
 Interval = tuple[float, float]
+_END = 1e-9
 _Z = float(stats.norm.ppf(0.975))
 # False positives per scan of the competition performance metric (Setio et al., Med Image Anal 2017;42:1, LUNA16).
 FALSE_PER_SCAN = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -39,8 +40,9 @@ def auroc_interval(area: float, positive: int, negative: int) -> Interval:
     def excess(theta: float) -> float:
         return (theta - area) ** 2 - _Z**2 * _area_variance(theta, positive, negative)
 
-    low = 0.0 if area == 0 else float(optimize.brentq(excess, 0.0, area))
-    high = 1.0 if area == 1 else float(optimize.brentq(excess, area, 1.0))
+    # The variance is 0 at both ends, where an area of 0 or 1 would be a root itself.
+    low = 0.0 if area <= _END else float(optimize.brentq(excess, 0.0, min(area, 1.0 - _END)))
+    high = 1.0 if area >= 1.0 - _END else float(optimize.brentq(excess, max(area, _END), 1.0))
     return low, high
 
 

@@ -1,0 +1,190 @@
+"""Findings beside a truth: what counts as found, and which figures and grades follow."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imaging.geometry import Geometry
+from imaging.volume import Volume
+from models.evaluation.card import with_interval
+from models.evaluation.evidence import evidence_of, grade, with_evidence
+from models.evaluation.page import PAGE_NAME, write_page
+from models.evaluation.record import Answer, Record, read_answers
+from models.evaluation.summary import trial
+from models.evaluation.tables import FIGURES_NAME, write_tables
+from models.evaluation.truth import StudyTruth
+from models.findings import (
+    EvidenceGrade,
+    Finding,
+    FindingKind,
+    Laterality,
+    Measurement,
+    Presence,
+    Quantity,
+    Region,
+)
+from models.manifest import Trial, load_manifest
+
+NODULE, EFFUSION = FindingKind.PULMONARY_NODULE, FindingKind.PLEURAL_EFFUSION
+MODEL = Path(__file__).parents[3] / "models" / "weights"
+
+
+def volume() -> Volume:
+    """10 slices of 20 x 20 mm at 1 mm."""
+    shape = (10, 20, 20)
+    affine = np.eye(4)[[2, 1, 0, 3]]
+    names = tuple(str(i) for i in range(10))
+    return Volume(np.zeros(shape, np.int16), Geometry(affine, shape), "1.2", names, (None,) * 10)
+
+
+def finding(kind: FindingKind, presence: Presence, **values: object) -> Finding:
+    return Finding(
+        kind=kind,
+        presence=presence,
+        tracking_uid="1",
+        evidence_grade=None,
+        method="made",
+        **{"reason": "none", **values},  # type: ignore[arg-type]
+    )
+
+
+def lesion(number: int, at: tuple[float, float, float], probability: float, long_axis_mm: float) -> Finding:
+    mask = np.ones((2, 4, 4), bool)
+    box = (slice(0, 2), slice(0, 4), slice(0, 4))
+    return finding(
+        NODULE,
+        Presence.PRESENT,
+        lesion=number,
+        probability=probability,
+        measurements=(Measurement(quantity=Quantity.LONG_AXIS, value=long_axis_mm, unit="mm"),),
+        region=Region(centre_mm=at, box=box, mask=mask, key_slice=0),
+    )
+
+
+def every_kind(*findings: Finding) -> list[Finding]:
+    said = {f.kind for f in findings}
+    return [*findings, *(finding(kind, Presence.NOT_ASSESSED) for kind in FindingKind if kind not in said)]
+
+
+def answers(truth: dict[str, object], *findings: Finding, **masks: np.ndarray) -> dict[FindingKind, Answer]:
+    known = StudyTruth.model_validate({"name": "s", "source": "made"} | truth)
+    outlines = {FindingKind(kind): mask for kind, mask in masks.items()}
+    return {a.kind: a for a in read_answers(known, every_kind(*findings), volume(), outlines)}
+
+
+def test_descriptions_take_the_nearest_lesion_once() -> None:
+    lesions = [{"centre_lps_mm": [5, 5, 5], "diameter_mm": 10}, {"centre_lps_mm": [50, 5, 5], "diameter_mm": 6}]
+    found = answers(
+        {"findings": {"pulmonary_nodule": {"lesions": lesions}}},
+        finding(NODULE, Presence.PRESENT, probability=0.9),
+        lesion(1, (6, 5, 5), 0.9, 11.0),
+        lesion(2, (4, 5, 5), 0.8, 9.0),
+        lesion(3, (90, 5, 5), 0.7, 5.0),
+    )[NODULE]
+    assert [(d.score, d.hit) for d in found.descriptions] == [(0.9, True), (0.7, False)]
+    assert [(p.true, p.measured) for p in found.pairs] == [(10.0, 11.0)]
+    assert found.lesions == 2
+
+
+def test_volumes_are_compared_by_side_and_outlines_by_dice() -> None:
+    def side(laterality: Laterality, ml: float) -> Finding:
+        return finding(
+            EFFUSION,
+            Presence.PRESENT,
+            lesion=1,
+            laterality=laterality,
+            measurements=(Measurement(quantity=Quantity.VOLUME, value=ml, unit="ml"),),
+            region=Region(
+                centre_mm=(0, 0, 0),
+                box=(slice(0, 2), slice(0, 4), slice(0, 4)),
+                mask=np.ones((2, 4, 4), bool),
+                key_slice=1,
+            ),
+        )
+
+    outline = np.zeros((10, 20, 20), bool)
+    outline[:4, :4, :4] = True
+    known = {"measurements": [{"quantity": "volume", "value": 80.0, "unit": "ml", "laterality": "left"}]}
+    found = answers(
+        {"findings": {"pleural_effusion": known | {"positive_slices": [3]}}},
+        finding(EFFUSION, Presence.PRESENT, probability=0.9, region=side(Laterality.LEFT, 1).region),
+        side(Laterality.LEFT, 90.0),
+        side(Laterality.RIGHT, 400.0),
+        pleural_effusion=outline,
+    )[EFFUSION]
+    assert [(p.true, p.measured, p.laterality) for p in found.pairs] == [(80.0, 90.0, Laterality.LEFT)]
+    assert found.dice == pytest.approx(2 * 32 / (32 + 64))
+    assert found.key_slice_right is False
+
+
+def record(name: str, truth: str, presence: Presence, probability: float, **values: object) -> Record:
+    given = Answer(
+        kind=EFFUSION, truth=truth, presence=presence, probability=probability, score=probability, reason=None
+    )
+    start = {"key": name, "name": name, "source": "phantoms", "simulated": True, "trained_on": False}
+    return Record.model_validate(start | {"outcome": "evaluated", "answers": (given,)} | values)
+
+
+def suite(**values: object) -> list[Record]:
+    said = [("present", Presence.PRESENT, 0.9)] * 3 + [("present", Presence.INDETERMINATE, 0.5)]
+    said += [("absent", Presence.ABSENT, 0.1)] * 3 + [("absent", Presence.PRESENT, 0.6)]
+    said += [("unknown", Presence.PRESENT, 0.9), ("present", Presence.NOT_ASSESSED, 0.0)]
+    return [record(f"s{i}", *one, **values) for i, one in enumerate(said)]
+
+
+def test_rates_count_what_was_said_and_leave_out_what_is_not_known() -> None:
+    row = trial(EFFUSION, "phantoms", suite())
+    assert row is not None
+    assert (row.positive, row.negative, row.indeterminate, row.not_assessed) == (4, 4, 1, 1)
+    assert (row.sensitivity, row.specificity) == (0.75, 0.75)
+    assert row.auroc == pytest.approx(15 / 16)
+    assert trial(NODULE, "phantoms", suite()) is None
+
+
+@pytest.mark.parametrize(
+    ("simulated", "trained_on", "copies", "expected"),
+    [(True, False, 9, "C"), (False, False, 1, "B"), (False, False, 9, "A"), (False, True, 9, "C")],
+)
+def test_grades_need_real_studies_that_were_not_trained_on(
+    simulated: bool, trained_on: bool, copies: int, expected: str
+) -> None:
+    records = suite(simulated=simulated, trained_on=trained_on) * copies
+    assert evidence_of(records)[EFFUSION].grade.value == expected
+
+
+def test_no_trial_at_all_is_grade_c() -> None:
+    assert grade([]) is EvidenceGrade.C
+    simulated = Trial(data="phantoms", simulated=True, positive=99, negative=99, sensitivity=1.0, specificity=1.0)
+    assert grade([simulated]) is EvidenceGrade.C
+
+
+def test_new_evidence_replaces_the_old_one_and_decides_what_is_withheld() -> None:
+    manifest = with_evidence(load_manifest(MODEL), suite())
+    assert [row.data for row in manifest.evidence[EFFUSION].trials] == ["phantoms"]
+    assert "1 of 4" in manifest.withheld[EFFUSION]
+    assert "0 studies" in manifest.withheld[NODULE]
+
+
+def test_tables_and_page_name_groups_refusals_and_figures(tmp_path: Path) -> None:
+    refused = record("late", "present", Presence.PRESENT, 0.5, outcome="refused", problem="half a <thorax>", answers=())
+    manifest = load_manifest(MODEL)
+    records = [*suite(), *suite(simulated=False, source="a hospital"), refused]
+    write_tables(records, manifest, tmp_path)
+    write_page(records, manifest, tmp_path)
+    rows = (tmp_path / FIGURES_NAME).read_text().splitlines()
+    assert any(row.startswith("pleural_effusion,phantoms,,4,4,1,1,0.75,") for row in rows)
+    page = (tmp_path / PAGE_NAME).read_text()
+    for words in ("half a &lt;thorax&gt;", "real CT, not trained on", with_interval(0.75, (0.3, 0.95))[:4], "<svg"):
+        assert words in page
+
+
+def test_a_rule_without_a_probability_is_ranked_by_what_it_measures() -> None:
+    laa = Measurement(quantity=Quantity.LOW_ATTENUATION_AREA_950, value=12.5, unit="%")
+    one_side = replace(laa, value=30.0, laterality=Laterality.LEFT)
+    found = answers(
+        {"present": ["emphysema"]}, finding(FindingKind.EMPHYSEMA, Presence.PRESENT, measurements=(one_side, laa))
+    )
+    assert found[FindingKind.EMPHYSEMA].score == 12.5
+    assert found[FindingKind.EMPHYSEMA].probability is None

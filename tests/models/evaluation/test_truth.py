@@ -1,0 +1,80 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from imaging.phantom import LesionRequest, make_phantom, truth_document
+from models.evaluation.phantoms import PREVALENCE, SIZES, plan_suite
+from models.evaluation.truth import UnreadableTruth, find_labelled_studies, phantom_truth
+from models.findings import FindingKind, Quantity
+
+INDEX = """
+version = 1
+root = "archive"
+[[studies]]
+name = "one"
+path = "ct/one"
+source = "a hospital"
+absent = ["pneumothorax"]
+[studies.findings.pleural_effusion]
+mask = "labels/one.nii.gz"
+measurements = [{ quantity = "volume", value = 310.0, unit = "ml", laterality = "left" }]
+"""
+
+
+def test_an_index_names_data_and_masks_below_its_root(tmp_path: Path) -> None:
+    index = tmp_path / "studies.toml"
+    index.write_text(INDEX)
+    (study,) = find_labelled_studies([index])
+    assert study.data == tmp_path / "archive" / "ct" / "one"
+    assert study.mask_path(FindingKind.PLEURAL_EFFUSION) == tmp_path / "archive" / "labels" / "one.nii.gz"
+    assert study.truth.of(FindingKind.PLEURAL_EFFUSION).presence == "present"
+    assert study.truth.of(FindingKind.PNEUMOTHORAX).presence == "absent"
+    assert study.truth.of(FindingKind.EMPHYSEMA).presence == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        ({"version": 2, "name": "a", "source": "b"}, "version"),
+        ({"version": 1, "name": "a"}, "source"),
+        ({"version": 1, "name": "a", "source": "b", "present": ["headache"]}, "present"),
+        (
+            {"version": 1, "name": "a", "source": "b", "present": ["emphysema"], "absent": ["emphysema"]},
+            "more than once",
+        ),
+        ({"seed": 1}, "findings"),
+    ],
+)
+def test_what_is_wrong_with_a_truth_file_is_named(tmp_path: Path, document: dict[str, object], named: str) -> None:
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    with pytest.raises(UnreadableTruth, match=named):
+        find_labelled_studies([tmp_path])
+
+
+def test_two_studies_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "truth.json").write_text(json.dumps({"version": 1, "name": "same", "source": "x"}))
+    with pytest.raises(UnreadableTruth, match="same"):
+        find_labelled_studies([tmp_path])
+
+
+def test_the_truth_of_a_phantom_is_read_and_small_lesions_stay_open() -> None:
+    requests = [LesionRequest(kind="pleural_effusion", size=200.0), LesionRequest(kind="pulmonary_nodule", size=4.0)]
+    phantom = make_phantom(3, requests, spacing_mm=(5.0, 3.0, 3.0))
+    truth = phantom_truth(truth_document(phantom), name="p")
+    effusion = truth.of(FindingKind.PLEURAL_EFFUSION)
+    (volume,) = effusion.measurements
+    assert (effusion.presence, volume.quantity) == ("present", Quantity.VOLUME)
+    assert volume.value == pytest.approx(200, rel=0.05)
+    assert truth.of(FindingKind.PULMONARY_NODULE).presence == "unknown"
+    assert truth.of(FindingKind.PNEUMOTHORAX).presence == "absent"
+
+
+def test_a_suite_follows_from_its_seed_and_holds_every_kind() -> None:
+    suite = list(plan_suite(20, 5))
+    assert suite == list(plan_suite(20, 5))
+    assert suite != list(plan_suite(20, 6))
+    held = [request.kind for plan in suite for request in plan.requests]
+    assert {kind: held.count(kind.value) for kind in SIZES} == dict.fromkeys(FindingKind, round(20 * PREVALENCE))
