@@ -31,6 +31,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def onescan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, with hardly any environment."""
+    start = "from dicom_gateway.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", start, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={"PATH": "", "COLUMNS": "200", "HOME": "/nonexistent"},
+    )
+
+
 def make_settings(folder: Path, **values: Any) -> Settings:
     """Settings for a test: loopback, free ports, everybody may send, short quiet periods; data prepared."""
     defaults: dict[str, Any] = {

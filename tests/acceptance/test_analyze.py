@@ -2,34 +2,19 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 from factories import save_ct
-from running import ROOT
+from running import ROOT, onescan
 
 from dicom_gateway.report.content import Report, report_schema
 from imaging.phantom import LesionRequest, Phantom, make_phantom
 from imaging.phantom_dicom import write_localizer, write_phantom
 
 pytestmark = pytest.mark.acceptance
-
-
-def onescan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    start = "from dicom_gateway.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", start, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={"PATH": "", "COLUMNS": "200", "HOME": "/nonexistent"},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The pages over HTTP: what a reader is told, and that nothing hostile gets through."""
 
+import html
 import re
 import socket
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from dicom_gateway.web.app import create_app
 from dicom_gateway.web.findings import arrange, in_short
 from dicom_gateway.web.pages import shown_settings
 from models.findings import FindingKind
+from models.manifest import load_manifest
 
 REPORTED, REFUSED, FAILED, WAITING, AMENDED = "1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.4", "1.2.3.5"
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -119,7 +121,16 @@ def sections(page: httpx.Response) -> dict[str, str]:
 
 
 def test_every_page_says_that_it_is_not_a_medical_device(client: httpx.Client) -> None:
-    for path in ("/", f"/studies/{REPORTED}", f"/studies/{REFUSED}", "/deliveries", "/system", "/api", "/nowhere"):
+    for path in (
+        "/",
+        f"/studies/{REPORTED}",
+        f"/studies/{REFUSED}",
+        "/deliveries",
+        "/evidence",
+        "/system",
+        "/api",
+        "/nowhere",
+    ):
         assert DISCLAIMER in client.get(path).text
 
 
@@ -228,7 +239,7 @@ def test_hostile_headers_are_shown_as_text(client: httpx.Client) -> None:
 
 
 def test_pages_load_and_run_nothing_that_the_policy_forbids(client: httpx.Client) -> None:
-    for path in ("/", f"/studies/{REPORTED}", f"/studies/{FAILED}", "/deliveries", "/system", "/api"):
+    for path in ("/", f"/studies/{REPORTED}", f"/studies/{FAILED}", "/deliveries", "/evidence", "/system", "/api"):
         parser = _Tags()
         parser.feed(client.get(path).text)
         for tag, attributes in parser.tags:
@@ -256,6 +267,24 @@ def test_the_system_page_shows_health_settings_and_checks(client: httpx.Client) 
     page = sections(client.get("/system"))
     assert "LUNGBOX" in page["Settings"] and "calling_ae_titles" in page["Settings"]
     assert "1 failed study" in page[""] and "1 parked delivery" in page[""]
+
+
+def test_the_evidence_page_shows_what_was_measured_about_each_answer(settings: Settings, client: httpx.Client) -> None:
+    manifest = load_manifest(settings.model_dir)
+    page = client.get("/evidence")
+    text = html.unescape(page.text)
+    assert page.status_code == 200
+    assert all(wording.kind(kind.value) in text for kind in FindingKind)
+    assert all(reason in text for reason in manifest.withheld.values())
+    assert all(source.name in text for source in manifest.training_data)
+    assert text.count("<tr>") > sum(len(evidence.trials) for evidence in manifest.evidence.values())
+
+
+def test_a_model_that_cannot_be_read_has_no_evidence_page(tmp_path: Path) -> None:
+    with serving(create_app(site_settings(tmp_path, model_dir=tmp_path))) as client:
+        page = client.get("/evidence")
+    assert page.status_code == 404
+    assert "model.json" in page.text
 
 
 def test_the_checks_of_the_doctor_run_on_demand_only(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""`onescan evaluate` as a user runs it: studies with truth files in; figures, grades and a page out."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from running import ROOT, onescan
+
+from imaging.phantom import LesionRequest, make_phantom
+from imaging.phantom_dicom import write_phantom, write_truth
+from models.evaluation.evidence import withheld
+from models.findings import FindingKind
+from models.manifest import load_manifest
+
+pytestmark = pytest.mark.acceptance
+
+
+def test_labelled_studies_become_figures_and_the_evidence_of_the_model(tmp_path: Path) -> None:
+    """One study is evaluated, one with a missing slice is named; a second run takes the first one's records."""
+    source, out, model, card = (tmp_path / name for name in ("in", "out", "model", "card.md"))
+    effusion = LesionRequest(kind="pleural_effusion", size=600.0, laterality="left")
+    phantom = make_phantom(11, [effusion], spacing_mm=(4.0, 2.0, 2.0))
+    for name in ("whole", "gap"):
+        files = write_phantom(phantom, source / name, study_tag=name)
+        write_truth(phantom, source / name / "truth.json")
+    files[30].unlink()
+    shutil.copytree(ROOT / "models" / "weights", model)
+    shutil.copy(ROOT / "models" / "MODEL_CARD.md", card)
+    arguments = ("evaluate", source, "--out", out, "--model", model, "--write-evidence", "--card", card)
+
+    run = onescan(*arguments)
+    assert run.returncode == 1, run.stderr
+    assert "1 of 2 studies evaluated" in run.stdout
+    assert "refused phantom gap" in run.stderr
+    figures = json.loads((out / "evaluation.json").read_text())
+    assert figures["not_evaluated"][0]["study"] == "phantom gap"
+    (row,) = (row for row in figures["figures"] if row["kind"] == "pleural_effusion" and not row["subgroup"])
+    assert (row["positive"], row["negative"], row["data"]) == (1, 0, "phantoms")
+    assert {"evaluation.html", "figures.csv", "answers.csv", "measurements.csv"} <= {p.name for p in out.iterdir()}
+
+    manifest = load_manifest(model)
+    assert manifest.withheld == withheld(manifest.evidence)
+    assert {evidence.grade.value for evidence in manifest.evidence.values()} == {"C"}
+    assert manifest.evidence[FindingKind.PLEURAL_EFFUSION].trials[0].positive == 1
+    assert f"| pleural_effusion | C | phantoms | {row['positive']} | 0 |" in card.read_text()
+
+    kept = {path: path.stat().st_mtime_ns for path in (out / "studies").iterdir()}
+    assert onescan(*arguments).returncode == 1
+    assert {path: path.stat().st_mtime_ns for path in (out / "studies").iterdir()} == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "Nothing to evaluate"),
+        (("nowhere",), "No such file"),
+    ],
+)
+def test_wrong_usage_is_explained(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    run = onescan("evaluate", *arguments, "--out", tmp_path)
+    assert run.returncode == 2
+    assert said in run.stderr
+
+
+def test_the_evidence_of_the_bundled_model_is_printed() -> None:
+    run = onescan("model", "--evidence")
+    manifest = load_manifest(ROOT / "models" / "weights")
+    assert run.returncode == 0, run.stderr
+    assert manifest.sha256 in run.stdout
+    assert all(reason in run.stdout for reason in manifest.withheld.values())
