@@ -32,7 +32,7 @@ def withheld(evidence: Mapping[FindingKind, Evidence]) -> dict[FindingKind, str]
         found = round(sum(t.positive * (t.sensitivity or 0.0) for t in one.trials))
         cleared = round(sum(t.negative * (t.specificity or 0.0) for t in one.trials))
         if positive < _LEAST_POSITIVES:
-            reasons[kind] = f"this model was tried on {positive} studies with it only"
+            reasons[kind] = f"this model was tried on {positive} {'study' if positive == 1 else 'studies'} with it only"
         elif found < _LEAST_SENSITIVITY * positive:
             reasons[kind] = f"this model found it in {found} of {positive} studies with it: too few to answer"
         elif cleared < _LEAST_SPECIFICITY * negative:
