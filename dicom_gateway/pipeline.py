@@ -77,7 +77,7 @@ def process_study(
         report = compose_report(
             study_instance_uid=study.study_instance_uid,
             selection=passed.selection,
-            quality=passed.quality,
+            quality=passed.quality + (detection.quality if detection else ()),
             findings=detection.findings if detection else (),
             volume=passed.volume,
             contrast=detection.blood_pool.contrast if detection else None,

@@ -10,8 +10,10 @@ from scipy import ndimage
 
 from imaging.lungs import Lungs
 from imaging.preprocess import ModelInput, prepare
+from imaging.quality import QualityIssue, Verdict
 from imaging.uids import derive_uid
 from imaging.volume import Volume
+from models.agreement import MAXIMUM_SPREAD, averaged, perturbed
 from models.anatomy import Anatomy
 from models.contrast import BloodPool, measure_blood_pool
 from models.findings import (
@@ -60,9 +62,13 @@ _FOCAL_KINDS = (FindingKind.PULMONARY_NODULE,)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Detection:
-    """All findings about one volume, every kind at least once, in the order of FindingKind."""
+    """All findings about one volume, every kind at least once, in the order of FindingKind.
+
+    `quality` holds what the model has to say about the image itself.
+    """
 
     findings: tuple[Finding, ...]
+    quality: tuple[QualityIssue, ...]
     blood_pool: BloodPool
     timings_s: dict[str, float]
 
@@ -90,9 +96,9 @@ class Detector:
             maximum_hu=wanted.maximum_hu,
         )
         prepared = time.perf_counter()
-        outputs = self.session.run(grid.hu)
+        looks = (self.session.run(grid.hu), self.session.run(perturbed(grid.hu)))
         inferred = time.perf_counter()
-        reading = _Reading(self, volume, lungs, grid, outputs)
+        reading = _Reading(self, volume, lungs, grid, looks)
         answered = [kind for kind in self.manifest.lesions if kind not in self.manifest.withheld]
         found = {kind: reading.network_findings(kind) for kind in answered}
         if FindingKind.EMPHYSEMA not in self.manifest.withheld:
@@ -108,6 +114,7 @@ class Detector:
         measured = time.perf_counter()
         return Detection(
             findings=findings,
+            quality=reading.quality(),
             blood_pool=anatomy.blood_pool,
             timings_s={
                 "preprocess": prepared - started,
@@ -132,13 +139,14 @@ class _Reading:
     """The network's answer about one volume, read kind by kind."""
 
     def __init__(
-        self, detector: Detector, volume: Volume, lungs: Lungs, grid: ModelInput, outputs: HeadOutputs
+        self, detector: Detector, volume: Volume, lungs: Lungs, grid: ModelInput, looks: tuple[HeadOutputs, HeadOutputs]
     ) -> None:
         self._manifest = detector.manifest
         self._volume = volume
         self._lungs = lungs
         self._grid = grid
-        self._outputs = outputs
+        self._looks = looks
+        self._outputs = averaged(*looks)
         self._left_label = self._manifest.anatomy.index("lung_left")
         self._right_label = self._manifest.anatomy.index("lung_right")
         self._lung_z_mm = self._lung_height_mm()
@@ -221,6 +229,9 @@ class _Reading:
         lesions = self._lesions(kind, candidates, probability, point)
         study_probability = point.probability(float(self._outputs.study_logits[channel]))
         presence, reason = _study_presence(study_probability, bool(lesions), point)
+        doubt = self._doubt(channel, point)
+        if doubt is not None:
+            presence, reason = Presence.INDETERMINATE, doubt
         if presence is Presence.ABSENT:
             candidates, lesions = (), ()
         parts = tuple(self._as_finding(kind, presence, n, lesion) for n, lesion in enumerate(lesions, start=1))
@@ -228,6 +239,18 @@ class _Reading:
             reason = "; ".join(filter(None, (reason, f"the {len(parts)} largest of {len(candidates)} are described")))
         study = self._study_finding(kind, presence, reason, study_probability, point, parts, len(candidates))
         return (study, *parts)
+
+    def _doubt(self, channel: int, point: OperatingPoint) -> str | None:
+        """Why no answer to this kind can be trusted, whatever the score; None where nothing speaks against it."""
+        if self.quality():
+            return "the image is unlike those the model knows"
+        low, high = sorted(point.probability(float(look.study_logits[channel])) for look in self._looks)
+        if high - low > MAXIMUM_SPREAD:
+            return f"the score is not stable: {low:.2f} and {high:.2f} when the image is moved by half a voxel"
+        return None
+
+    def quality(self) -> tuple[QualityIssue, ...]:
+        return unfamiliar(self._manifest, self._outputs)
 
     def _lesions(
         self,
@@ -378,6 +401,21 @@ class _Reading:
     def _tracking_uid(self, *parts: str) -> str:
         series = (self._volume.series_instance_uid, self._manifest.sha256)
         return derive_uid("tracking", *series, *map(str, parts))
+
+
+def unfamiliar(manifest: ModelManifest, outputs: HeadOutputs) -> tuple[QualityIssue, ...]:
+    """A warning where the image lies farther from those the model knows than the model's limit."""
+    if manifest.familiarity is None or outputs.strangeness is None or outputs.strangeness <= manifest.familiarity.limit:
+        return ()
+    return (
+        QualityIssue(
+            check="familiarity",
+            verdict=Verdict.WARN,
+            message="the image is unlike those the model knows; its answers are not relied on",
+            measured=outputs.strangeness,
+            limit=manifest.familiarity.limit,
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,13 @@ class Evidence(_Record):
     trials: tuple[Trial, ...]
 
 
+class Familiarity(_Record):
+    """Above `limit` of the graph's `strangeness` an image is unlike those the model knows; `fitted_on` names those."""
+
+    limit: Positive
+    fitted_on: Text
+
+
 class TrainingSource(_Record):
     """Data the weights were trained or checked with."""
 
@@ -144,6 +151,7 @@ class ModelManifest(_Record):
     evidence: dict[FindingKind, Evidence]
     not_assessed: dict[FindingKind, Text]
     withheld: dict[FindingKind, Text] = {}
+    familiarity: Familiarity | None = None
     training_data: tuple[TrainingSource, ...]
 
     @model_validator(mode="after")

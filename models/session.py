@@ -21,6 +21,7 @@ PROVIDERS: dict[ExecutionProvider, str] = {
     "cann": "CANNExecutionProvider",
 }
 
+_STRANGENESS = "strangeness"
 _DTYPES = {"anatomy": "tensor(uint8)", "lesions": "tensor(float)", "study_logits": "tensor(float)"}
 
 
@@ -29,12 +30,14 @@ class HeadOutputs:
     """What the network says about one study, on the network's grid (D, H, W).
 
     `anatomy` uint8 (D, H, W), indices into `ModelManifest.anatomy`; `lesions` float32 (L, D, H, W), voxel
-    probabilities of `ModelManifest.lesions`, which may overlap; `study_logits` float32 (L,), uncalibrated.
+    probabilities of `ModelManifest.lesions`, which may overlap; `study_logits` float32 (L,), uncalibrated;
+    `strangeness` how far the image lies from those the model knows, None where the manifest has no `familiarity`.
     """
 
     anatomy: npt.NDArray[np.uint8]
     lesions: npt.NDArray[np.float32]
     study_logits: npt.NDArray[np.float32]
+    strangeness: float | None = None
 
 
 class ModelSession:
@@ -71,17 +74,26 @@ class ModelSession:
         multiple = self.manifest.input.multiple_of
         if hu.ndim != 5 or hu.shape[:2] != (1, 1) or any(n == 0 or n % multiple for n in grid):
             raise ValueError(f"the network takes (1, 1, D, H, W) in multiples of {multiple}, not {hu.shape}")
-        outputs = self._session.run(list(_DTYPES), {self.manifest.input.name: hu.astype(np.float32, copy=False)})
-        anatomy, lesions, study_logits = (np.asarray(output) for output in outputs)
+        names = list(_dtypes(self.manifest))
+        outputs = self._session.run(names, {self.manifest.input.name: hu.astype(np.float32, copy=False)})
+        anatomy, lesions, study_logits = (np.asarray(output) for output in outputs[:3])
+        strangeness = float(np.asarray(outputs[3])[0]) if len(outputs) > 3 else None
         kinds = len(self.manifest.lesions)
         expected = ((1, *grid), (1, kinds, *grid), (1, kinds))
         if (anatomy.shape, lesions.shape, study_logits.shape) != expected:
             raise BadOutput(f"output shapes {anatomy.shape}, {lesions.shape}, {study_logits.shape}")
-        if not (np.isfinite(lesions).all() and np.isfinite(study_logits).all()):
+        numbers = (lesions, study_logits, 0.0 if strangeness is None else strangeness)
+        if not all(np.isfinite(values).all() for values in numbers):
             raise BadOutput("the network's output is not finite")
         if int(anatomy.max()) >= len(self.manifest.anatomy):
             raise BadOutput(f"anatomy class {int(anatomy.max())} is unknown to the manifest")
-        return HeadOutputs(anatomy=anatomy[0], lesions=lesions[0], study_logits=study_logits[0])
+        return HeadOutputs(
+            anatomy=anatomy[0], lesions=lesions[0], study_logits=study_logits[0], strangeness=strangeness
+        )
+
+
+def _dtypes(manifest: ModelManifest) -> dict[str, str]:
+    return _DTYPES if manifest.familiarity is None else _DTYPES | {_STRANGENESS: "tensor(float)"}
 
 
 def _provider(execution_provider: ExecutionProvider) -> str:
@@ -114,8 +126,9 @@ def _check_interface(session: onnxruntime.InferenceSession, manifest: ModelManif
     if inputs != [(manifest.input.name, "tensor(float)", 5, [1, 1])]:
         raise ManifestMismatch(f"inputs are {inputs}, not one float {manifest.input.name!r} of (1, 1, D, H, W)")
     outputs = {entry.name: (entry.type, len(entry.shape), entry.shape) for entry in session.get_outputs()}
-    if {name: dtype for name, (dtype, _, _) in outputs.items()} != _DTYPES:
-        raise ManifestMismatch(f"outputs are {outputs}, not {_DTYPES}")
+    wanted = _dtypes(manifest)
+    if {name: dtype for name, (dtype, _, _) in outputs.items()} != wanted:
+        raise ManifestMismatch(f"outputs are {outputs}, not {wanted}")
     kinds = len(manifest.lesions)
     ranks = tuple(outputs[name][1] for name in _DTYPES)
     if ranks != (4, 5, 2) or outputs["lesions"][2][1] != kinds or outputs["study_logits"][2][1] != kinds:

@@ -8,8 +8,8 @@ part of the simulation, measures on another, and writes what it measured.
 
 import argparse
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnxruntime
@@ -32,7 +32,8 @@ from models.manifest import (
 from models.training.calibrate import METHOD, fit_head, operating_point, study_logit
 from models.training.dataset import Config, read_config, read_sources
 from models.training.evaluate import Answer, answers, trial
-from models.training.export import INPUT_NAME, compare, export, trained_network
+from models.training.export import INPUT_NAME, compare, export, trained_network, unfitted
+from models.training.familiarity import familiarity, summaries
 from models.training.network import ANATOMY, LESIONS, MULTIPLE_OF, SPACING_MM, StudyHead
 from models.training.studies import Study, phantom_studies, real_studies, simulated_studies
 from models.training.train import CHECKPOINT
@@ -71,7 +72,7 @@ class Runner:
         options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
 
-    def answers(self, studies: Iterator[Study]) -> list[Answer]:
+    def answers(self, studies: Iterable[Study]) -> list[Answer]:
         found = []
         for study in studies:
             (lesions,) = self._session.run(["lesions"], {INPUT_NAME: study.hu})
@@ -79,17 +80,29 @@ class Runner:
         return found
 
 
-def measured(
-    config: Config, checks: Path, runner: Runner, count: int
-) -> tuple[list[Answer], list[Answer], list[Answer]]:
-    """Answers for calibration (simulated), for evaluation (simulated, other seeds) and of the real series."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Studies:
+    """Simulation for calibration, simulation of other seeds for evaluation, and the real series."""
+
+    fitting: tuple[Study, ...]
+    testing: tuple[Study, ...]
+    real: tuple[Study, ...]
+
+
+def read_studies(config: Config, checks: Path, count: int) -> Studies:
     sources = read_sources(replace(config, phantoms=0))
     phantoms = max(4, count // 2)
-    fitting = runner.answers(simulated_studies(sources, config, _CALIBRATION_SEED, count))
-    fitting += runner.answers(phantom_studies(config, _PHANTOM_CALIBRATION_SEED, phantoms))
-    testing = runner.answers(simulated_studies(sources, config, _EVALUATION_SEED, count))
-    testing += runner.answers(phantom_studies(config, _PHANTOM_EVALUATION_SEED, phantoms))
-    return fitting, testing, runner.answers(real_studies(checks))
+    return Studies(
+        fitting=(
+            *simulated_studies(sources, config, _CALIBRATION_SEED, count),
+            *phantom_studies(config, _PHANTOM_CALIBRATION_SEED, phantoms),
+        ),
+        testing=(
+            *simulated_studies(sources, config, _EVALUATION_SEED, count),
+            *phantom_studies(config, _PHANTOM_EVALUATION_SEED, phantoms),
+        ),
+        real=tuple(real_studies(checks)),
+    )
 
 
 def evidence_of(
@@ -115,12 +128,15 @@ def write_bundle(config: Config, checks: Path, run: Path, out: Path, version: st
     out.mkdir(parents=True, exist_ok=True)
     net = trained_network(config.features, run / CHECKPOINT)
     weights = out / WEIGHTS_NAME
-    export(net, StudyHead(), weights)
-    fitting, testing, real = measured(config, checks, Runner(weights, torch.get_num_threads()), count)
+    export(net, StudyHead(), unfitted(net), weights)
+    studies = read_studies(config, checks, count)
+    runner = Runner(weights, torch.get_num_threads())
+    fitting, testing, real = (runner.answers(part) for part in (studies.fitting, studies.testing, studies.real))
     head = fit_head(fitting)
     points = {kind: operating_point(head, [*fitting, *real], kind) for kind in LESIONS}
-    export(net, head, weights)
-    print(compare(net, head, weights, (64, 96, 112), seed=1))
+    strangeness, known = familiarity(summaries(net, studies.fitting), summaries(net, studies.real))
+    export(net, head, strangeness, weights)
+    print(compare(net, head, strangeness, weights, (64, 96, 112), seed=1))
     evidence = {kind: evidence_of(kind, head, points[kind], testing, real) for kind in LESIONS}
     manifest = ModelManifest(
         name="onescan-chest",
@@ -141,6 +157,7 @@ def write_bundle(config: Config, checks: Path, run: Path, out: Path, version: st
         evidence=evidence,
         not_assessed={kind: reason for kind, reason in _NOT_ASSESSED.items() if kind not in LESIONS},
         withheld=withheld(evidence),
+        familiarity=known,
         training_data=_training_data(config, real),
     )
     (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n")

@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.training.dataset import read_config
-from models.training.network import Block, ChestNet, ExportedNet, StudyHead
+from models.training.network import Block, ChestNet, ExportedNet, Strangeness, StudyHead
 from models.training.train import CHECKPOINT
 
 INPUT_NAME = "hu"
-OUTPUT_NAMES = ("anatomy", "lesions", "study_logits")
+OUTPUT_NAMES = ("anatomy", "lesions", "study_logits", "strangeness")
 OPSET = 18
 
 
@@ -30,6 +30,7 @@ class Difference:
 
     lesions: float
     study_logits: float
+    strangeness: float
     anatomy_share: float
 
 
@@ -49,9 +50,9 @@ def folded(net: ChestNet) -> ChestNet:
     return net
 
 
-def export(net: ChestNet, study: StudyHead, path: Path) -> None:
+def export(net: ChestNet, study: StudyHead, strangeness: Strangeness, path: Path) -> None:
     """Write the graph of `ExportedNet` with dynamic D, H, W."""
-    graph = ExportedNet(folded(net), study).eval()
+    graph = ExportedNet(folded(net), study, strangeness).eval()
     axes = {2: "depth", 3: "height", 4: "width"}
     with torch.no_grad():
         torch.onnx.export(
@@ -70,19 +71,28 @@ def export(net: ChestNet, study: StudyHead, path: Path) -> None:
         )
 
 
-def compare(net: ChestNet, study: StudyHead, path: Path, shape: tuple[int, int, int], seed: int) -> Difference:
+def unfitted(net: ChestNet) -> Strangeness:
+    """Stands where no studies have been seen yet."""
+    return Strangeness(torch.zeros(net.summary_channels), torch.eye(net.summary_channels))
+
+
+def compare(
+    net: ChestNet, study: StudyHead, strangeness: Strangeness, path: Path, shape: tuple[int, int, int], seed: int
+) -> Difference:
     """Run torch and onnxruntime on the same smooth random HU grid."""
     rng = np.random.default_rng(seed)
     coarse = torch.from_numpy(rng.normal(-300, 500, (1, 1, 6, 6, 6)).astype(np.float32))
     hu = nn.functional.interpolate(coarse, size=shape, mode="trilinear")
     with torch.no_grad():
-        anatomy, lesions, logits = (output.numpy() for output in ExportedNet(net, study).eval()(hu))
+        outputs = ExportedNet(net, study, strangeness).eval()(hu)
+    anatomy, lesions, logits, strange = (output.numpy() for output in outputs)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = [np.asarray(output) for output in session.run(list(OUTPUT_NAMES), {INPUT_NAME: hu.numpy()})]
     return Difference(
         anatomy_share=float((anatomy != found[0]).mean()),
         lesions=float(np.abs(lesions - found[1]).max()),
         study_logits=float(np.abs(logits - found[2]).max()),
+        strangeness=float(np.abs(strange - found[3]).max()),
     )
 
 
@@ -94,9 +104,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     net = trained_network(read_config(arguments.config).features, arguments.run / CHECKPOINT)
-    study = StudyHead()
-    export(net, study, arguments.out)
-    print(compare(net, study, arguments.out, (64, 96, 112), seed=1))
+    study, strangeness = StudyHead(), unfitted(net)
+    export(net, study, strangeness, arguments.out)
+    print(compare(net, study, strangeness, arguments.out, (64, 96, 112), seed=1))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ LESIONS = (
 )
 
 _IN_LUNG_SPACE = frozenset(LESIONS) - {FindingKind.PERICARDIAL_EFFUSION}
+_EXCLUSIVE = _IN_LUNG_SPACE - {FindingKind.PULMONARY_NODULE}
 _LUNG_LEFT, _LUNG_RIGHT = ANATOMY.index("lung_left"), ANATOMY.index("lung_right")
 
 SPACING_MM = 2.5
@@ -79,6 +80,7 @@ class ChestNet(nn.Module):
 
     def __init__(self, features: tuple[int, ...] = (16, 24, 48, 96, 112)) -> None:
         super().__init__()
+        self.summary_channels = features[-1]
         self.windows = Windows()
         self.stem = Block(len(WINDOWS_HU), features[0])
         self.down = nn.ModuleList()
@@ -90,13 +92,27 @@ class ChestNet(nn.Module):
         nn.init.constant_(self.lesions.bias, -4.0)  # lesions are rare: start from "none"
 
     def forward(self, hu: Tensor) -> tuple[Tensor, Tensor]:
+        anatomy, lesions, _ = self.with_summary(hu)
+        return anatomy, lesions
+
+    def with_summary(self, hu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, and the mean (N, C) of the coarsest features: what the network makes of the whole image."""
+        levels = self._encode(hu)
+        features = levels.pop()
+        summary = features.mean(dim=(2, 3, 4))
+        for up in reversed(self.up):
+            features = up(features, levels.pop())
+        return self.anatomy(features), self.lesions(features), summary
+
+    def summary(self, hu: Tensor) -> Tensor:
+        """The summary of `with_summary` alone."""
+        return self._encode(hu)[-1].mean(dim=(2, 3, 4))
+
+    def _encode(self, hu: Tensor) -> list[Tensor]:
         levels = [self.stem(self.windows(hu))]
         for down in self.down:
             levels.append(down(levels[-1]))
-        features = levels.pop()
-        for up in reversed(self.up):
-            features = up(features, levels.pop())
-        return self.anatomy(features), self.lesions(features)
+        return levels
 
 
 def study_evidence(probabilities: Tensor) -> Tensor:
@@ -123,23 +139,47 @@ class StudyHead(nn.Module):
         return scores
 
 
-class ExportedNet(nn.Module):
-    """The graph that is exported: HU to anatomy uint8 (1, D, H, W), lesion probabilities and study logits.
+class Strangeness(nn.Module):
+    """How far a summary (N, C) lies from those of the studies it was fitted to: (N,), about 1 for one of them.
 
-    Lesions of lung and pleura count only in the lung spaces of the anatomy head and one voxel around them.
+    The Mahalanobis distance over the square root of the number of channels (Lee et al., NeurIPS 2018).
     """
 
-    def __init__(self, net: ChestNet, study: StudyHead) -> None:
+    def __init__(self, mean: Tensor, precision: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("precision", precision)
+
+    def forward(self, summary: Tensor) -> Tensor:
+        away = summary - self.mean
+        squared = ((away @ self.precision) * away).mean(dim=1)
+        return torch.sqrt(torch.clamp(squared, min=0.0))
+
+
+class ExportedNet(nn.Module):
+    """The graph that is exported: HU to anatomy uint8 (1, D, H, W), lesion probabilities, study logits, strangeness.
+
+    Lesions of lung and pleura count only in the lung spaces of the anatomy head and one voxel around them. Of the kinds
+    that exclude each other the likeliest keeps its voxel; the others fall below one half.
+    """
+
+    def __init__(self, net: ChestNet, study: StudyHead, strangeness: Strangeness) -> None:
         super().__init__()
         self.net = net
         self.study = study
+        self.strangeness = strangeness
         anywhere = torch.tensor([float(kind not in _IN_LUNG_SPACE) for kind in LESIONS])
         self.register_buffer("anywhere", anywhere.view(1, -1, 1, 1, 1))
+        exclusive = torch.tensor([float(kind in _EXCLUSIVE) for kind in LESIONS])
+        self.register_buffer("exclusive", exclusive.view(1, -1, 1, 1, 1))
 
-    def forward(self, hu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        anatomy, lesions = self.net(hu)
+    def forward(self, hu: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        anatomy, lesions, summary = self.net.with_summary(hu)
         labels = anatomy.argmax(dim=1)
         lungs = ((labels == _LUNG_LEFT) | (labels == _LUNG_RIGHT)).to(lesions.dtype)[:, None]
         near = nn.functional.max_pool3d(lungs, 3, stride=1, padding=1)
         probabilities = torch.sigmoid(lesions) * torch.maximum(near, self.anywhere)
-        return labels.to(torch.uint8), probabilities, self.study(probabilities)
+        likeliest = (probabilities * self.exclusive).amax(dim=1, keepdim=True)
+        loses = self.exclusive * (probabilities < likeliest).to(probabilities.dtype)
+        probabilities = probabilities * (1.0 - 0.5 * loses)
+        return labels.to(torch.uint8), probabilities, self.study(probabilities), self.strangeness(summary)

@@ -17,9 +17,11 @@ from imaging.lungs import segment_lungs
 from imaging.phantom import ANATOMY
 from imaging.preprocess import prepare
 from imaging.volume import Volume
-from models.detect import Detector
+from models.agreement import averaged
+from models.detect import Detector, unfamiliar
 from models.findings import FindingKind, Laterality, Presence, Quantity
-from models.session import ModelSession
+from models.manifest import Familiarity
+from models.session import HeadOutputs, ModelSession
 
 BRIGHT_HU = 150.0
 RADIUS_MM = 12.0
@@ -222,3 +224,27 @@ def test_gas_of_the_stomach_is_no_lung(detector: Detector) -> None:
         "right lung",
     )
     assert "only one lung" in (emphysema.reason or "")
+
+
+def test_a_score_that_a_small_move_changes_is_no_answer(detector: Detector) -> None:
+    """One bright voxel of the network's grid: half a voxel's move dims it."""
+    volume, _ = _thorax(np.eye(3), None)
+    row, column = 90, 75
+    hu = volume.hu.copy()
+    hu[44:46, row : row + 2, column : column + 2] = 900
+    speck = Volume(hu, volume.geometry, "1", volume.sop_instance_uids, volume.frame_numbers)
+    findings = detector.detect(speck, segment_lungs(speck), sharp_kernel=False).findings
+    answer = next(f for f in findings if f.kind is FindingKind.PULMONARY_NODULE)
+    assert answer.presence is Presence.INDETERMINATE
+    assert "not stable" in (answer.reason or "")
+
+
+def test_an_image_unlike_the_known_ones_gets_no_answer(detector: Detector) -> None:
+    outputs = HeadOutputs(
+        anatomy=np.zeros((1, 1, 1), np.uint8), lesions=np.zeros((1, 1, 1, 1)), study_logits=np.zeros(1), strangeness=5.0
+    )
+    looks = (outputs, outputs)
+    known = detector.manifest.model_copy(update={"familiarity": Familiarity(limit=4.0, fitted_on="this test")})
+    assert [issue.check for issue in unfamiliar(known, averaged(*looks))] == ["familiarity"]
+    wider = detector.manifest.model_copy(update={"familiarity": Familiarity(limit=6.0, fitted_on="this test")})
+    assert unfamiliar(wider, averaged(*looks)) == ()

@@ -10,7 +10,7 @@ import torch
 from models.errors import ManifestMismatch
 from models.findings import FindingKind
 from models.session import PROVIDERS, ModelSession
-from models.training.export import export
+from models.training.export import export, unfitted
 from models.training.network import ANATOMY, LESIONS, ChestNet, StudyHead
 
 # torch marks its TorchScript exporter as the older one; the newer needs onnxscript, one dependency more
@@ -22,7 +22,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A small untrained network through the real export."""
     torch.manual_seed(3)
     path = tmp_path_factory.mktemp("weights") / "model.onnx"
-    export(ChestNet((4, 4, 4, 4, 4)).eval(), StudyHead(), path)
+    net = ChestNet((4, 4, 4, 4, 4)).eval()
+    export(net, StudyHead(), unfitted(net), path)
     return path.read_bytes()
 
 
@@ -54,6 +55,7 @@ def document(weights: bytes) -> dict[str, object]:
         "operating_points": {kind: point for kind in LESIONS},
         "evidence": {kind: {"grade": "C", "trials": []} for kind in LESIONS},
         "not_assessed": {kind: "not trained" for kind in FindingKind if kind not in LESIONS},
+        "familiarity": {"limit": 2.0, "fitted_on": "nothing"},
         "training_data": [],
     }
 
@@ -76,6 +78,7 @@ def test_one_run_answers_on_the_grid_it_was_given(tmp_path: Path, weights: bytes
     assert outputs.lesions.dtype == np.float32
     assert 0.0 <= outputs.lesions.min() <= outputs.lesions.max() <= 1.0
     assert outputs.study_logits.shape == (len(LESIONS),)
+    assert outputs.strangeness is not None and outputs.strangeness > 0.0
 
 
 def test_the_same_grid_gives_the_same_answer(tmp_path: Path, weights: bytes) -> None:
@@ -121,6 +124,13 @@ def test_weights_for_other_kinds_are_refused(tmp_path: Path, weights: bytes) -> 
     manifest["lesions"] = kinds
     manifest["not_assessed"] = {kind: "not trained" for kind in FindingKind if kind not in kinds}
     with pytest.raises(ManifestMismatch, match="lesion kinds"):
+        ModelSession.open(bundle(tmp_path, weights, manifest))
+
+
+def test_a_manifest_that_does_not_know_of_the_strangeness_is_refused(tmp_path: Path, weights: bytes) -> None:
+    manifest = document(weights)
+    del manifest["familiarity"]
+    with pytest.raises(ManifestMismatch, match="strangeness"):
         ModelSession.open(bundle(tmp_path, weights, manifest))
 
 

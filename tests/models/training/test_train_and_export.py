@@ -9,6 +9,7 @@ import torch
 
 from models.training.dataset import Config, Mix, Sources
 from models.training.export import compare, export, folded, trained_network
+from models.training.familiarity import familiarity, fit_strangeness
 from models.training.labels import LABEL
 from models.training.network import LESIONS, ChestNet, StudyHead, study_evidence
 from models.training.sources import OrganMap, Sample
@@ -108,10 +109,12 @@ def test_the_exported_graph_says_what_torch_says(config: Config, sources: Source
     train(config, sources, tmp_path)
     net = trained_network(FEATURES, tmp_path / CHECKPOINT)
     path = tmp_path / "model.onnx"
-    export(net, StudyHead(), path)
-    difference = compare(net, StudyHead(), path, (32, 48, 32), seed=2)
+    strangeness = fit_strangeness(torch.randn(20, net.summary_channels))
+    export(net, StudyHead(), strangeness, path)
+    difference = compare(net, StudyHead(), strangeness, path, (32, 48, 32), seed=2)
     assert difference.lesions < 1e-4
     assert difference.study_logits < 1e-3
+    assert difference.strangeness < 1e-3
     assert difference.anatomy_share < 1e-3
     assert b"BatchNormalization" not in path.read_bytes()
 
@@ -135,3 +138,13 @@ def test_more_lesion_is_more_evidence() -> None:
     large[:, :, 4:12, 4:12, 4:12] = 0.9
     assert (study_evidence(large) > study_evidence(small)).all()
     assert (study_evidence(torch.full_like(small, 0.4))[..., 0] == 0).all()
+
+
+def test_what_lies_outside_the_known_images_is_strange() -> None:
+    """Within the limit: another of the same kind. Beyond it: one that differs in a direction in which none varied."""
+    torch.manual_seed(2)
+    spread = torch.tensor([3.0, 1.0, 1.0, 0.1])
+    strangeness, known = familiarity(torch.randn(60, 4) * spread, torch.randn(6, 4) * spread)
+    assert (strangeness(torch.randn(50, 4) * spread) < known.limit).float().mean() > 0.9
+    assert strangeness(torch.tensor([[0.0, 0.0, 0.0, 3.0]])) > known.limit
+    assert strangeness(torch.tensor([[3.0, 0.0, 0.0, 0.0]])) < known.limit
