@@ -9,7 +9,17 @@ from collections.abc import Callable, Mapping
 
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind
+from models.measured.aorta import aortic_dilatation
+from models.measured.calcium import arterial_wall_calcification, coronary_artery_calcification
+from models.measured.heart import cardiomegaly
+from models.measured.pulmonary_artery import pulmonary_artery_enlargement
 
 Rule = Callable[[Anatomy], tuple[Finding, ...]]
 
-RULES: Mapping[FindingKind, Rule] = {}
+RULES: Mapping[FindingKind, Rule] = {
+    FindingKind.CORONARY_ARTERY_CALCIFICATION: coronary_artery_calcification,
+    FindingKind.AORTIC_DILATATION: aortic_dilatation,
+    FindingKind.CARDIOMEGALY: cardiomegaly,
+    FindingKind.PULMONARY_ARTERY_ENLARGEMENT: pulmonary_artery_enlargement,
+    FindingKind.ARTERIAL_WALL_CALCIFICATION: arterial_wall_calcification,
+}
