@@ -35,7 +35,7 @@ from models.training.evaluate import Answer, answers, trial
 from models.training.export import INPUT_NAME, compare, export, trained_network, unfitted
 from models.training.familiarity import familiarity, summaries
 from models.training.network import ANATOMY, LESIONS, MULTIPLE_OF, SPACING_MM, StudyHead
-from models.training.studies import Study, phantom_studies, real_studies, simulated_studies
+from models.training.studies import Study, held_out_studies, phantom_studies, real_studies, simulated_studies
 from models.training.train import CHECKPOINT
 
 WEIGHTS_NAME = "model.onnx"
@@ -99,6 +99,7 @@ def read_studies(config: Config, checks: Path, count: int) -> Studies:
         ),
         testing=(
             *simulated_studies(sources, config, _EVALUATION_SEED, count),
+            *held_out_studies(config, _EVALUATION_SEED, count),
             *phantom_studies(config, _PHANTOM_EVALUATION_SEED, phantoms),
         ),
         real=tuple(real_studies(checks)),

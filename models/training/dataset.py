@@ -60,6 +60,7 @@ class Config:
     healthy: float
     mix: Mix
     volumes: tuple[Volume, ...]
+    held_out: tuple[Volume, ...]
     organ_map: str
     organ_map_licence: str
     phantom_folder: Path
@@ -79,6 +80,7 @@ def read_config(path: Path) -> Config:
         data_root=(path.parent / table.pop("data_root")).resolve(),
         mix=Mix(**table.pop("mix")),
         volumes=tuple(_volume(volume, path.parent) for volume in table.pop("volumes")),
+        held_out=tuple(_volume(volume, path.parent) for volume in table.pop("held_out", ())),
         features=tuple(table.pop("features")),
         phantom_folder=(path.parent / table.pop("phantom_folder")).resolve(),
         crop=crop,
@@ -102,12 +104,13 @@ class Sources:
 
 def read_sources(config: Config) -> Sources:
     """Read and label the real volumes and the organ map, and make the phantoms."""
-    real = tuple(_read_real(config.data_root, volume) for volume in config.volumes)
+    real = tuple(read_host(config.data_root, volume) for volume in config.volumes)
     phantoms = load_phantoms(config.phantom_folder, config.phantom_first_seed, config.phantoms)
     return Sources(real, read_organ_map(config.data_root / config.organ_map), phantoms)
 
 
-def _read_real(data_root: Path, volume: Volume) -> Sample:
+def read_host(data_root: Path, volume: Volume) -> Sample:
+    """A real volume on the network's grid with what is known of it."""
     grid = to_grid(read_ct(data_root / volume.path), -1024.0)
     return real_sample(
         grid,

@@ -19,7 +19,7 @@ from imaging.volume import Volume, load_volume
 from models.evaluation.images import read_image, read_mask
 from models.evaluation.truth import find_labelled_studies
 from models.findings import FindingKind
-from models.training.dataset import Config, Sources
+from models.training.dataset import Config, Sources, read_host
 from models.training.lesions import bit, insert_lesions
 from models.training.network import LESIONS, MAXIMUM_HU, MINIMUM_HU, MULTIPLE_OF, SPACING_MM, VOXEL_ML
 from models.training.phantoms import load_phantoms
@@ -35,7 +35,12 @@ SMALLEST_ML: dict[FindingKind, float] = {
     FindingKind.GROUND_GLASS_OPACITY: 25.0,
     FindingKind.PERICARDIAL_EFFUSION: 80.0,
     FindingKind.ATELECTASIS: 15.0,
+    FindingKind.INTERSTITIAL_ABNORMALITY: 40.0,
 }
+
+
+_SHAPE = (112, 112, 144)
+_HEALTHY = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,10 +99,19 @@ def simulated_studies(sources: Sources, config: Config, first_seed: int, count: 
         rng = np.random.default_rng((config.seed + 1, index))
         host = sources.real[rng.integers(len(sources.real))]
         painted = rng.random() < 0.3
-        shape = (112, 112, 144)
-        sample = paint_organs(sources.organs, host, shape, rng) if painted else deform(host, shape, rng)
-        insert_lesions(sample, rng, 0.2)
+        sample = paint_organs(sources.organs, host, _SHAPE, rng) if painted else deform(host, _SHAPE, rng)
+        insert_lesions(sample, rng, _HEALTHY)
         yield _of_sample(scan(sample, rng), f"simulated {index}", "lesions put into training hosts")
+
+
+def held_out_studies(config: Config, first_seed: int, count: int) -> Iterator[Study]:
+    """Lesions in the patients of `Config.held_out`."""
+    hosts = [read_host(config.data_root, volume) for volume in config.held_out]
+    for index in range(first_seed, first_seed + count if hosts else first_seed):
+        rng = np.random.default_rng((config.seed + 1, index))
+        sample = deform(hosts[index % len(hosts)], _SHAPE, rng)
+        insert_lesions(sample, rng, _HEALTHY)
+        yield _of_sample(scan(sample, rng), f"held out {index}", "lesions put into patients not trained on")
 
 
 def phantom_studies(config: Config, first_seed: int, count: int) -> Iterator[Study]:

@@ -37,6 +37,7 @@ def config(tmp_path: Path) -> Config:
         healthy=0.0,
         mix=Mix(real=0.6, painted=0.4, phantom=0.0),
         volumes=(),
+        held_out=(),
         organ_map="",
         organ_map_licence="",
         phantom_folder=tmp_path,
