@@ -86,6 +86,13 @@ class Quantity(enum.StrEnum):
     PULMONARY_TRUNK_DIAMETER = "pulmonary_trunk_diameter"
     PULMONARY_TRUNK_TO_AORTA_RATIO = "pulmonary_trunk_to_aorta_ratio"
     CALCIUM_VOLUME = "calcium_volume"
+    ANTERIOR_HEIGHT = "anterior_height"
+    MIDDLE_HEIGHT = "middle_height"
+    POSTERIOR_HEIGHT = "posterior_height"
+    VERTEBRAL_HEIGHT_RATIO = "vertebral_height_ratio"
+    GENANT_GRADE = "genant_grade"
+    SPLEEN_ATTENUATION = "spleen_attenuation"
+    LIVER_SPLEEN_DIFFERENCE = "liver_spleen_difference"
     LESION_COUNT = "lesion_count"
 
 

@@ -148,6 +148,13 @@ QUANTITY_CODES: dict[Quantity, QuantityCodes] = {
         _private("PA_AORTA_RATIO", "Pulmonary trunk to ascending aorta diameter ratio")
     ),
     Quantity.CALCIUM_VOLUME: QuantityCodes(_dcm("112197", "Volume of Vascular Calcification")),
+    Quantity.ANTERIOR_HEIGHT: QuantityCodes(_private("HEIGHT_ANT", "Anterior height of vertebral body")),
+    Quantity.MIDDLE_HEIGHT: QuantityCodes(_private("HEIGHT_MID", "Middle height of vertebral body")),
+    Quantity.POSTERIOR_HEIGHT: QuantityCodes(_private("HEIGHT_POST", "Posterior height of vertebral body")),
+    Quantity.VERTEBRAL_HEIGHT_RATIO: QuantityCodes(_private("HEIGHT_RATIO", "Vertebral height ratio")),
+    Quantity.GENANT_GRADE: QuantityCodes(_private("GENANT_GRADE", "Genant grade")),
+    Quantity.SPLEEN_ATTENUATION: QuantityCodes(_private("SPLEEN_HU", "Spleen attenuation"), derivation=_MEAN),
+    Quantity.LIVER_SPLEEN_DIFFERENCE: QuantityCodes(_private("LIVER_SPLEEN", "Liver minus spleen attenuation")),
     Quantity.LESION_COUNT: QuantityCodes(_private("LESION_COUNT", "Number of lesions")),
 }
 

@@ -50,6 +50,13 @@ QUANTITY_NAMES: dict[Quantity, str] = {
     Quantity.PULMONARY_TRUNK_DIAMETER: "pulmonary trunk",
     Quantity.PULMONARY_TRUNK_TO_AORTA_RATIO: "pulmonary trunk to ascending aorta",
     Quantity.CALCIUM_VOLUME: "calcium volume",
+    Quantity.ANTERIOR_HEIGHT: "anterior height",
+    Quantity.MIDDLE_HEIGHT: "middle height",
+    Quantity.POSTERIOR_HEIGHT: "posterior height",
+    Quantity.VERTEBRAL_HEIGHT_RATIO: "height ratio",
+    Quantity.GENANT_GRADE: "Genant grade",
+    Quantity.SPLEEN_ATTENUATION: "spleen attenuation",
+    Quantity.LIVER_SPLEEN_DIFFERENCE: "liver minus spleen",
     Quantity.LESION_COUNT: "count",
 }
 
@@ -73,6 +80,8 @@ _KEY_QUANTITIES = (
     Quantity.PULMONARY_TRUNK_TO_AORTA_RATIO,
     Quantity.CALCIUM_VOLUME,
     Quantity.LOW_ATTENUATION_AREA_950,
+    Quantity.VERTEBRAL_HEIGHT_RATIO,
+    Quantity.GENANT_GRADE,
     Quantity.VOLUME,
     Quantity.MAXIMUM_DEPTH,
     Quantity.FRACTION_OF_LUNG,
