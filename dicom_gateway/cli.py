@@ -191,7 +191,11 @@ def evaluate(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Model folder; default the configured model.")] = None,
     simulate: Annotated[int, typer.Option(min=0, help="So many phantoms with all kinds of findings.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other phantoms.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other simulations.")] = 1,
+    hosts: Annotated[
+        Path | None,
+        typer.Option(help="Training configuration: as many studies with lesions put into its held-out patients, too."),
+    ] = None,
     write_evidence: Annotated[
         bool, typer.Option("--write-evidence", help="Write grades, figures and withheld kinds into model.json.")
     ] = False,
@@ -210,7 +214,7 @@ def evaluate(
     settings = Settings.load(config)
     if model is not None:
         settings = settings.model_copy(update={"model_dir": model})
-    if missing := [path for path in paths or () if not path.exists()]:
+    if missing := [path for path in (*(paths or ()), *((hosts,) if hosts else ())) if not path.exists()]:
         err.print(f"[red]No such file or folder:[/] {', '.join(map(str, missing))}")
         raise typer.Exit(USAGE_ERROR)
     try:
@@ -221,9 +225,11 @@ def evaluate(
     if not labelled and not simulate:
         err.print("[red]Nothing to evaluate:[/] name an index file or a folder with truth.json, or say --simulate N.")
         raise typer.Exit(USAGE_ERROR)
-    from dicom_gateway.evaluate import labelled_case, phantom_cases
+    from dicom_gateway.evaluate import inserted_cases, labelled_case, phantom_cases
 
     cases = [*map(labelled_case, labelled), *phantom_cases(simulate, seed)]
+    if hosts is not None:
+        cases += inserted_cases(hosts, simulate, seed)
     raise typer.Exit(_evaluate(cases, out_dir, settings, write_evidence=write_evidence, card=card))
 
 

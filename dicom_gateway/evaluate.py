@@ -5,8 +5,10 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from dicom_gateway.pipeline import StageClock, first_series_through_the_gates
 from imaging.errors import ImagingError
 from imaging.files import find_files
+from imaging.geometry import Geometry
 from imaging.headers import Series, read_studies
 from imaging.lungs import Lungs, segment_lungs
 from imaging.quality import QualityIssue, Verdict, check_voxels, is_rejected
@@ -30,6 +33,13 @@ from models.evaluation.truth import LabelledStudy, StudyTruth
 from models.findings import FindingKind
 from models.manifest import MANIFEST_NAME, ModelManifest, load_manifest
 from models.session import ModelSession
+
+if TYPE_CHECKING:
+    from models.training.studies import Study as TrainingStudy
+
+_INSERTED_FIRST_SEED = 200_000
+_MOST_INSERTED = 1000
+_INSERTED_SPACING_MM = 2.5  # that of models.training.network
 
 OnStage = Callable[[str], None]
 Masks = Mapping[FindingKind, npt.NDArray[np.bool_]]
@@ -87,6 +97,52 @@ def phantom_cases(count: int, seed: int) -> Iterator[Case]:
             identity=repr(plan),
             read=lambda on_stage, plan=plan: _read_phantom(plan, on_stage),  # type: ignore[misc]
         )
+
+
+def inserted_cases(training: Path, count: int, seed: int) -> Iterator[Case]:
+    """Lesions put into the held-out patients of a training configuration, on the network's own spacing.
+
+    Seeds are none that calibration uses. Raises OSError, TypeError or ValueError for a file that is no configuration.
+    """
+    from models.training.dataset import read_config
+    from models.training.studies import HELD_OUT_SOURCE, held_out_hosts, held_out_study
+
+    config = read_config(training)
+    hosts = cache(lambda: held_out_hosts(config))
+    first = _INSERTED_FIRST_SEED + seed * _MOST_INSERTED
+    for index in range(first, first + min(count, _MOST_INSERTED) if config.held_out else first):
+
+        def read(on_stage: OnStage, index: int = index) -> Scan:
+            on_stage("insert lesions")
+            return _read_inserted(held_out_study(hosts(), config, index), on_stage)
+
+        name = f"held out {index}"
+        identity = f"{training.read_text()} {index}"
+        yield Case(name=name, source=HELD_OUT_SOURCE, simulated=True, trained_on=False, identity=identity, read=read)
+
+
+def _read_inserted(study: "TrainingStudy", on_stage: OnStage) -> Scan:
+    hu = np.rint(study.hu[0, 0]).astype(np.int16)
+    affine = np.zeros((4, 4))
+    affine[2, 0] = affine[1, 1] = affine[0, 2] = _INSERTED_SPACING_MM
+    affine[3, 3] = 1.0
+    count = len(hu)
+    names = tuple(str(index) for index in range(count))
+    volume = Volume(hu, Geometry(affine, hu.shape), study.name, names, (None,) * count)
+    return Scan(
+        truth=StudyTruth(
+            name=study.name,
+            source=study.source,
+            simulated=True,
+            present=tuple(kind for kind, present in study.present.items() if present),
+            absent=tuple(kind for kind, present in study.present.items() if not present),
+        ),
+        volume=volume,
+        lungs=_checked_lungs(volume, on_stage),
+        sharp_kernel=False,
+        acquisition=Acquisition(slice_spacing_mm=_INSERTED_SPACING_MM),
+        masks={kind: mask for kind, mask in study.masks.items() if kind in _OUTLINED and study.present.get(kind)},
+    )
 
 
 def _read_labelled(study: LabelledStudy, on_stage: OnStage) -> Scan:

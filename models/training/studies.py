@@ -3,7 +3,7 @@
 Real series take the way the product takes: headers, selection, volume, lungs, `imaging.preprocess.prepare`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,7 @@ SMALLEST_ML: dict[FindingKind, float] = {
 }
 
 
+HELD_OUT_SOURCE = "lesions put into patients not trained on"
 _SHAPE = (112, 112, 144)
 _HEALTHY = 0.2
 
@@ -105,13 +106,23 @@ def simulated_studies(sources: Sources, config: Config, first_seed: int, count: 
 
 
 def held_out_studies(config: Config, first_seed: int, count: int) -> Iterator[Study]:
-    """Lesions in the patients of `Config.held_out`."""
-    hosts = [read_host(config.data_root, volume) for volume in config.held_out]
+    """Lesions in the patients of `Config.held_out`; none where there are no such patients."""
+    hosts = held_out_hosts(config)
     for index in range(first_seed, first_seed + count if hosts else first_seed):
-        rng = np.random.default_rng((config.seed + 1, index))
-        sample = deform(hosts[index % len(hosts)], _SHAPE, rng)
-        insert_lesions(sample, rng, _HEALTHY)
-        yield _of_sample(scan(sample, rng), f"held out {index}", "lesions put into patients not trained on")
+        yield held_out_study(hosts, config, index)
+
+
+def held_out_hosts(config: Config) -> tuple[Sample, ...]:
+    """The patients of `Config.held_out` as they are."""
+    return tuple(read_host(config.data_root, volume) for volume in config.held_out)
+
+
+def held_out_study(hosts: Sequence[Sample], config: Config, index: int) -> Study:
+    """Study `index`: lesions put into one of the hosts."""
+    rng = np.random.default_rng((config.seed + 1, index))
+    sample = deform(hosts[index % len(hosts)], _SHAPE, rng)
+    insert_lesions(sample, rng, _HEALTHY)
+    return _of_sample(scan(sample, rng), f"held out {index}", HELD_OUT_SOURCE)
 
 
 def phantom_studies(config: Config, first_seed: int, count: int) -> Iterator[Study]:
