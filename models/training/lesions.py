@@ -295,6 +295,7 @@ def add_pericardial_effusion(sample: Sample, rng: np.random.Generator) -> None:
     vessels = np.isin(sample.anatomy[box], [LABEL[n] for n in ("aorta", "pulmonary_trunk", "blood")])
     # the sac holds the roots of the vessels, too, and no fluid lies between them and the heart
     inside = ndi.binary_fill_holes(ndi.binary_closing(heart[box] | vessels, iterations=4)) | heart[box]
+    inside = ndi.binary_dilation(inside)  # the outline's own border is open, and fat lies under the sac
     hu = sample.hu[box]
     distance = np.maximum(ndi.distance_transform_edt(~inside), 0.7 * ndi.distance_transform_edt(~heart[box]))
     distance = distance.astype(np.float32) * SPACING_MM
@@ -307,7 +308,8 @@ def add_pericardial_effusion(sample: Sample, rng: np.random.Generator) -> None:
     movable |= np.isin(sample.anatomy[box], [LABEL[n] for n in ("left_or_soft", "right_or_soft", "elsewhere")])
     movable &= hu < 250
     ring = soft_edge(local_mm - distance, SPACING_MM) * (~inside & movable)
-    hu += ring * (rng.uniform(-5, 30) + 3 * smooth_noise(hu.shape, 4, rng) - hu)
+    fluid_hu = min(rng.uniform(-5, 30), _soft_tissue_hu(sample) - 12)
+    hu += ring * (fluid_hu + 3 * smooth_noise(hu.shape, 4, rng) - hu)
     fluid = ring > 0.5
     sample.lesions[box][fluid] = bit(FindingKind.PERICARDIAL_EFFUSION)
     sample.unknown[box][fluid] = 0
@@ -392,7 +394,7 @@ INSERTIONS: tuple[tuple[Insertion, float], ...] = (
     (add_effusion, 0.30),
 )
 
-_PERICARDIAL_EFFUSION_CHANCE = 0.25
+_PERICARDIAL_EFFUSION_CHANCE = 0.15
 
 
 def insert_lesions(sample: Sample, rng: np.random.Generator, healthy: float) -> None:
