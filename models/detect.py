@@ -46,6 +46,7 @@ from models.measure import (
     volume_mm3,
 )
 from models.measured import RULES
+from models.nodules.detector import Judge, Nodule, judge_candidates, outline_nodules
 from models.session import HeadOutputs, ModelSession
 
 # %LAA-950 above 5 is the usual definition of emphysema on CT (COPDGene: Castaldi et al., Thorax 2014;69:415).
@@ -56,6 +57,7 @@ _SOLID_BORDER_HU = -400
 _MAXIMUM_LESIONS = 10
 _SEEN_LUNG_ML = 100.0
 _NETWORK_METHOD = "network"
+_UNFAMILIAR = "the image is unlike those the model knows"
 _PER_SIDE_KINDS = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 _FOCAL_KINDS = (FindingKind.PULMONARY_NODULE,)
 
@@ -99,8 +101,13 @@ class Detector:
         looks = (self.session.run(grid.hu), self.session.run(perturbed(grid.hu)))
         inferred = time.perf_counter()
         reading = _Reading(self, volume, lungs, grid, looks)
-        answered = [kind for kind in self.manifest.lesions if kind not in self.manifest.withheld]
-        found = {kind: reading.network_findings(kind) for kind in answered}
+        found = {
+            kind: reading.nodules(self.session)
+            if kind is FindingKind.PULMONARY_NODULE and self.manifest.nodules is not None
+            else reading.network_findings(kind)
+            for kind in self.manifest.lesions
+            if kind not in self.manifest.withheld
+        }
         if FindingKind.EMPHYSEMA not in self.manifest.withheld:
             air = found.get(FindingKind.PNEUMOTHORAX, ())
             found[FindingKind.EMPHYSEMA] = self._graded((reading.emphysema(sharp_kernel, air),))
@@ -237,13 +244,65 @@ class _Reading:
         parts = tuple(self._as_finding(kind, presence, n, lesion) for n, lesion in enumerate(lesions, start=1))
         if kind in _FOCAL_KINDS and len(candidates) > len(parts):
             reason = "; ".join(filter(None, (reason, f"the {len(parts)} largest of {len(candidates)} are described")))
-        study = self._study_finding(kind, presence, reason, study_probability, point, parts, len(candidates))
+        cut = point.present_probability
+        study = self._study_finding(kind, presence, reason, study_probability, cut, parts, len(candidates))
         return (study, *parts)
+
+    def nodules(self, judge: Judge) -> tuple[Finding, ...]:
+        """What the network for nodules finds at about 1 mm: the answer about the study, then the ten largest."""
+        kind, network = FindingKind.PULMONARY_NODULE, self._manifest.nodules
+        if network is None:
+            raise ValueError("this model has no network for nodules")
+        judged = judge_candidates(judge, network, self._volume, self._lungs)
+        least, cut = network.absent_probability, network.present_probability
+        outlined = outline_nodules(self._volume, self._lungs, judged, least, network.minimum_diameter_mm)
+        sure = [nodule for nodule in outlined if nodule.probability >= cut]
+        presence, reason = Presence.PRESENT if sure else Presence.ABSENT, None
+        if self.quality():
+            presence, reason = Presence.INDETERMINATE, _UNFAMILIAR
+        elif outlined and not sure:
+            presence, reason = Presence.INDETERMINATE, "what was found may be a nodule or a vessel"
+        parts = tuple(
+            self._nodule_finding(presence, n, nodule, cut) for n, nodule in enumerate(sure[:_MAXIMUM_LESIONS], start=1)
+        )
+        if len(sure) > len(parts):
+            reason = "; ".join(filter(None, (reason, f"the {len(parts)} largest of {len(sure)} are described")))
+        probability = max((nodule.probability for nodule in outlined), default=0.0)
+        study = self._study_finding(kind, presence, reason, probability, cut, parts, len(sure))
+        return (study, *parts)
+
+    def _nodule_finding(self, presence: Presence, number: int, nodule: Nodule, cut: float) -> Finding:
+        kind = FindingKind.PULMONARY_NODULE
+        box = self._around(nodule.region.box)
+        left, right = (int(lung[box].sum()) for lung in (self._lungs.left, self._lungs.right))
+        side = Laterality.LEFT if left > right else Laterality.RIGHT
+        return Finding(
+            kind=kind,
+            presence=presence,
+            tracking_uid=self._tracking_uid(kind, str(number)),
+            evidence_grade=self._manifest.evidence[kind].grade,
+            method=_NETWORK_METHOD,
+            probability=nodule.probability,
+            operating_point=cut,
+            laterality=side,
+            site=f"{self._site(kind, side, nodule.region)}, {nodule.type}",
+            lesion=number,
+            measurements=self._measurements(kind, nodule.region),
+            region=nodule.region,
+        )
+
+    def _around(self, box: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
+        """A box 5 mm wider, so that the lung beside a nodule at the pleura is in it."""
+        z, y, x = (
+            slice(max(0, axis.start - round(5.0 / mm)), axis.stop + round(5.0 / mm))
+            for axis, mm in zip(box, self._volume.geometry.spacing_mm, strict=True)
+        )
+        return z, y, x
 
     def _doubt(self, channel: int, point: OperatingPoint) -> str | None:
         """Why no answer to this kind can be trusted, whatever the score; None where nothing speaks against it."""
         if self.quality():
-            return "the image is unlike those the model knows"
+            return _UNFAMILIAR
         low, high = sorted(point.probability(float(look.study_logits[channel])) for look in self._looks)
         if high - low > MAXIMUM_SPREAD:
             return f"the score is not stable: {low:.2f} and {high:.2f} when the image is moved by half a voxel"
@@ -346,7 +405,7 @@ class _Reading:
         presence: Presence,
         reason: str | None,
         probability: float,
-        point: OperatingPoint,
+        cut: float,
         lesions: Sequence[Finding],
         count: int,
     ) -> Finding:
@@ -359,7 +418,7 @@ class _Reading:
             evidence_grade=self._manifest.evidence[kind].grade,
             method=_NETWORK_METHOD,
             probability=probability,
-            operating_point=point.present_probability,
+            operating_point=cut,
             reason=reason,
             laterality=(Laterality.BILATERAL if len(sides) > 1 else next(iter(sides))) if sides else None,
             site=largest.site if largest and len(lesions) == 1 else None,

@@ -18,6 +18,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Interval = tuple[Probability, Probability]
 Text = Annotated[str, Field(min_length=1)]
+WeightsName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.onnx$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Record(BaseModel):
@@ -123,6 +125,24 @@ class Familiarity(_Record):
     fitted_on: Text
 
 
+class NoduleNetwork(_Record):
+    """The second network: patches of nodule candidates, uint8 (n, 2, 24, 24, 24) named `input`, to logits (n,).
+
+    A candidate is described at `present_probability` and above, from `minimum_diameter_mm` up; where none reaches
+    it, one at `absent_probability` or above leaves the study indeterminate. `chosen_on` says what decided them.
+    """
+
+    weights: WeightsName
+    sha256: Digest
+    input: Text
+    minimum_diameter_mm: Positive
+    present_probability: Probability
+    absent_probability: Probability
+    temperature: Positive
+    bias: Finite
+    chosen_on: Text
+
+
 class TrainingSource(_Record):
     """Data the weights were trained or checked with."""
 
@@ -136,13 +156,14 @@ class ModelManifest(_Record):
 
     `anatomy[i]` is class i of the anatomy head, `lesions[k]` channel k of the lesion head and of the study
     logits. Every other kind has its reason in `not_assessed`; a rule on HU may still answer it, and its evidence
-    stands here, too. A kind in `withheld` is not answered, since its own evidence speaks against it.
+    stands here, too. A kind in `withheld` is not answered, since its own evidence speaks against it. With `nodules`
+    these are found by a network of their own instead of a lesion channel.
     """
 
     name: Text
     version: Text
-    weights: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.onnx$")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    weights: WeightsName
+    sha256: Digest
     input: InputSpecification
     anatomy: Annotated[tuple[Text, ...], Field(min_length=2)]
     lesions: Annotated[tuple[FindingKind, ...], Field(min_length=1)]
@@ -152,6 +173,7 @@ class ModelManifest(_Record):
     not_assessed: dict[FindingKind, Text]
     withheld: dict[FindingKind, Text] = {}
     familiarity: Familiarity | None = None
+    nodules: NoduleNetwork | None = None
     training_data: tuple[TrainingSource, ...]
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ PROVIDERS: dict[ExecutionProvider, str] = {
     "cann": "CANNExecutionProvider",
 }
 
+_PATCHES_AT_ONCE = 64
 _STRANGENESS = "strangeness"
 _DTYPES = {"anatomy": "tensor(uint8)", "lesions": "tensor(float)", "study_logits": "tensor(float)"}
 
@@ -43,9 +44,15 @@ class HeadOutputs:
 class ModelSession:
     """Loaded weights and their manifest. Thread-safe: onnxruntime allows concurrent runs of one session."""
 
-    def __init__(self, manifest: ModelManifest, session: onnxruntime.InferenceSession) -> None:
+    def __init__(
+        self,
+        manifest: ModelManifest,
+        session: onnxruntime.InferenceSession,
+        nodules: onnxruntime.InferenceSession | None = None,
+    ) -> None:
         self.manifest = manifest
         self._session = session
+        self._nodules = nodules
 
     @classmethod
     def open(cls, folder: Path, execution_provider: ExecutionProvider = "cpu", *, threads: int | None = None) -> Self:
@@ -56,17 +63,13 @@ class ModelSession:
         """
         manifest = load_manifest(folder)
         provider = _provider(execution_provider)
-        weights = _checked_weights(folder, manifest)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            session = onnxruntime.InferenceSession(weights, options, providers=[provider])
-        except Exception as error:  # onnxruntime's errors share no other base
-            raise ManifestMismatch(f"onnxruntime cannot load {manifest.weights}: {error}") from error
+        session = _open(folder, manifest.weights, manifest.sha256, provider, threads)
         _check_interface(session, manifest)
-        return cls(manifest, session)
+        if manifest.nodules is None:
+            return cls(manifest, session)
+        nodules = _open(folder, manifest.nodules.weights, manifest.nodules.sha256, provider, threads)
+        _check_patches(nodules, manifest.nodules.input)
+        return cls(manifest, session, nodules)
 
     def run(self, hu: npt.NDArray[np.float32]) -> HeadOutputs:
         """Answers for a grid (1, 1, D, H, W) in HU as `manifest.input` describes it. Raises BadOutput."""
@@ -91,6 +94,17 @@ class ModelSession:
             anatomy=anatomy[0], lesions=lesions[0], study_logits=study_logits[0], strangeness=strangeness
         )
 
+    def judge(self, patches: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Logits (n,) of "nodule", uncalibrated, for patches of candidates. Raises BadOutput."""
+        if self._nodules is None or self.manifest.nodules is None:
+            raise ValueError("this model has no network for nodules")
+        batches = np.split(patches, range(_PATCHES_AT_ONCE, len(patches), _PATCHES_AT_ONCE))
+        logits = [self._nodules.run(None, {self.manifest.nodules.input: b})[0] for b in batches if len(b)]
+        joined = np.concatenate([np.zeros(0, np.float32), *map(np.asarray, logits)])
+        if joined.shape != (len(patches),) or not np.isfinite(joined).all():
+            raise BadOutput("the nodule network's output is not one finite number a patch")
+        return joined
+
 
 def _dtypes(manifest: ModelManifest) -> dict[str, str]:
     return _DTYPES if manifest.familiarity is None else _DTYPES | {_STRANGENESS: "tensor(float)"}
@@ -109,16 +123,34 @@ def _provider(execution_provider: ExecutionProvider) -> str:
     return provider
 
 
-def _checked_weights(folder: Path, manifest: ModelManifest) -> bytes:
-    path = folder / manifest.weights
+def _open(folder: Path, name: str, sha256: str, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
+    weights = _checked_weights(folder, name, sha256)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(weights, options, providers=[provider])
+    except Exception as error:  # onnxruntime's errors share no other base
+        raise ManifestMismatch(f"onnxruntime cannot load {name}: {error}") from error
+
+
+def _checked_weights(folder: Path, name: str, sha256: str) -> bytes:
+    path = folder / name
     try:
         weights = path.read_bytes()
     except OSError as error:
-        raise ManifestMismatch(f"the weights {manifest.weights} cannot be read from {folder}") from error
+        raise ManifestMismatch(f"the weights {name} cannot be read from {folder}") from error
     digest = hashlib.sha256(weights).hexdigest()
-    if digest != manifest.sha256:
-        raise ManifestMismatch(f"{path} has SHA-256 {digest}, the manifest says {manifest.sha256}")
+    if digest != sha256:
+        raise ManifestMismatch(f"{path} has SHA-256 {digest}, the manifest says {sha256}")
     return weights
+
+
+def _check_patches(session: onnxruntime.InferenceSession, name: str) -> None:
+    inputs = [(entry.name, entry.type, entry.shape[1:]) for entry in session.get_inputs()]
+    if inputs != [(name, "tensor(uint8)", [2, 24, 24, 24])] or len(session.get_outputs()) != 1:
+        raise ManifestMismatch(f"inputs of the nodule network are {inputs}, not {name!r} of (n, 2, 24, 24, 24) uint8")
 
 
 def _check_interface(session: onnxruntime.InferenceSession, manifest: ModelManifest) -> None:

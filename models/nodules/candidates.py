@@ -1,0 +1,163 @@
+"""Places in the lungs that could be nodules: round bright blobs of 4 to 30 mm at several scales."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from imaging.lungs import Mask
+from models.nodules.grid import GRID_MM
+
+Hu = npt.NDArray[np.float32]
+
+MAXIMUM_CANDIDATES = 400
+PATCH_VOXELS = 24
+COARSE_STEP = 2
+WINDOW_HU = (-1000.0, 400.0)
+_SEARCH_MM = 1.5
+# A Laplacian of Gaussian answers most to a ball of radius sqrt(3) sigma: diameters of about 4 to 31 mm.
+_FINE_SIGMAS_MM = (1.2, 1.8, 2.7)
+_COARSE_SIGMAS_MM = (4.0, 6.0, 9.0)
+_CLIP_HU = (-1000.0, 150.0)
+_LUNG_HU = -850.0
+_CLOSING_MM = 10.0
+_GROWN_MM = 3.0
+_LEAST_RESPONSE_HU = 30.0
+_LEAST_ROUNDNESS = 0.12
+_SAME_PLACE_MM = 3.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """(n, 3) indices (z, y, x) on the 1 mm grid, the Gaussian scale each was found at, its rank score; best first."""
+
+    indices: npt.NDArray[np.float64]
+    sigmas_mm: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+
+
+def find_candidates(hu: Hu, lung: Mask, most: int = MAXIMUM_CANDIDATES) -> Candidates:
+    """The roundest blobs in and at the lungs of a 1 mm grid (z, y, x).
+
+    Maxima of the scale-normalised Laplacian of Gaussian (Lindeberg, IJCV 1998;30:79), judged by the eigenvalues of
+    the Hessian there: a vessel has one that is nearly 0, the pleura two (Li, Sone, Doi, Med Phys 2003;30:2040).
+    """
+    search = tuple(max(2, round(n * GRID_MM / _SEARCH_MM)) for n in hu.shape)
+    steps = np.array(hu.shape) / np.array(search)
+    grid = torch.from_numpy(np.ascontiguousarray(hu))[None, None].clamp(*_CLIP_HU)
+    fine = torch.nn.functional.interpolate(grid, size=search, mode="trilinear", align_corners=False)
+    region, within = _regions(lung, search)
+    masked = torch.where(torch.from_numpy(within)[None, None], fine, torch.tensor(_LUNG_HU))
+    coarse = torch.nn.functional.avg_pool3d(masked, 2, ceil_mode=False)[0, 0].numpy()
+    coarse_region = region[::2, ::2, ::2][tuple(slice(0, n) for n in coarse.shape)]
+    tasks = [(fine[0, 0].numpy(), region, _SEARCH_MM, s, 0.0) for s in _FINE_SIGMAS_MM]
+    tasks += [(coarse, coarse_region, 2 * _SEARCH_MM, s, 0.5) for s in _COARSE_SIGMAS_MM]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        found = list(pool.map(lambda task: _blobs(*task), tasks))
+    indices = np.concatenate([index for index, _ in found])
+    scores = np.concatenate([score for _, score in found])
+    sigmas = np.concatenate([np.full(len(s), t[3]) for t, (_, s) in zip(tasks, found, strict=True)])
+    # Centres of the search grid's voxels in indices of the 1 mm grid.
+    placed = (indices + 0.5) * steps - 0.5
+    keep = _apart(placed, scores, sigmas)[:most]
+    return Candidates(placed[keep], sigmas[keep], scores[keep])
+
+
+def _regions(lung: Mask, shape: Sequence[int]) -> tuple[Mask, Mask]:
+    """(where a centre may lie, the lungs with the nodules at their border) on the search grid; closed by 10 mm."""
+    coarse = [max(2, n // 2) for n in shape]
+    small = torch.nn.functional.interpolate(torch.from_numpy(lung)[None, None].float(), size=coarse, mode="area")
+    mm = 2 * _SEARCH_MM
+    pad = int(_CLOSING_MM / mm) + 2
+    inside = np.pad(small[0, 0].numpy() > 0.5, pad)
+    grown = ndimage.distance_transform_edt(~inside) * mm <= _CLOSING_MM
+    depth = ndimage.distance_transform_edt(grown) * mm - _CLOSING_MM
+    closed_mm = np.ascontiguousarray(depth[pad:-pad, pad:-pad, pad:-pad], dtype=np.float32)
+    fine = torch.nn.functional.interpolate(
+        torch.from_numpy(closed_mm)[None, None], size=tuple(shape), mode="trilinear", align_corners=False
+    )[0, 0].numpy()
+    return fine > -_GROWN_MM + 1.5, fine > 0.0
+
+
+def _blobs(
+    hu: Hu, region: Mask, voxel_mm: float, sigma_mm: float, shift: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """((n, 3) indices on the search grid, scores) of the blobs at one scale; a coarse voxel holds two of the grid."""
+    sigma = sigma_mm / voxel_mm
+    smooth = ndimage.gaussian_filter(hu, sigma, truncate=3.0)
+    response = -(sigma**2) * ndimage.laplace(smooth)
+    bright = region & (response > _LEAST_RESPONSE_HU)
+    bright &= response == ndimage.maximum_filter(response, 3)
+    for axis in range(3):
+        edge = [slice(None)] * 3
+        for end in (0, -1):
+            edge[axis] = slice(0, 1) if end == 0 else slice(-1, None)
+            bright[tuple(edge)] = False
+    voxels = np.argwhere(bright)
+    if not len(voxels):
+        return np.zeros((0, 3)), np.zeros(0)
+    bends = -np.linalg.eigvalsh(_hessians(smooth, voxels)) * sigma**2
+    least, most = bends[:, 2], bends[:, 0]
+    roundness = np.maximum(least, 0.0) / np.maximum(most, 1e-6)
+    keep = roundness > _LEAST_ROUNDNESS
+    z, y, x = voxels[keep].T
+    factor = 2.0 if shift else 1.0
+    return voxels[keep] * factor + shift, np.sqrt(response[z, y, x]) * roundness[keep]
+
+
+def _hessians(values: Hu, voxels: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+    """(n, 3, 3) second differences at inner voxels."""
+
+    def at(*offset: int) -> npt.NDArray[np.float64]:
+        z, y, x = (voxels + np.array(offset)).T
+        return values[z, y, x].astype(np.float64)
+
+    hessians = np.empty((len(voxels), 3, 3))
+    unit = np.eye(3, dtype=int)
+    for i in range(3):
+        hessians[:, i, i] = at(*unit[i]) + at(*-unit[i]) - 2 * at(0, 0, 0)
+        for j in range(i):
+            mixed = at(*(unit[i] + unit[j])) + at(*(-unit[i] - unit[j]))
+            mixed -= at(*(unit[i] - unit[j])) + at(*(unit[j] - unit[i]))
+            hessians[:, i, j] = hessians[:, j, i] = mixed / 4
+    return hessians
+
+
+def _apart(
+    indices: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], sigmas_mm: npt.NDArray[np.float64]
+) -> npt.NDArray[np.intp]:
+    """Places in order of score without those close to a better one: within 3 mm, or inside a larger blob's core."""
+    order = np.argsort(-scores, kind="stable")
+    if not len(order):
+        return order
+    reach = np.maximum(_SAME_PLACE_MM, sigmas_mm) / GRID_MM
+    tree = cKDTree(indices)
+    dropped = np.zeros(len(order), bool)
+    kept = []
+    for n in order:
+        if dropped[n]:
+            continue
+        kept.append(n)
+        dropped[tree.query_ball_point(indices[n], reach[n])] = True
+    return np.array(kept)
+
+
+def cut_patches(hu: Hu, indices: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """(n, 2, 24, 24, 24) patches around (n, 3) indices: 1 mm, then 2 mm for context; the window's HU as 0 to 255."""
+    low, high = WINDOW_HU
+    scaled = torch.from_numpy(np.ascontiguousarray(hu))[None, None].clamp(low, high).sub(low).mul(255 / (high - low))
+    coarse = torch.nn.functional.avg_pool3d(scaled, COARSE_STEP)[0, 0].round().to(torch.uint8).numpy()
+    fine = scaled[0, 0].round().to(torch.uint8).numpy()
+    patches = np.empty((len(indices), 2, *(PATCH_VOXELS,) * 3), np.uint8)
+    for channel, (values, step) in enumerate(((fine, 1), (coarse, COARSE_STEP))):
+        padded = np.pad(values, PATCH_VOXELS // 2, mode="edge")
+        # The centre of the first coarse voxel lies between the first two fine ones.
+        starts = np.rint((indices - (step - 1) / 2) / step).astype(int).clip(0, np.array(values.shape) - 1)
+        for patch, (z, y, x) in zip(patches, starts, strict=True):
+            patch[channel] = padded[z : z + PATCH_VOXELS, y : y + PATCH_VOXELS, x : x + PATCH_VOXELS]
+    return patches
