@@ -62,7 +62,7 @@ def vertebral_compression_fracture(anatomy: Anatomy) -> tuple[Finding, ...]:
         evidence_grade=None,
         method="heights between the end plates of each body, in a reformat along the spine; present from 25 % loss",
         reason="; ".join(reasons) or None,
-        site=parts[0].site if len(parts) == 1 else "thoracic spine",
+        site=parts[0].site if len(parts) == 1 else _span(anatomy, spine, bodies, sorted(losses)),
         measurements=(Measurement(quantity=Quantity.LESION_COUNT, value=float(len(parts)), unit="1"),) if parts else (),
         region=parts[0].region if parts else None,
     )
@@ -85,7 +85,9 @@ def low_bone_density(anatomy: Anatomy) -> tuple[Finding, ...]:
     if len(values) < _DENSITY_BODIES or values[0] < low or values[-1] > high:
         return (not_assessed(anatomy, kind, "the lowest vertebral bodies could not be measured"),)
     if values[-1] - values[0] > _LARGEST_DENSITY_SPREAD_HU:
-        spread = f"the lowest vertebral bodies measure {values[0]:.0f} to {values[-1]:.0f} HU: too unlike to be averaged"
+        spread = (
+            f"the lowest vertebral bodies measure {values[0]:.0f} to {values[-1]:.0f} HU: too unlike to be averaged"
+        )
         return (not_assessed(anatomy, kind, spread),)
     typical = lowest[len(lowest) // 2]
     hu = bodies[typical].trabecular_hu
@@ -99,7 +101,7 @@ def low_bone_density(anatomy: Anatomy) -> tuple[Finding, ...]:
             method="trabecular attenuation of the lowest three whole vertebral bodies, the median body; present below "
             f"{OSTEOPOROSIS_HU:g} HU, absent from {NORMAL_DENSITY_HU:g} HU, bands for 120 kV",
             reason=reason,
-            site=_level(anatomy, spine, bodies, typical),
+            site=_span(anatomy, spine, bodies, [typical]),
             measurements=(Measurement(quantity=Quantity.MEAN_ATTENUATION, value=hu, unit="[hnsf'U]"),),
             region=_body_region(anatomy, spine, bodies[typical], (0.25, 0.65), 0.2),
         ),
@@ -139,7 +141,7 @@ def _fracture(
         evidence_grade=None,
         method="heights between the end plates in a reformat along the spine",
         reason=None if certain else "a loss of height of 20 to 25 % may be a normal variant",
-        site=_level(anatomy, spine, bodies, at),
+        site=_span(anatomy, spine, bodies, [at]),
         lesion=number,
         measurements=(
             Measurement(quantity=Quantity.ANTERIOR_HEIGHT, value=anterior, unit="mm"),
@@ -162,8 +164,14 @@ def _density(hu: float, sharp_kernel: bool) -> tuple[Presence, str | None]:
     return Presence.ABSENT, None
 
 
+def _span(anatomy: Anatomy, spine: StraightSpine, bodies: Sequence[Vertebra], places: Sequence[int]) -> str:
+    """The bodies at these places in words, from the highest to the lowest."""
+    names = [_level(anatomy, spine, bodies, at) for at in (max(places), min(places))]
+    return f"spine, about {' to '.join(dict.fromkeys(names))} (estimated level)"
+
+
 def _level(anatomy: Anatomy, spine: StraightSpine, bodies: Sequence[Vertebra], at: int) -> str:
-    """The level in words, counted down from the body at the top of the lungs: the first rib arches over it (T1)."""
+    """The estimated level, counted down from the body at the top of the lungs: the first rib arches over it (T1)."""
     slices = np.flatnonzero((anatomy.lungs.left | anatomy.lungs.right).any(axis=(1, 2)))
     ends = [anatomy.volume.geometry.index_to_patient((z, 0, 0))[2] for z in (slices[0], slices[-1])]
     apex_mm = float(max(ends))
@@ -171,8 +179,7 @@ def _level(anatomy: Anatomy, spine: StraightSpine, bodies: Sequence[Vertebra], a
     pitch = float(np.mean(np.diff(middles)[-3:]))
     first = len(bodies) - 1 + (apex_mm - middles[-1]) / pitch
     level = 1 + round(first - at)
-    name = f"T{level}" if level <= 12 else f"L{level - 12}"
-    return f"thoracic spine, about {name} (estimated)" if level <= 12 else f"spine, about {name} (estimated)"
+    return f"T{level}" if level <= 12 else f"L{level - 12}"
 
 
 def _body_region(

@@ -4,6 +4,7 @@ The network's outline only says where the spine runs; discs, end plates and wall
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,13 @@ from models.anatomy import Anatomy
 Floats = npt.NDArray[np.float32]
 
 _STEP_MM = (0.5, 0.75, 1.5)
-_HALF_DEPTH_MM, _HALF_WIDTH_MM = 36.0, 12.0
+_HALF_DEPTH_MM, _HALF_WIDTH_MM = 30.0, 9.0
 _MINIMUM_BODY_RADIUS_MM = 7.0
 _MINIMUM_LENGTH_MM = 60.0
 _PITCH_MM = (14.0, 42.0)
 _UNEVEN_COST = 3.0
 _DISC_COST = 0.8
-_MINIMUM_EDGE_HU = 25.0
+_MINIMUM_EDGE_HU = 40.0
 # Parts of the depth where heights are measured: nearer the walls the rims of two bodies run into each other.
 _COLUMNS = (0.2, 0.5, 0.8)
 
@@ -114,7 +115,7 @@ class Vertebra:
 def find_vertebrae(spine: StraightSpine) -> tuple[Vertebra, ...]:
     """The whole bodies between two discs, from below up."""
     discs = _discs(spine)
-    pairs = list(zip(discs[:-1], discs[1:], strict=True))
+    pairs = list(pairwise(discs))
     walls = _walls(spine, pairs)
     return tuple(
         Vertebra(
@@ -134,8 +135,9 @@ def _discs(spine: StraightSpine) -> tuple[int, ...]:
 
     The best chain by dynamic programming: each disc adds its score, an uneven pitch costs.
     """
-    score = _disc_score(spine)
-    step = spine.step_mm[0]
+    thinning = 2
+    score = _disc_score(spine)[::thinning]
+    step = thinning * spine.step_mm[0]
     pitches = np.arange(round(_PITCH_MM[0] / step), round(_PITCH_MM[1] / step))
     change = _UNEVEN_COST * np.abs(np.log(pitches[:, None] / pitches[None, :]))
     best = np.full((len(score), len(pitches)), -np.inf)
@@ -159,7 +161,7 @@ def _discs(spine: StraightSpine) -> tuple[int, ...]:
         chain.pop(0)
     while chain and score[chain[-1]] < 0.5 * typical:
         chain.pop()
-    return tuple(reversed(chain))
+    return tuple(thinning * at for at in reversed(chain))
 
 
 def _disc_score(spine: StraightSpine) -> FloatArray:
@@ -245,7 +247,10 @@ def _end_plates(spine: StraightSpine, below: int, above: int, u: float) -> tuple
             return None
         fall = -np.gradient(column[path])
         # The outermost of the steep falls: an end plate pressed inwards has one on its inner side too.
-        steepest = int(np.flatnonzero(_peaks(fall) & (fall >= 0.6 * fall.max()))[-1])
+        steep = np.flatnonzero(_peaks(fall) & (fall >= 0.6 * fall.max()))
+        if fall.max() <= 0 or not len(steep):
+            return None
+        steepest = int(steep[-1])
         edge = path[max(0, steepest - round(2.0 / step)) : steepest + round(2.0 / step) + 1]
         if np.ptp(column[edge]) < _MINIMUM_EDGE_HU:
             return None
