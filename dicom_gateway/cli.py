@@ -15,6 +15,8 @@ from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.settings import Settings
 
 USAGE_ERROR = 2
+# Phantoms that neither training nor calibration uses, to compare a variant's answers on.
+_VARIANT_SEED, _VARIANT_STUDIES = 7_000, 4
 _RESEARCH = "[bold red]Research use only. Not a medical device.[/]"
 
 app = typer.Typer(
@@ -260,6 +262,95 @@ def _evaluate(cases, out_dir: Path, settings: Settings, *, write_evidence: bool,
     evaluated = sum(record.outcome == "evaluated" for record in records)
     out.print(f"{evaluated} of {len(records)} studies evaluated: {out_dir / PAGE_NAME}. {_RESEARCH}")
     return 0 if evaluated == len(records) else 1
+
+
+@app.command()
+def train(
+    training: Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration of the run (TOML).")],
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run: checkpoint, progress.csv, progress.svg.")],
+    threads: Annotated[int, typer.Option(min=1, help="Processor threads for the network.")] = 2,
+) -> None:
+    """Train a network, or go on where the run's folder stopped; on the GPU where torch has one.
+
+    The configuration mixes phantoms, real volumes with inserted lesions, painted organ maps and labelled volumes of
+    one's own: see [bold]models/training/chest.toml[/] and [bold]models/training/labelled.py[/].
+    """
+    import torch
+
+    from models.training.dataset import read_config, read_sources
+    from models.training.train import train as run_training
+
+    try:
+        config = read_config(training)
+        with _progress() as progress:
+            progress.add_task("reading volumes and making phantoms", total=None)
+            sources = read_sources(config)
+    except (OSError, TypeError, ValueError, KeyError, RuntimeError) as error:
+        err.print(f"[red]{training} cannot be used:[/] {error}", highlight=False)
+        raise typer.Exit(USAGE_ERROR) from error
+    run.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(threads)
+    with _progress() as progress:
+        task = progress.add_task("training", total=config.steps)
+        run_training(
+            config,
+            sources,
+            run,
+            lambda now: progress.update(
+                task,
+                completed=now.step,
+                description=f"training: loss of anatomy {now.anatomy:.3f}, of lesions {now.lesions:.3f}",
+            ),
+        )
+    out.print(f"{config.steps} steps: {run}. Next: onescan export {training} {run} --out FOLDER. {_RESEARCH}")
+
+
+@app.command()
+def export(
+    training: Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration of the run (TOML).")],
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Model folder: model.onnx and model.json.")],
+    index: Annotated[
+        Path | None, typer.Option("--keep-clean", help="Index of labelled real studies for the operating points.")
+    ] = None,
+    version: Annotated[str, typer.Option(help="Version of the model.")] = "0",
+    variant: Annotated[str | None, typer.Option(help="int8 or bf16 storage, taken if the answers stay.")] = None,
+    simulate: Annotated[int, typer.Option(min=4, help="Simulated studies to calibrate on.")] = 24,
+    threads: Annotated[int, typer.Option(min=1, help="Processor threads for the network.")] = 2,
+) -> None:
+    """Write a run's network as a model folder: ONNX compared with torch, calibrated, cut at operating points.
+
+    Afterwards [bold]onescan evaluate --model FOLDER --write-evidence[/] measures what it is worth.
+    """
+    if variant not in (None, "int8", "bf16"):
+        err.print(f"[red]--variant is int8 or bf16, not {variant}.[/]")
+        raise typer.Exit(USAGE_ERROR)
+    if missing := [path for path in (training, run, *((index,) if index else ())) if not path.exists()]:
+        err.print(f"[red]No such file or folder:[/] {', '.join(map(str, missing))}")
+        raise typer.Exit(USAGE_ERROR)
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        err.print("[red]onnx is not installed:[/] pip install 'onescan[train]'", markup=True)
+        raise typer.Exit(USAGE_ERROR) from error
+    import torch
+
+    from models.training.bundle import write_bundle
+    from models.training.dataset import read_config
+    from models.training.studies import phantom_studies
+    from models.training.variants import adopt_variant
+
+    torch.set_num_threads(threads)
+    config = read_config(training)
+    with _progress() as progress:
+        progress.add_task("exporting, calibrating and comparing", total=None)
+        manifest = write_bundle(config, index, run, out_dir, version, simulate)
+        if variant is not None:
+            grids = [study.hu for study in phantom_studies(config, _VARIANT_SEED, _VARIANT_STUDIES)]
+            loss, taken = adopt_variant(out_dir, variant, grids, threads)  # type: ignore[arg-type]
+            verdict = "taken" if taken else "not taken: float32 stays"
+            progress.console.print(f"{variant} {verdict}. {loss}", highlight=False)
+    out.print(f"{manifest.name} {manifest.version} in {out_dir}. {_RESEARCH}")
 
 
 @app.command("model")

@@ -79,14 +79,18 @@ def _axes(at, x_range, y_range, x_label, y_label) -> list[str]:  # type: ignore[
     for step in range(5):
         x = x_range[0] + step / 4 * (x_range[1] - x_range[0])
         y = y_range[0] + step / 4 * (y_range[1] - y_range[0])
-        parts.append(f'<text x="{at(x, y)[0]}" y="{bottom + 13}" text-anchor="middle">{x:.3g}</text>')
-        parts.append(f'<text x="{left - 5}" y="{at(x, y)[1] + 3}" text-anchor="end">{y:.3g}</text>')
+        parts.append(f'<text x="{at(x, y)[0]}" y="{bottom + 13}" text-anchor="middle">{_tick(x)}</text>')
+        parts.append(f'<text x="{left - 5}" y="{at(x, y)[1] + 3}" text-anchor="end">{_tick(y)}</text>')
     middle = (top + bottom) / 2
     parts.append(f'<text x="{(left + right) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(
         f'<text x="11" y="{middle}" text-anchor="middle" transform="rotate(-90 11 {middle})">{escape(y_label)}</text>'
     )
     return parts
+
+
+def _tick(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _layer(layer: Layer, colour: str, at) -> list[str]:  # type: ignore[no-untyped-def]

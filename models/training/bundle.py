@@ -89,7 +89,7 @@ class Studies:
     real: tuple[Study, ...]
 
 
-def read_studies(config: Config, checks: Path, count: int) -> Studies:
+def read_studies(config: Config, index: Path | None, count: int) -> Studies:
     sources = read_sources(replace(config, phantoms=0))
     phantoms = max(4, count // 2)
     return Studies(
@@ -102,7 +102,7 @@ def read_studies(config: Config, checks: Path, count: int) -> Studies:
             *held_out_studies(config, _EVALUATION_SEED, count),
             *phantom_studies(config, _PHANTOM_EVALUATION_SEED, phantoms),
         ),
-        real=tuple(real_studies(checks)),
+        real=tuple(real_studies(index)) if index else (),
     )
 
 
@@ -124,13 +124,16 @@ def _trial(data: str, found: Sequence[Answer], head: StudyHead, point: Operating
     return trial(data, [(a, study_logit(head, a)) for a in found], point, names)
 
 
-def write_bundle(config: Config, checks: Path, run: Path, out: Path, version: str, count: int) -> ModelManifest:
-    """Write `model.onnx` and `model.json` into `out`; prints the numerical comparison with torch."""
+def write_bundle(config: Config, index: Path | None, run: Path, out: Path, version: str, count: int) -> ModelManifest:
+    """Write `model.onnx` and `model.json` into `out`; prints the numerical comparison with torch.
+
+    `index` names labelled real studies that operating points shall keep clean.
+    """
     out.mkdir(parents=True, exist_ok=True)
     net = trained_network(config.features, run / CHECKPOINT)
     weights = out / WEIGHTS_NAME
     export(net, StudyHead(), unfitted(net), weights)
-    studies = read_studies(config, checks, count)
+    studies = read_studies(config, index, count)
     runner = Runner(weights, torch.get_num_threads())
     fitting, testing, real = (runner.answers(part) for part in (studies.fitting, studies.testing, studies.real))
     head = fit_head(fitting)

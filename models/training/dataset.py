@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from models.training.annotations import rasterise, read_annotations
+from models.training.labelled import find_labelled, labelled_sample
 from models.training.lesions import insert_lesions
 from models.training.phantoms import load_phantoms
 from models.training.sources import OrganMap, Sample, read_ct, read_organ_map, real_sample, to_grid
@@ -46,7 +47,8 @@ class Mix:
 class Config:
     """One training run, as its TOML file says it.
 
-    Paths of data are relative to `data_root`; `annotations` and the phantom folder are relative to the TOML file.
+    Paths of data are relative to `data_root`; `annotations`, the phantom folder and `labelled_folder` are relative to
+    the TOML file. The folders of `labelled_folder` are volumes of one's own, described in `models.training.labelled`.
     """
 
     data_root: Path
@@ -61,6 +63,7 @@ class Config:
     mix: Mix
     volumes: tuple[Volume, ...]
     held_out: tuple[Volume, ...]
+    labelled: tuple[Path, ...]
     organ_map: str
     organ_map_licence: str
     phantom_folder: Path
@@ -81,6 +84,7 @@ def read_config(path: Path) -> Config:
         mix=Mix(**table.pop("mix")),
         volumes=tuple(_volume(volume, path.parent) for volume in table.pop("volumes")),
         held_out=tuple(_volume(volume, path.parent) for volume in table.pop("held_out", ())),
+        labelled=find_labelled(path.parent / table.pop("labelled_folder")) if "labelled_folder" in table else (),
         features=tuple(table.pop("features")),
         phantom_folder=(path.parent / table.pop("phantom_folder")).resolve(),
         crop=crop,
@@ -104,7 +108,10 @@ class Sources:
 
 def read_sources(config: Config) -> Sources:
     """Read and label the real volumes and the organ map, and make the phantoms."""
-    real = tuple(read_host(config.data_root, volume) for volume in config.volumes)
+    real = (
+        *(read_host(config.data_root, volume) for volume in config.volumes),
+        *(labelled_sample(folder) for folder in config.labelled),
+    )
     phantoms = load_phantoms(config.phantom_folder, config.phantom_first_seed, config.phantoms)
     return Sources(real, read_organ_map(config.data_root / config.organ_map), phantoms)
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,25 @@ class Grid:
         """(z, y, x) indices, with fractions, of a point (x, y, z)."""
         x, y, z = ((p - o) / SPACING_MM for p, o in zip(point_mm, self.origin_mm, strict=True))
         return z, y, x
+
+    def image(self) -> sitk.Image:
+        """An empty image with the voxels of this grid, to place others on."""
+        z, y, x = self.values.shape
+        image = sitk.Image(x, y, z, sitk.sitkUInt8)
+        image.SetOrigin(self.origin_mm)
+        image.SetSpacing([SPACING_MM] * 3)
+        return image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outlined:
+    """What a reader outlined on a grid, values as in `Sample`; anatomy is `OPEN` where nothing was said."""
+
+    OPEN: ClassVar[int] = 255
+
+    anatomy: npt.NDArray[np.uint8]
+    lesions: npt.NDArray[np.uint8]
+    unknown: npt.NDArray[np.uint8]
 
 
 def to_grid(image: sitk.Image, outside: float, *, labels: bool = False) -> Grid:
@@ -170,13 +190,14 @@ def real_sample(
     unlabelled_pneumonia: bool,
     nodules: Sequence[Sequence[float]] = (),
     structures: Mapping[str, npt.NDArray[np.bool_]] | None = None,
+    outlined: Outlined | None = None,
 ) -> Sample:
     """A real volume: anatomy by thresholds, partial where thresholds cannot tell, and what was outlined by hand.
 
     `structures` are masks on the grid as `annotations.rasterise` gives them; heart, aorta and pulmonary trunk are then
     taken for outlined completely, save where `open` is. With `unlabelled_pneumonia` what is dense in the lungs becomes
     clear ground glass or consolidation where its HU leave no doubt, and unknown elsewhere. `nodules` are
-    (x, y, z, diameter) in mm of real ones, left out of the loss.
+    (x, y, z, diameter) in mm of real ones, left out of the loss. `outlined` stands above all that thresholds say.
     """
     hu = grid.values
     nodule = np.zeros(hu.shape, np.bool_)
@@ -208,6 +229,9 @@ def real_sample(
     if unlabelled_pneumonia:
         lesions, unknown = _pneumonia(hu, anatomy)
     unknown[nodule] |= np.uint8(_LUNG_BITS)
+    if outlined is not None:
+        anatomy = np.where(outlined.anatomy[keep] == Outlined.OPEN, anatomy, outlined.anatomy[keep])
+        lesions, unknown = outlined.lesions[keep].copy(), outlined.unknown[keep].copy()
     return Sample(hu=hu, anatomy=anatomy, lesions=lesions, unknown=unknown)
 
 

@@ -1,24 +1,27 @@
 """Train the network: `python -m models.training.train CONFIG.toml RUN_FOLDER`.
 
 Resumes from the newest checkpoint of the folder. The learning rate follows the step and the configured number of
-steps, so a run may be shortened or lengthened between two starts. One line of progress every 20 steps goes to
-standard output and to `progress.csv`.
+steps, so a run may be shortened or lengthened between two starts. Every 20 steps a line of progress goes to
+`progress.csv` and the curves to `progress.svg`.
 """
 
 import argparse
 import copy
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from models.training.curves import PROGRESS_NAME, Progress, write_curves
 from models.training.dataset import Config, Samples, Sources, read_config, read_sources
 from models.training.losses import anatomy_loss, lesion_loss
 from models.training.network import ChestNet
 
 CHECKPOINT = "checkpoint.pt"
+OnProgress = Callable[[Progress], None]
 _REPORT_EVERY = 20
 _SAVE_EVERY = 50
 _AVERAGE_OVER_STEPS = 150
@@ -58,8 +61,8 @@ def update_average(average: nn.Module, net: nn.Module, step: int) -> None:
                 mean.copy_(now)
 
 
-def train(config: Config, sources: Sources, run: Path) -> ChestNet:
-    """Run or resume training in the folder `run`; returns the averaged network.
+def train(config: Config, sources: Sources, run: Path, on_progress: OnProgress = lambda progress: None) -> ChestNet:
+    """Run or resume training in the folder `run`; returns the averaged network. `on_progress` hears every 20 steps.
 
     On the GPU where torch has one. Raises FloatingPointError when the loss is no number; the last checkpoint stays.
     """
@@ -89,7 +92,7 @@ def train(config: Config, sources: Sources, run: Path) -> ChestNet:
         update_average(average, net, step)
         recent.append((float(anatomy.detach()), float(lesions.detach())))
         if step % _REPORT_EVERY == 0:
-            _report(run, step, time.monotonic() - began, recent)
+            on_progress(_report(run, step, time.monotonic() - began, recent))
             recent = []
         if step % _SAVE_EVERY == 0 or step == config.steps:
             _save(run / CHECKPOINT, step, net, average, optimizer)
@@ -118,11 +121,20 @@ def _save(path: Path, step: int, net: nn.Module, average: nn.Module, optimizer: 
     unfinished.replace(path)
 
 
-def _report(run: Path, step: int, seconds: float, losses: list[tuple[float, float]]) -> None:
+def _report(run: Path, step: int, seconds: float, losses: list[tuple[float, float]]) -> Progress:
     anatomy, lesions = (sum(column) / len(losses) for column in zip(*losses, strict=True))
-    with (run / "progress.csv").open("a") as progress:
+    with (run / PROGRESS_NAME).open("a") as progress:
         progress.write(f"{step},{seconds:.0f},{anatomy:.4f},{lesions:.4f}\n")
-    print(f"step {step}  {seconds:.0f} s  anatomy {anatomy:.3f}  lesions {lesions:.3f}", flush=True)
+    write_curves(run)
+    return Progress(step, seconds, anatomy, lesions)
+
+
+def _print(progress: Progress) -> None:
+    print(
+        f"step {progress.step}  {progress.seconds:.0f} s  anatomy {progress.anatomy:.3f}  "
+        f"lesions {progress.lesions:.3f}",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -135,7 +147,7 @@ def main() -> None:
     arguments.run.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
     config = read_config(arguments.config)
-    train(config, read_sources(config), arguments.run)
+    train(config, read_sources(config), arguments.run, _print)
 
 
 if __name__ == "__main__":

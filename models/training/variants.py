@@ -5,6 +5,7 @@ provider runs them and only the weights are rounded. int8 has one scale for each
 DequantizeLinear takes it); bfloat16 keeps the exponent of float32.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from models.manifest import MANIFEST_NAME, load_manifest
+
 Variant = Literal["int8", "bf16"]
 # More than this lost on any grid, and the variant is not worth its smaller file.
 LARGEST_LOGIT_DIFFERENCE = 0.1
 SMALLEST_DICE = 0.98
 LARGEST_LABEL_SHARE = 0.005
-_SMALLEST_WEIGHTS = 1024
+_SMALLEST_WEIGHTS = 256
 _OUTPUTS = ("anatomy", "lesions", "study_logits")
 
 
@@ -112,6 +115,26 @@ def measured_loss(float32: Path, variant: Path, grids: Sequence[npt.NDArray[np.f
         bytes_float32=float32.stat().st_size,
         bytes_variant=variant.stat().st_size,
     )
+
+
+def adopt_variant(
+    folder: Path, variant: Variant, grids: Sequence[npt.NDArray[np.float32]], threads: int
+) -> tuple[Loss, bool]:
+    """Put the variant in the place of a model folder's weights where its loss is acceptable, else leave all as it is.
+
+    Returns the loss and whether the variant was taken. The evidence in `model.json` stays; it was measured in float32.
+    """
+    manifest = load_manifest(folder)
+    weights, trial = folder / manifest.weights, folder / f"{variant}.part.onnx"
+    write_variant(weights, trial, variant)
+    loss = measured_loss(weights, trial, grids, threads)
+    if not loss.acceptable:
+        trial.unlink()
+        return loss, False
+    trial.replace(weights)
+    adopted = manifest.model_copy(update={"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()})
+    (folder / MANIFEST_NAME).write_text(adopted.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return loss, True
 
 
 def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from models.training.curves import CURVES_NAME, PROGRESS_NAME, Progress, read_progress
 from models.training.dataset import Config, Mix, Sources
-from models.training.export import compare, export, folded, trained_network
+from models.training.export import compare, export, folded, trained_network, unfitted
 from models.training.familiarity import familiarity, fit_strangeness
 from models.training.labels import LABEL
 from models.training.network import LESIONS, ChestNet, StudyHead, study_evidence
 from models.training.sources import OrganMap, Sample
 from models.training.train import CHECKPOINT, learning_rate, train
+from models.training.variants import Variant, measured_loss, write_variant
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript:DeprecationWarning"),
@@ -38,6 +40,7 @@ def config(tmp_path: Path) -> Config:
         mix=Mix(real=0.6, painted=0.4, phantom=0.0),
         volumes=(),
         held_out=(),
+        labelled=(),
         organ_map="",
         organ_map_licence="",
         phantom_folder=tmp_path,
@@ -118,6 +121,33 @@ def test_the_exported_graph_says_what_torch_says(config: Config, sources: Source
     assert difference.strangeness < 1e-3
     assert difference.anatomy_share < 1e-3
     assert b"BatchNormalization" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(("variant", "share"), [("int8", 0.6), ("bf16", 0.8)])
+def test_a_variant_is_smaller_and_its_loss_is_measured(variant: Variant, share: float, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    net = ChestNet((8, 8, 8, 8, 8)).eval()
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    export(net, StudyHead(), unfitted(net), whole)
+    write_variant(whole, small, variant)
+    rng = np.random.default_rng(0)
+    grids = [rng.normal(-300, 500, (1, 1, 32, 32, 32)).astype(np.float32)]
+    loss = measured_loss(whole, small, grids, 1)
+    assert loss.bytes_variant < share * loss.bytes_float32
+    assert 0 < loss.lesion_probability < 0.05
+    assert loss.acceptable == (loss.lesion_dice >= 0.98 and loss.study_logit <= 0.1 and loss.label_share <= 0.005)
+    assert measured_loss(whole, whole, grids, 1).acceptable
+
+
+def test_a_run_tells_its_course_and_draws_it(config: Config, sources: Sources, tmp_path: Path) -> None:
+    (tmp_path / PROGRESS_NAME).write_text("20,9,2.0,1.0\n40,18,1.5,0.9\n20,8,1.9,1.1\n")
+    heard: list[Progress] = []
+    train(replace(config, steps=20, batch=1), sources, tmp_path, heard.append)
+    assert [(one.step, one.lesions > 0) for one in heard] == [(20, True)]
+    course = read_progress(tmp_path)
+    assert [one.step for one in course] == [20, 40]
+    assert course[0].anatomy == pytest.approx(heard[0].anatomy, abs=1e-4)
+    assert (tmp_path / CURVES_NAME).read_text().startswith("<svg")
 
 
 def test_folding_changes_no_answer() -> None:
