@@ -158,9 +158,9 @@ _WHOLE = (None, Laterality.BILATERAL)
 
 
 def _pairs(study: Finding, parts: Sequence[Finding], known: Sequence[TrueMeasurement]) -> list[Pair]:
-    """Numbers of a finding that was not called absent; a missed one is counted as missed, not as 0."""
+    """Known numbers that were measured, whatever was concluded; a lesion that was not outlined is missed, not 0."""
     pairs = []
-    for true in known if study.presence in (Presence.PRESENT, Presence.INDETERMINATE) else ():
+    for true in known if study.presence is not Presence.NOT_ASSESSED else ():
         measured = _measured(true, study, parts)
         if measured is not None:
             pairs.append(
