@@ -25,7 +25,7 @@ _LARGEST_OTHER_PIECES = 0.15
 # A centreline this much inside the organ starts and ends in its middle, not in a corner or a branch.
 _DEEP_MM = 5.0
 _BRANCH_SHARE = 0.65
-_ROOT_MM = 20.0
+_ROOT_MM = 25.0
 _END_MM = 8.0
 _ARCH_SLOPE = 0.7
 _DIAMETERS_MM = (12.0, 90.0)

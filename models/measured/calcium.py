@@ -34,6 +34,7 @@ _NOISE_SIGMAS = 4.0
 _SPARSE = (2, 3, 3)
 # In voxels of the network's grid: how far outside the outline calcium may lie, and how near to bone it counts as bone.
 _HEART_MARGIN = 2
+_TRUNK_MARGIN = 6
 _AORTA_MARGIN = 1
 _BONE_MARGIN = 1
 # Coronary arteries run on the surface of the heart; calcium this deep inside is of a valve.
@@ -61,7 +62,9 @@ def coronary_artery_calcification(anatomy: Anatomy) -> tuple[Finding, ...]:
     if fault:
         return (not_assessed(anatomy, kind, fault),)
     others = _dilated(anatomy.mask("aorta"), _AORTA_MARGIN) | _dilated(anatomy.mask(*_BONES), _BONE_MARGIN)
-    region = _dilated(heart.mask, _HEART_MARGIN) & ~others & ~_deep(heart.mask, anatomy)
+    # The left main artery and the start of its branches run beside the pulmonary trunk.
+    beside = _dilated(anatomy.mask("pulmonary_trunk"), 1) & _dilated(heart.mask, _TRUNK_MARGIN)
+    region = (_dilated(heart.mask, _HEART_MARGIN) | beside) & ~others & ~_deep(heart.mask, anatomy)
     calcium = find_calcium(anatomy, region, heart.mask)
     if isinstance(calcium, str):
         return (not_assessed(anatomy, kind, calcium),)

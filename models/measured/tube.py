@@ -1,6 +1,7 @@
 """Diameters of a tube-like organ perpendicular to its centreline, from its outline and the HU around its border."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,10 @@ _MASK_SMOOTHING_VOXELS = 0.6
 # How far inside and outside the outline its border is sought in the HU.
 _SEARCH_INSIDE_MM = 6.0
 _SEARCH_OUTSIDE_MM = 4.0
+_SLAB_MM = 3.0
+# An edge is this wide after the blur of the scanner.
+_EDGE_MM = 1.5
+_CLEAR_DROP, _NOISE_SIGMAS = 0.3, 2.5
 _FAT_HU = -100.0
 _SOFT_TISSUE_HU = 50.0
 _ENHANCED_HU = 90.0
@@ -144,16 +149,16 @@ class _Field:
         return _first_crossing(values, 0.5) * _RADIAL_STEP_MM
 
 
-def _first_crossing(values: npt.NDArray[np.float32], level: float | FloatArray) -> FloatArray:
+def _first_crossing(values: npt.NDArray[Any], level: float | FloatArray) -> FloatArray:
     """Sample (with fraction) along the last axis where values first fall below `level`; nan where they never do."""
     below = values < np.asarray(level)
     after = np.argmax(below, axis=-1)
     before = np.maximum(after - 1, 0)
     high = np.take_along_axis(values, before[..., None], -1)[..., 0]
     low = np.take_along_axis(values, after[..., None], -1)[..., 0]
-    limit = np.asarray(level)[..., 0] if np.ndim(level) else level
+    limit = np.squeeze(np.asarray(level), axis=-1) if np.ndim(level) else level
     fraction = (high - limit) / np.maximum(high - low, 1e-6)
-    return np.where(below.any(axis=-1) & (after > 0), before + fraction, np.nan)
+    return np.asarray(np.where(below.any(axis=-1) & (after > 0), before + fraction, np.nan), np.float64)
 
 
 def _angles() -> FloatArray:
@@ -197,11 +202,10 @@ def _corrected(
     start = np.maximum(np.where(known, radius, 0) - _SEARCH_INSIDE_MM, 0.4 * np.where(known, radius, 0))
     reach = np.arange(0.0, _SEARCH_INSIDE_MM + _SEARCH_OUTSIDE_MM + 0.01, _RADIAL_STEP_MM)
     samples = start[..., None] + reach
-    hu = sum(_sampled_hu(volume, centre + shift * direction, direction, samples) for shift in (-1.5, 0.0, 1.5)) / 3.0
+    shifts = (-_SLAB_MM / 2, 0.0, _SLAB_MM / 2)
+    hu = np.mean([_sampled_hu(volume, centre + shift * direction, direction, samples) for shift in shifts], axis=0)
     inner = np.where(known[..., None] & (samples < 0.7 * np.where(known, radius, 0)[..., None]), hu, np.nan)
-    blood = _median(inner.reshape(len(inner), -1))
-    level = np.where(blood > _ENHANCED_HU, (blood + _SOFT_TISSUE_HU) / 2, (blood + _FAT_HU) / 2)
-    border = start + _first_crossing(hu, level[:, None, None]) * _RADIAL_STEP_MM
+    border = start + _border_sample(hu, inner.reshape(len(inner), -1)) * _RADIAL_STEP_MM
     border = np.where(known & (border < radius + _SEARCH_OUTSIDE_MM - _RADIAL_STEP_MM), border, np.nan)
     moved = border - radius
     found = np.isfinite(moved)
@@ -225,6 +229,22 @@ def _median(values: FloatArray) -> FloatArray:
         ordered[rows, np.maximum(count - 1, 0) // 2] + ordered[rows, np.minimum(count // 2, values.shape[1] - 1)]
     ) / 2
     return np.where(count > 0, middle, np.nan)
+
+
+def _border_sample(hu: FloatArray, inner: FloatArray) -> FloatArray:
+    """Sample (with fraction) of each ray at which the HU leave the tube, whose own HU are `inner` (stations, n).
+
+    Halfway to fat, or to soft tissue where the blood is enhanced. A line of fat thinner than a voxel does not darken
+    that far: there it is where the HU first fall clearly, beyond the noise.
+    """
+    blood = _median(inner)
+    noise = _median(np.abs(inner - blood[:, None])) / 0.6745
+    drop = blood - np.where(blood > _ENHANCED_HU, _SOFT_TISSUE_HU, _FAT_HU)
+    halfway = _first_crossing(hu, (blood - 0.5 * drop)[:, None, None])
+    clear = np.maximum(_CLEAR_DROP * drop, _NOISE_SIGMAS * noise)
+    first = _first_crossing(hu, (blood - clear)[:, None, None])
+    is_line = ~(halfway - first <= _EDGE_MM / _RADIAL_STEP_MM) & (clear < 0.5 * drop)[:, None]
+    return np.where(is_line, first, halfway)
 
 
 def _sampled_hu(volume: Volume, centre: FloatArray, direction: FloatArray, reach_mm: FloatArray) -> FloatArray:
