@@ -13,7 +13,6 @@ from models.measure import region_of
 from models.measured.outline import not_assessed
 
 Mask = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
 
 # Unenhanced liver below 40 HU holds about 30 % fat or more (Kodama et al., AJR 2007;188:1307).
 STEATOSIS_HU = 40.0

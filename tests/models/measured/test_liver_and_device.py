@@ -1,0 +1,110 @@
+"""Liver and spleen attenuation and metal in phantoms, against what was painted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from phantom_anatomy import anatomy_of
+
+from imaging.phantom import ANATOMY, LesionRequest, Phantom, make_phantom
+from imaging.volume import Volume
+from models.anatomy import Anatomy
+from models.contrast import BloodPool
+from models.findings import Finding, Laterality, Presence, Quantity
+from models.measured.device import medical_device
+from models.measured.liver import hepatic_steatosis
+
+SPACING_MM = (3.0, 2.0, 2.0)
+ENHANCED = BloodPool(hu=200.0, contrast=True, evidence="made for this test")
+
+
+@pytest.fixture(scope="module")
+def fatty() -> tuple[Phantom, Anatomy]:
+    requests = (LesionRequest(kind="hepatic_steatosis", size=20.0), LesionRequest(kind="medical_device", size=1.0))
+    phantom = make_phantom(3, requests, spacing_mm=SPACING_MM)
+    return phantom, anatomy_of(phantom)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Anatomy:
+    return anatomy_of(make_phantom(5, spacing_mm=SPACING_MM))
+
+
+def values(finding: Finding) -> dict[Quantity, float]:
+    return {m.quantity: m.value for m in finding.measurements}
+
+
+def with_hu(anatomy: Anatomy, where: tuple[slice, slice, slice], hu: int) -> Anatomy:
+    changed = anatomy.volume.hu.copy()
+    changed[where] = hu
+    volume = anatomy.volume
+    uids = (volume.series_instance_uid, volume.sop_instance_uids, volume.frame_numbers)
+    return replace(anatomy, volume=Volume(changed, volume.geometry, *uids))
+
+
+def test_a_fatty_liver_measures_what_was_painted(fatty: tuple[Phantom, Anatomy]) -> None:
+    (finding,) = hepatic_steatosis(fatty[1])
+    found = values(finding)
+    assert finding.presence is Presence.PRESENT
+    assert found[Quantity.MEAN_ATTENUATION] == pytest.approx(20, abs=4)
+    assert found[Quantity.SPLEEN_ATTENUATION] == pytest.approx(49, abs=4)
+    assert found[Quantity.LIVER_SPLEEN_DIFFERENCE] == pytest.approx(-29, abs=6)
+    assert finding.region is not None
+    liver = fatty[0].anatomy[finding.region.box] == ANATOMY.index("liver")
+    assert liver[finding.region.mask].mean() > 0.95
+
+
+def test_a_normal_liver_is_not_fatty(plain: Anatomy) -> None:
+    (finding,) = hepatic_steatosis(plain)
+    assert finding.presence is Presence.ABSENT
+
+
+@pytest.mark.parametrize("fault", ["contrast", "empty", "left and right exchanged", "two tissues"])
+def test_a_liver_that_cannot_be_measured_is_not_assessed(plain: Anatomy, fault: str) -> None:
+    labels = plain.labels.copy()
+    liver = labels == ANATOMY.index("liver")
+    broken = {
+        "contrast": replace(plain, blood_pool=ENHANCED),
+        "empty": replace(plain, labels=np.where(liver, 0, labels)),
+        "left and right exchanged": replace(plain, labels=labels[:, :, ::-1]),
+        "two tissues": replace(plain, labels=np.where(labels == ANATOMY.index("body"), ANATOMY.index("liver"), labels)),
+    }[fault]
+    (finding,) = hepatic_steatosis(broken)
+    assert finding.presence is Presence.NOT_ASSESSED
+    assert finding.reason
+
+
+def test_a_pacemaker_is_found_on_its_side(fatty: tuple[Phantom, Anatomy]) -> None:
+    phantom, anatomy = fatty
+    study, case, *_ = medical_device(anatomy)
+    placed = phantom.lesions["medical_device"]
+    assert study.presence is case.presence is Presence.PRESENT
+    assert case.laterality is Laterality.LEFT
+    assert "pacemaker" in (case.site or "")
+    assert case.region is not None
+    assert placed[case.region.box][case.region.mask].mean() > 0.9
+
+
+def test_no_metal_says_what_was_not_sought(plain: Anatomy) -> None:
+    (finding,) = medical_device(plain)
+    assert finding.presence is Presence.ABSENT
+    assert "only metal" in (finding.reason or "")
+
+
+def test_an_electrode_on_the_skin_is_no_device(plain: Anatomy) -> None:
+    z, x = (n // 2 for n in (plain.volume.hu.shape[0], plain.volume.hu.shape[2]))
+    skin = int(np.flatnonzero(plain.lungs.body[z, :, x])[0])
+    (finding,) = medical_device(with_hu(plain, (slice(z, z + 2), slice(skin, skin + 3), slice(x, x + 5)), 3000))
+    assert finding.presence is Presence.ABSENT
+
+
+def test_brightness_in_a_vein_of_an_enhanced_scan_is_undetermined(plain: Anatomy) -> None:
+    trunk = np.argwhere(plain.labels == ANATOMY.index("pulmonary_trunk")).mean(axis=0)
+    grid, source = plain.grid.geometry, plain.volume.geometry
+    z, y, x = np.rint(source.patient_to_index(grid.index_to_patient(trunk))).astype(int)
+    bright = with_hu(plain, (slice(z, z + 3), slice(y, y + 4), slice(x, x + 4)), 2800)
+    study, piece = medical_device(bright)
+    assert study.presence is piece.presence is Presence.PRESENT
+    study, piece = medical_device(replace(bright, blood_pool=ENHANCED))
+    assert study.presence is piece.presence is Presence.INDETERMINATE
+    assert "contrast" in (study.reason or "")
