@@ -27,6 +27,7 @@ _CLIP_HU = (-1000.0, 150.0)
 _LUNG_HU = -850.0
 _CLOSING_MM = 10.0
 _GROWN_MM = 3.0
+_LARGEST_HOLE_MM2 = 1500.0
 _LEAST_RESPONSE_HU = 30.0
 _LEAST_ROUNDNESS = 0.12
 _SAME_PLACE_MM = 3.0
@@ -74,7 +75,7 @@ def _regions(lung: Mask, shape: Sequence[int]) -> tuple[Mask, Mask]:
     small = torch.nn.functional.interpolate(torch.from_numpy(lung)[None, None].float(), size=coarse, mode="area")
     mm = 2 * _SEARCH_MM
     pad = int(_CLOSING_MM / mm) + 2
-    inside = np.pad(small[0, 0].numpy() > 0.5, pad)
+    inside = np.pad(np.stack([_without_small_holes(plane, mm) for plane in small[0, 0].numpy() > 0.5]), pad)
     grown = ndimage.distance_transform_edt(~inside) * mm <= _CLOSING_MM
     depth = ndimage.distance_transform_edt(grown) * mm - _CLOSING_MM
     closed_mm = np.ascontiguousarray(depth[pad:-pad, pad:-pad, pad:-pad], dtype=np.float32)
@@ -82,6 +83,14 @@ def _regions(lung: Mask, shape: Sequence[int]) -> tuple[Mask, Mask]:
         torch.from_numpy(closed_mm)[None, None], size=tuple(shape), mode="trilinear", align_corners=False
     )[0, 0].numpy()
     return fine > -_GROWN_MM + 1.5, fine > 0.0
+
+
+def _without_small_holes(plane: Mask, mm: float) -> Mask:
+    """A slice of the lungs with the masses in them; the mediastinum, where the lungs surround it, stays open."""
+    labels, count = ndimage.label(ndimage.binary_fill_holes(plane) & ~plane)
+    areas_mm2 = np.bincount(labels.ravel(), minlength=count + 1) * mm**2
+    areas_mm2[0] = np.inf
+    return plane | (areas_mm2[labels] < _LARGEST_HOLE_MM2)
 
 
 def _blobs(

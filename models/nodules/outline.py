@@ -22,6 +22,7 @@ _SMALL_SOLID_HU = -450.0
 _CALCIFIED_HU = 200.0
 # The border of ground glass is halfway, too; below this it is the lung's own texture.
 _FAINTEST_BORDER_HU = -720.0
+_HALO_ABOVE_LUNG_HU = 130.0
 # Shares of the depth by which the body is opened until it reaches no further than this many depths from its middle.
 _OPENINGS = (0.45, 0.6, 0.75, 0.9)
 _REACH_OF_DEPTH = 2.5
@@ -70,10 +71,16 @@ def outline(volume: Volume, lungs: Lungs, centre_mm: Point, diameter_mm: float) 
         return None
     ground_glass = core_hu < _SOLID_HU
     dense = (ndimage.gaussian_filter(hu, 0.8 / spacing) if ground_glass else hu) > border_hu
-    dense &= _pleural_space(lung, spacing, diameter_mm)
-    body = _body(dense, distance_mm, diameter_mm, spacing)
+    space = _pleural_space(lung, spacing, diameter_mm)
+    body = _body(dense & space, distance_mm, diameter_mm, spacing)
     if body is None:
         return None
+    if not ground_glass:
+        halo_hu = _halo_hu(hu, body, space, spacing)
+        if halo_hu is not None and halo_hu > lung_hu + _HALO_ABOVE_LUNG_HU:
+            faint = ndimage.gaussian_filter(hu, 0.8 / spacing) > max((lung_hu + halo_hu) / 2, _FAINTEST_BORDER_HU)
+            whole = _body(faint & space, distance_mm, diameter_mm, spacing)
+            body = whole if whole is not None and whole.sum() > body.sum() else body
     return Outline(box, body, _type(smooth, body, spacing), _elongation(body, spacing))
 
 
@@ -130,6 +137,13 @@ def _body(
         if not (body & far).any():
             return np.stack([ndimage.binary_fill_holes(plane) for plane in body])
     return None
+
+
+def _halo_hu(hu: npt.NDArray[np.float32], body: Mask, space: Mask, spacing: npt.NDArray[np.float64]) -> float | None:
+    """Median HU 2 to 4 mm beside a solid body in its own slices, where a part-solid nodule has its ground glass."""
+    beside_mm = ndimage.distance_transform_edt(~body, (1e3, *spacing[1:]))
+    ring = hu[(beside_mm >= 2.0) & (beside_mm <= 4.0) & space & (hu < _SOLID_HU)]
+    return float(np.median(ring)) if ring.size > 20 else None
 
 
 def _from_mm(

@@ -176,7 +176,7 @@ def calibrated(weights: _Weights, hosts: Sequence[Host], shapes: Sequence[Array]
 
 
 def described(
-    weights: _Weights, network: NoduleNetwork, volume: Volume, lungs: Lungs, least: float = 0.02
+    weights: _Weights, network: NoduleNetwork, volume: Volume, lungs: Lungs, least: float = 0.05
 ) -> tuple[Nodule, ...]:
     """What would be described at a low threshold."""
     judged: Judged = judge_candidates(weights, network, volume, lungs)
@@ -208,7 +208,7 @@ def measure(data: Path, run: Path, out: Path, count: int) -> dict[str, object]:
         bias=bias,
         chosen_on="-",
     )
-    steps = np.round(np.concatenate([np.arange(0.02, 0.1, 0.01), np.arange(0.1, 0.99, 0.02)]), 3)
+    steps = np.round(np.concatenate([np.arange(0.05, 0.1, 0.01), np.arange(0.1, 0.99, 0.02)]), 3)
     fitting = _described(weights, network, scenes(hosts, shapes, 12, count))
     curve = froc(fitting, list(steps), _COUNTED_MM)
     present = threshold_at(curve, _FALSE_PER_SCAN)
@@ -240,7 +240,11 @@ def measure(data: Path, run: Path, out: Path, count: int) -> dict[str, object]:
 def _described(
     weights: _Weights, network: NoduleNetwork, made: Iterator[Scene]
 ) -> list[tuple[tuple[Nodule, ...], tuple[Inserted, ...]]]:
-    return [(described(weights, network, *as_volume(scene)), scene.nodules) for scene in made]
+    scans = []
+    for scene in made:
+        scans.append((described(weights, network, *as_volume(scene)), scene.nodules))
+        print(f"scan {len(scans)}: {len(scans[-1][0])} outlined, {len(scene.nodules)} put in", flush=True)
+    return scans
 
 
 def _by_type(
