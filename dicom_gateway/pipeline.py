@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,9 +29,24 @@ from imaging.quality import QualityIssue, Verdict, check_headers, check_voxels, 
 from imaging.selection import Selection, has_sharp_kernel, next_selection, select_series
 from imaging.volume import Volume, load_volume
 from models.detect import Detection, Detector
+from models.findings import Finding, FindingKind, Presence
 from models.manifest import ModelManifest
 
 OnStage = Callable[[str], None]
+
+_OF_THE_LUNGS = frozenset(
+    {
+        FindingKind.PULMONARY_NODULE,
+        FindingKind.EMPHYSEMA,
+        FindingKind.PLEURAL_EFFUSION,
+        FindingKind.CONSOLIDATION,
+        FindingKind.GROUND_GLASS_OPACITY,
+        FindingKind.PNEUMOTHORAX,
+        FindingKind.ATELECTASIS,
+        FindingKind.INTERSTITIAL_ABNORMALITY,
+        FindingKind.BRONCHIECTASIS,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -154,7 +169,23 @@ def _detect(detector: Detector, passed: Passed, clock: "StageClock") -> Detectio
     if passed.volume is None or passed.lungs is None or passed.selection.chosen is None:
         return None
     with clock.stage("analyse"):
-        return detector.detect(passed.volume, passed.lungs, sharp_kernel=has_sharp_kernel(passed.selection.chosen))
+        kernel = has_sharp_kernel(passed.selection.chosen)
+        detection = detector.detect(passed.volume, passed.lungs, sharp_kernel=kernel)
+    return replace(detection, findings=limited_to_what_is_seen(detection.findings, passed.quality))
+
+
+def limited_to_what_is_seen(findings: Sequence[Finding], quality: Sequence[QualityIssue]) -> tuple[Finding, ...]:
+    """Each answer about the lungs says so itself where apices or bases are cut off."""
+    cut = [i.message for i in quality if i.check == "coverage" and i.verdict is Verdict.WARN]
+    return tuple(
+        replace(finding, reason="; ".join(filter(None, (finding.reason, *cut))))
+        if cut
+        and finding.kind in _OF_THE_LUNGS
+        and finding.lesion is None
+        and finding.presence is not Presence.NOT_ASSESSED
+        else finding
+        for finding in findings
+    )
 
 
 def _evidence(study: Study, chosen: Series | None) -> tuple[Path, ...]:
