@@ -162,7 +162,7 @@ def _first_crossing(values: npt.NDArray[Any], level: float | FloatArray) -> Floa
 
 
 def _angles() -> FloatArray:
-    return np.arange(_RAYS) * (2 * np.pi / _RAYS)
+    return np.arange(_RAYS, dtype=np.float64) * (2 * np.pi / _RAYS)
 
 
 def _plane(direction: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -172,7 +172,7 @@ def _plane(direction: FloatArray) -> tuple[FloatArray, FloatArray]:
     for n, along in enumerate(direction):
         across = before - (before @ along) * along
         before = first[n] = across / np.linalg.norm(across)
-    return first, np.cross(direction, first)
+    return first, np.asarray(np.cross(direction, first), np.float64)
 
 
 def _ray_points(centre: FloatArray, direction: FloatArray, reach_mm: FloatArray) -> FloatArray:

@@ -182,10 +182,34 @@ def full_findings(volume: Volume) -> list[Finding]:
             Presence.ABSENT,
             evidence_grade=EvidenceGrade.A,
             site="ascending aorta",
-            measurements=(_m(Quantity.MAXIMUM_DIAMETER, 34.449, "mm"),),
+            measurements=(
+                _m(Quantity.MAXIMUM_DIAMETER, 34.449, "mm"),
+                _m(Quantity.ASCENDING_AORTA_DIAMETER, 34.449, "mm"),
+                _m(Quantity.AORTIC_ARCH_DIAMETER, 30.1, "mm"),
+                _m(Quantity.DESCENDING_AORTA_DIAMETER, 25.7, "mm"),
+            ),
         ),
         kinds.CARDIOMEGALY: finding(
-            kinds.CARDIOMEGALY, Presence.ABSENT, measurements=(_m(Quantity.CARDIOTHORACIC_RATIO, 0.4567, "{ratio}"),)
+            kinds.CARDIOMEGALY,
+            Presence.ABSENT,
+            measurements=(
+                _m(Quantity.CARDIOTHORACIC_RATIO, 0.4567, "{ratio}"),
+                _m(Quantity.HEART_WIDTH, 128.4, "mm"),
+                _m(Quantity.THORAX_WIDTH, 281.2, "mm"),
+            ),
+        ),
+        kinds.PULMONARY_ARTERY_ENLARGEMENT: finding(
+            kinds.PULMONARY_ARTERY_ENLARGEMENT,
+            Presence.ABSENT,
+            measurements=(
+                _m(Quantity.PULMONARY_TRUNK_DIAMETER, 24.4, "mm"),
+                _m(Quantity.PULMONARY_TRUNK_TO_AORTA_RATIO, 0.708, "{ratio}"),
+            ),
+        ),
+        kinds.ARTERIAL_WALL_CALCIFICATION: finding(
+            kinds.ARTERIAL_WALL_CALCIFICATION,
+            Presence.PRESENT,
+            measurements=(_m(Quantity.CALCIUM_VOLUME, 76.3, "mm3"),),
         ),
         kinds.PNEUMOTHORAX: finding(kinds.PNEUMOTHORAX, Presence.ABSENT, probability=0.01, operating_point=0.5),
         kinds.LOW_BONE_DENSITY: finding(

@@ -232,6 +232,22 @@ def test_a_measurement_of_one_side_says_so(make_case: MakeCase) -> None:
     assert volumes == {"Left": 2310.0, "Right": 2651.0}
 
 
+def test_a_diameter_of_the_aorta_names_its_segment(make_case: MakeCase) -> None:
+    case = make_case("findings")
+    found = {}
+    for item in items(read_back(encode_sr(case.report, case.headers))):
+        if item.ConceptNameCodeSequence[0].CodeValue == "81827009":
+            sites = [i.ConceptCodeSequence[0].CodeMeaning for i in items(item) if i.ValueType == "CODE"]
+            found[frozenset(sites)] = float(item.MeasuredValueSequence[0].NumericValue)
+    by_site = {site: value for sites, value in found.items() for site in sites if site != "Maximum"}
+    assert by_site == {
+        "Ascending aorta": 34.4,
+        "Aortic arch": 30.1,
+        "Descending aorta": 25.7,
+        "Trunk of pulmonary artery": 24.4,
+    }
+
+
 def test_a_finding_refers_to_its_key_slice_and_the_evidence_is_the_whole_series(make_case: MakeCase) -> None:
     case = make_case("findings")
     sr = read_back(encode_sr(case.report, case.headers))
