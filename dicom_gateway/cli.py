@@ -302,7 +302,9 @@ def train(
                 description=f"training: loss of anatomy {now.anatomy:.3f}, of lesions {now.lesions:.3f}",
             ),
         )
-    out.print(f"{config.steps} steps: {run}. Next: onescan export {training} {run} --out FOLDER. {_RESEARCH}")
+    out.print(
+        f"{config.steps} steps: {run}. Next: onescan export {training} {run} --real INDEX --out FOLDER. {_RESEARCH}"
+    )
 
 
 @app.command()
@@ -311,8 +313,8 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Model folder: model.onnx and model.json.")],
     index: Annotated[
-        Path | None, typer.Option("--keep-clean", help="Index of labelled real studies for the operating points.")
-    ] = None,
+        Path, typer.Option("--real", help="Index of labelled real studies, which operating points keep clean.")
+    ],
     version: Annotated[str, typer.Option(help="Version of the model.")] = "0",
     variant: Annotated[str | None, typer.Option(help="int8 or bf16 storage, taken if the answers stay.")] = None,
     simulate: Annotated[int, typer.Option(min=4, help="Simulated studies to calibrate on.")] = 24,
@@ -325,7 +327,7 @@ def export(
     if variant not in (None, "int8", "bf16"):
         err.print(f"[red]--variant is int8 or bf16, not {variant}.[/]")
         raise typer.Exit(USAGE_ERROR)
-    if missing := [path for path in (training, run, *((index,) if index else ())) if not path.exists()]:
+    if missing := [path for path in (training, run, index) if not path.exists()]:
         err.print(f"[red]No such file or folder:[/] {', '.join(map(str, missing))}")
         raise typer.Exit(USAGE_ERROR)
     try:

@@ -34,6 +34,7 @@ from models.training.dataset import Config, read_config, read_sources
 from models.training.evaluate import Answer, answers, trial
 from models.training.export import INPUT_NAME, compare, export, trained_network, unfitted
 from models.training.familiarity import familiarity, summaries
+from models.training.labelled import read_labels
 from models.training.network import ANATOMY, LESIONS, MULTIPLE_OF, SPACING_MM, StudyHead
 from models.training.studies import Study, held_out_studies, phantom_studies, real_studies, simulated_studies
 from models.training.train import CHECKPOINT
@@ -89,8 +90,8 @@ class Studies:
     real: tuple[Study, ...]
 
 
-def read_studies(config: Config, index: Path | None, count: int) -> Studies:
-    sources = read_sources(replace(config, phantoms=0))
+def read_studies(config: Config, index: Path, count: int) -> Studies:
+    sources = read_sources(replace(config, phantoms=0, mix=replace(config.mix, phantom=0.0)))
     phantoms = max(4, count // 2)
     return Studies(
         fitting=(
@@ -102,7 +103,7 @@ def read_studies(config: Config, index: Path | None, count: int) -> Studies:
             *held_out_studies(config, _EVALUATION_SEED, count),
             *phantom_studies(config, _PHANTOM_EVALUATION_SEED, phantoms),
         ),
-        real=tuple(real_studies(index)) if index else (),
+        real=tuple(real_studies(index)),
     )
 
 
@@ -124,10 +125,10 @@ def _trial(data: str, found: Sequence[Answer], head: StudyHead, point: Operating
     return trial(data, [(a, study_logit(head, a)) for a in found], point, names)
 
 
-def write_bundle(config: Config, index: Path | None, run: Path, out: Path, version: str, count: int) -> ModelManifest:
+def write_bundle(config: Config, index: Path, run: Path, out: Path, version: str, count: int) -> ModelManifest:
     """Write `model.onnx` and `model.json` into `out`; prints the numerical comparison with torch.
 
-    `index` names labelled real studies that operating points shall keep clean.
+    `index` names labelled real studies: operating points keep them clean, familiarity is fitted to them, too.
     """
     out.mkdir(parents=True, exist_ok=True)
     net = trained_network(config.features, run / CHECKPOINT)
@@ -170,12 +171,14 @@ def write_bundle(config: Config, index: Path | None, run: Path, out: Path, versi
 
 def _training_data(config: Config, real: Sequence[Answer]) -> tuple[TrainingSource, ...]:
     trained = [TrainingSource(name=v.name, licence=v.licence, use="training") for v in config.volumes]
-    trained.append(
-        TrainingSource(name="TotalSegmentator organ map s0327", licence=config.organ_map_licence, use="training")
-    )
-    trained.append(
-        TrainingSource(name=f"{config.phantoms} phantoms of imaging.phantom", licence="Apache-2.0", use="training")
-    )
+    own = [read_labels(folder) for folder in config.labelled]
+    trained += [TrainingSource(name=labels.name, licence=labels.licence, use="training") for labels in own]
+    if config.organ_map:
+        name = f"organ map {Path(config.organ_map).name}"
+        trained.append(TrainingSource(name=name, licence=config.organ_map_licence, use="training"))
+    if config.phantoms:
+        name = f"{config.phantoms} phantoms of imaging.phantom"
+        trained.append(TrainingSource(name=name, licence="Apache-2.0", use="training"))
     checked = {a.study: a.source for a in real if not a.trained_on}
     return (
         *trained,

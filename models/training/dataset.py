@@ -64,7 +64,7 @@ class Config:
     volumes: tuple[Volume, ...]
     held_out: tuple[Volume, ...]
     labelled: tuple[Path, ...]
-    organ_map: str
+    organ_map: str | None
     organ_map_licence: str
     phantom_folder: Path
     phantom_first_seed: int
@@ -80,10 +80,12 @@ def read_config(path: Path) -> Config:
     if len(crop) != 3:
         raise TypeError("crop has three axes")
     return Config(
-        data_root=(path.parent / table.pop("data_root")).resolve(),
+        data_root=(path.parent / table.pop("data_root", ".")).resolve(),
         mix=Mix(**table.pop("mix")),
-        volumes=tuple(_volume(volume, path.parent) for volume in table.pop("volumes")),
+        volumes=tuple(_volume(volume, path.parent) for volume in table.pop("volumes", ())),
         held_out=tuple(_volume(volume, path.parent) for volume in table.pop("held_out", ())),
+        organ_map=table.pop("organ_map", None),
+        organ_map_licence=table.pop("organ_map_licence", ""),
         labelled=find_labelled(path.parent / table.pop("labelled_folder")) if "labelled_folder" in table else (),
         features=tuple(table.pop("features")),
         phantom_folder=(path.parent / table.pop("phantom_folder")).resolve(),
@@ -102,18 +104,30 @@ class Sources:
     """Everything that is read once before training."""
 
     real: tuple[Sample, ...]
-    organs: OrganMap
+    organs: OrganMap | None
     phantoms: tuple[Sample, ...]
 
 
 def read_sources(config: Config) -> Sources:
-    """Read and label the real volumes and the organ map, and make the phantoms."""
+    """Read and label the real volumes and the organ map, and make the phantoms.
+
+    Raises ValueError where the mix asks for what the configuration does not name.
+    """
     real = (
         *(read_host(config.data_root, volume) for volume in config.volumes),
         *(labelled_sample(folder) for folder in config.labelled),
     )
     phantoms = load_phantoms(config.phantom_folder, config.phantom_first_seed, config.phantoms)
-    return Sources(real, read_organ_map(config.data_root / config.organ_map), phantoms)
+    organs = read_organ_map(config.data_root / config.organ_map) if config.organ_map else None
+    mix = config.mix
+    unnamed = (
+        not real and mix.real + mix.painted > 0,
+        organs is None and mix.painted > 0,
+        not phantoms and mix.phantom > 0,
+    )
+    if any(unnamed):
+        raise ValueError("the mix asks for volumes, an organ map or phantoms that the configuration does not name")
+    return Sources(real, organs, phantoms)
 
 
 def read_host(data_root: Path, volume: Volume) -> Sample:
@@ -130,11 +144,11 @@ def read_host(data_root: Path, volume: Volume) -> Sample:
 def make_sample(sources: Sources, config: Config, index: int) -> Sample:
     """Sample `index` of the run."""
     rng = np.random.default_rng((config.seed, index))
-    host = sources.real[rng.integers(len(sources.real))]
+    host = sources.real[rng.integers(len(sources.real))] if sources.real else None
     kind = rng.random()
-    if kind < config.mix.phantom:
+    if host is None or kind < config.mix.phantom:
         return scan(deform(sources.phantoms[rng.integers(len(sources.phantoms))], config.crop, rng), rng)
-    if kind < config.mix.phantom + config.mix.painted:
+    if sources.organs is not None and kind < config.mix.phantom + config.mix.painted:
         sample = paint_organs(sources.organs, host, config.crop, rng)
     else:
         sample = deform(host, config.crop, rng)

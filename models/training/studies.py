@@ -95,12 +95,16 @@ def read_volume(path: Path) -> Volume:
 
 
 def simulated_studies(sources: Sources, config: Config, first_seed: int, count: int) -> Iterator[Study]:
-    """Lesions in whole thoraces of the training hosts and painted organ maps, with seeds training never saw."""
-    for index in range(first_seed, first_seed + count):
+    """Lesions in whole thoraces of the training hosts and painted organ maps, with seeds training never saw.
+
+    None where there are no hosts.
+    """
+    for index in range(first_seed, first_seed + count if sources.real else first_seed):
         rng = np.random.default_rng((config.seed + 1, index))
         host = sources.real[rng.integers(len(sources.real))]
         painted = rng.random() < 0.3
-        sample = paint_organs(sources.organs, host, _SHAPE, rng) if painted else deform(host, _SHAPE, rng)
+        organs = sources.organs if painted else None
+        sample = deform(host, _SHAPE, rng) if organs is None else paint_organs(organs, host, _SHAPE, rng)
         insert_lesions(sample, rng, _HEALTHY)
         yield _of_sample(scan(sample, rng), f"simulated {index}", "lesions put into training hosts")
 
