@@ -12,6 +12,7 @@ from web_samples import NOW, deliver, open_site, publish, receive, sample_report
 
 from dicom_gateway.store.schema import DeliveryState
 from dicom_gateway.web.app import create_app
+from models.findings import FindingKind
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -111,3 +112,14 @@ def test_a_waiting_page_becomes_the_report_and_a_read_one_only_says_that_it_is_s
     assert 'data-revision="1"' in dom and "8.4 x 6.1 mm" in dom
     announced = re.findall(r'<a id="newer"[^>]*>', dom)
     assert len(announced) == 1 and "hidden" not in announced[0]
+
+
+def test_the_evidence_page_renders_without_a_complaint_of_the_browser(tmp_path: Path) -> None:
+    """Every finding has its row, grades are explained, and the policy is kept."""
+    settings = site_settings(tmp_path)
+    open_site(settings).dispose()
+    with serving(create_app(settings)) as client:
+        dom, complaints = dump_dom(str(client.base_url.join("/evidence")), tmp_path / "profile")
+    assert complaints == ""
+    assert all(f'id="{kind.value}"' in dom for kind in FindingKind)
+    assert "measured on real CT with reference labels" in dom

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from models.evaluation.images import read_image, read_mask
+
+SHAPE = (12, 20, 24)
+SPACING_MM = (3.0, 1.5, 2.0)  # along slice, row, column
+
+
+def write(path: Path, values: np.ndarray, *, flipped: bool) -> None:
+    """The array as NIfTI; `flipped` stores the columns from left to right with a header that says so."""
+    image = sitk.GetImageFromArray(values[:, :, ::-1].copy() if flipped else values)
+    image.SetSpacing(SPACING_MM[::-1])
+    image.SetOrigin((-20.0 + (SPACING_MM[2] * (SHAPE[2] - 1) if flipped else 0.0), 5.0, 100.0))
+    image.SetDirection((-1.0 if flipped else 1.0, 0, 0, 0, 1, 0, 0, 0, 1))
+    sitk.WriteImage(image, str(path))
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_volume_and_mask_meet_in_space_whatever_their_storage(tmp_path: Path, flipped: bool) -> None:
+    hu = np.random.default_rng(0).integers(-1000, 1000, SHAPE).astype(np.int16)
+    outline = np.zeros(SHAPE, np.uint8)
+    outline[2:6, 4:9, 15:22] = 3
+    write(tmp_path / "image.nii.gz", hu, flipped=False)
+    write(tmp_path / "mask.nii.gz", outline, flipped=flipped)
+    volume = read_image(tmp_path / "image.nii.gz")
+    assert (volume.hu == hu).all()
+    assert volume.geometry.spacing_mm == pytest.approx(SPACING_MM)
+    assert volume.geometry.index_to_patient((0, 0, 0)) == pytest.approx([-20.0, 5.0, 100.0])
+    assert (read_mask(tmp_path / "mask.nii.gz", volume.geometry) == (outline > 0)).all()
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(OSError, match="broken"):
+        read_image(tmp_path / "broken.nii.gz")
