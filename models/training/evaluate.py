@@ -4,7 +4,7 @@
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from models.evaluation.statistics import auroc, auroc_interval, wilson
 from models.findings import FindingKind
 from models.manifest import OperatingPoint, Trial
 from models.session import HeadOutputs, ModelSession
@@ -93,14 +94,6 @@ def is_present(answer: Answer, logit: float, point: OperatingPoint) -> bool:
     return outlined and point.probability(logit) >= point.present_probability
 
 
-def auroc(positive: Sequence[float], negative: Sequence[float]) -> float | None:
-    """Area under the ROC curve: how often a positive scores above a negative, ties counted half."""
-    if not positive or not negative:
-        return None
-    p, n = np.asarray(positive)[:, None], np.asarray(negative)[None, :]
-    return float((p > n).mean() + 0.5 * (p == n).mean())
-
-
 def trial(data: str, found: Iterable[tuple[Answer, float]], point: OperatingPoint, note: str = "") -> Trial:
     """One row of evidence from answers of one kind with their study logits; unknown truth is left out."""
     known = [(answer, logit) for answer, logit in found if answer.present is not None]
@@ -108,6 +101,7 @@ def trial(data: str, found: Iterable[tuple[Answer, float]], point: OperatingPoin
     negative = [(a, l) for a, l in known if not a.present]
     hits = [is_present(a, l, point) for a, l in positive]
     clean = [not is_present(a, l, point) for a, l in negative]
+    area = auroc([l for _, l in positive], [l for _, l in negative])
     return Trial(
         data=data,
         simulated=all(a.simulated for a, _ in known),
@@ -115,8 +109,11 @@ def trial(data: str, found: Iterable[tuple[Answer, float]], point: OperatingPoin
         negative=len(negative),
         sensitivity=float(np.mean(hits)) if hits else None,
         specificity=float(np.mean(clean)) if clean else None,
-        auroc=auroc([l for _, l in positive], [l for _, l in negative]),
+        auroc=area,
         note=note,
+        sensitivity_interval=wilson(sum(hits), len(hits)),
+        specificity_interval=wilson(sum(clean), len(clean)),
+        auroc_interval=None if area is None else auroc_interval(area, len(positive), len(negative)),
     )
 
 

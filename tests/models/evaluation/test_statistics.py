@@ -47,6 +47,15 @@ def test_the_area_under_the_roc_points_is_the_auroc(positive: list[float], negat
     assert points[-1] == (1.0, 1.0)
 
 
+@given(SCORES, SCORES)
+def test_auroc_is_symmetric_and_bounded(positive: list[float], negative: list[float]) -> None:
+    area, swapped = auroc(positive, negative), auroc(negative, positive)
+    assert area is not None and swapped is not None
+    assert 0.0 <= area <= 1.0
+    assert area + swapped == pytest.approx(1.0)
+    assert auroc(positive, []) is None
+
+
 def test_froc_of_a_small_example() -> None:
     curve = froc(hits=[0.9, 0.8], misses=[0.85, 0.1], lesions=4, scans=2)
     assert curve.sensitivity_at(0.0) == 0.25

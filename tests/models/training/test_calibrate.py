@@ -1,13 +1,10 @@
 import math
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
 
 from models.findings import FindingKind
 from models.training.calibrate import fit_head, operating_point, study_logit
-from models.training.evaluate import THRESHOLDS, Answer, auroc, is_present, trial
-from models.training.network import LESIONS
+from models.training.evaluate import THRESHOLDS, Answer, is_present, trial
 
 KIND = FindingKind.PLEURAL_EFFUSION
 
@@ -66,16 +63,3 @@ def test_a_kind_never_seen_present_keeps_a_usable_point() -> None:
     point = operating_point(fit_head(found), found, KIND)
     assert 0.0 <= point.absent_probability <= point.present_probability <= 1.0
     assert point.voxel_threshold in THRESHOLDS
-
-
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.lists(st.floats(-5, 5), min_size=1, max_size=8))
-def test_auroc_is_symmetric_and_bounded(positive: list[float], negative: list[float]) -> None:
-    area, swapped = auroc(positive, negative), auroc(negative, positive)
-    assert area is not None and swapped is not None
-    assert 0.0 <= area <= 1.0
-    assert abs(area + swapped - 1.0) < 1e-9
-
-
-def test_auroc_needs_both_kinds_of_study() -> None:
-    assert auroc([1.0], []) is None
-    assert KIND in LESIONS
