@@ -275,10 +275,9 @@ def train(
     The configuration mixes phantoms, real volumes with inserted lesions, painted organ maps and labelled volumes of
     one's own: see [bold]models/training/chest.toml[/] and [bold]models/training/labelled.py[/].
     """
-    import torch
-
     from models.training.dataset import read_config, read_sources
     from models.training.train import train as run_training
+    from models.training.train import use_threads
 
     try:
         config = read_config(training)
@@ -289,7 +288,7 @@ def train(
         err.print(f"[red]{training} cannot be used:[/] {error}", highlight=False)
         raise typer.Exit(USAGE_ERROR) from error
     run.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(threads)
+    use_threads(threads)
     with _progress() as progress:
         task = progress.add_task("training", total=config.steps)
         run_training(
@@ -335,14 +334,13 @@ def export(
     except ImportError as error:
         err.print("[red]onnx is not installed:[/] pip install 'onescan[train]'", markup=True)
         raise typer.Exit(USAGE_ERROR) from error
-    import torch
-
     from models.training.bundle import write_bundle
     from models.training.dataset import read_config
     from models.training.studies import phantom_studies
+    from models.training.train import use_threads
     from models.training.variants import adopt_variant
 
-    torch.set_num_threads(threads)
+    use_threads(threads)
     config = read_config(training)
     with _progress() as progress:
         progress.add_task("exporting, calibrating and comparing", total=None)

@@ -27,6 +27,11 @@ _SAVE_EVERY = 50
 _AVERAGE_OVER_STEPS = 150
 
 
+def use_threads(count: int) -> None:
+    """Processor threads of torch in this process."""
+    torch.set_num_threads(count)
+
+
 def learning_rate(config: Config, step: int) -> float:
     """Linear warm-up over 50 steps, then polynomial decay to nothing."""
     warm = min(1.0, (step + 1) / 50)
@@ -145,7 +150,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     arguments.run.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     config = read_config(arguments.config)
     train(config, read_sources(config), arguments.run, _print)
 
