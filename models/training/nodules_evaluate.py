@@ -306,6 +306,11 @@ def real_series(weights: _Weights, network: NoduleNetwork, data: Path, place: st
     return {"series": Path(place).name, "read_nodules": len(truth), "found": rows[:25]}
 
 
+def read_network(folder: Path) -> NoduleNetwork:
+    """The manifest's section for the `nodules.onnx` of a folder that `measure` wrote."""
+    return NoduleNetwork.model_validate(json.loads((folder / FIGURES_NAME).read_text())["network"])
+
+
 def main() -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(description=__doc__)
