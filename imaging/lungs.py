@@ -22,6 +22,8 @@ _BODY_HU = -300
 _LUNG_HU = -400
 _GAS_HU = -975
 _CLOSING_MM = 8.0
+_WALL_MM = 60.0
+_IN_PLANE = ndimage.generate_binary_structure(2, 1)[None]
 _TRACHEA_AREA_MM2 = (40.0, 900.0)
 _TRACHEA_MINIMUM_LENGTH_MM = 20.0
 _AIRWAY_MAXIMUM_ML = 140.0
@@ -48,7 +50,7 @@ def segment_lungs(volume: Volume) -> Lungs:
     factors = tuple(max(1, round(_WORKING_SPACING_MM / mm)) for mm in volume.geometry.spacing_mm)
     small = _shrunk(volume.hu, factors)
     spacing = tuple(mm * f for mm, f in zip(volume.geometry.spacing_mm, factors, strict=True))
-    body = _body(small)
+    body = _body(small, min(spacing[1:]))
     air = body & (small < _LUNG_HU)
     to_left = volume.geometry.affine[0, :3] * np.array(factors)
     superior_last = volume.geometry.affine[2, 0] > 0
@@ -72,11 +74,26 @@ def _shrunk(hu: npt.NDArray[np.int16], factors: tuple[int, ...]) -> npt.NDArray[
     return sitk.GetArrayFromImage(image).astype(np.int16)
 
 
-def _body(hu: npt.NDArray[np.int16]) -> Mask:
+def _body(hu: npt.NDArray[np.int16], in_plane_mm: float) -> Mask:
     """The patient without table and clothes, air inside filled slice by slice."""
-    solid = sitk.BinaryMorphologicalOpening(sitk.GetImageFromArray((hu > _BODY_HU).astype(np.uint8)), [2, 2, 0])
-    largest = _largest(sitk.GetArrayViewFromImage(solid).astype(bool))
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in largest]) if largest.any() else largest
+    solid = hu > _BODY_HU
+    opened = sitk.BinaryMorphologicalOpening(sitk.GetImageFromArray(solid.astype(np.uint8)), [2, 2, 0])
+    largest = _largest(sitk.GetArrayViewFromImage(opened).astype(bool))
+    if not largest.any():
+        return largest
+    # The opening also takes a thin chest wall away, and with it what closes the lung: it comes back around the air.
+    wall = ndimage.binary_dilation(largest, _IN_PLANE, iterations=round(_WALL_MM / in_plane_mm), mask=solid)
+    inside = np.stack([_filled(plane) for plane in wall]) & ~wall
+    return largest | inside | (ndimage.binary_dilation(inside, _IN_PLANE, iterations=3) & wall)
+
+
+def _filled(plane: Mask) -> Mask:
+    """The holes of one slice filled. An edge of the image that cuts the body is part of its outline."""
+    framed = np.pad(plane, 1)
+    framed[0], framed[-1] = plane[0].any(), plane[-1].any()
+    framed[:, 0], framed[:, -1] = plane[:, 0].any(), plane[:, -1].any()
+    filled: Mask = ndimage.binary_fill_holes(framed)[1:-1, 1:-1]
+    return filled
 
 
 def _airways(

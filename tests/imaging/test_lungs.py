@@ -1,0 +1,40 @@
+"""Lungs of bodies that thresholds and morphology easily lose."""
+
+import numpy as np
+import pytest
+
+from imaging.geometry import Geometry
+from imaging.lungs import Lungs, segment_lungs
+from imaging.volume import Volume
+
+SPACING_MM = 2.0
+EXPECTED_ML = 4 / 3 * np.pi * 55 * 70 * 100 / 1000
+
+
+def lungs_of(wall_mm: float, width: int) -> tuple[Lungs, float]:
+    """Two ellipsoid lungs in a trunk whose sides are `wall_mm` thick, on an image of `width` columns; voxel in ml."""
+    shape = (120, 130, width)
+    z, y, x = ((np.arange(n) - (n - 1) / 2) * SPACING_MM for n in shape)
+    pz, py, px = np.meshgrid(z, y, x, indexing="ij")
+    hu = np.full(shape, -1000, np.int16)
+    for side in (-70.0, 70.0):
+        outer = ((px - side) / (55 + wall_mm)) ** 2 + (py / 90) ** 2 + (pz / 120) ** 2 < 1
+        hu[outer] = 40
+    hu[(np.abs(px) < 25) & (np.abs(py) < 60)] = 40
+    for side in (-70.0, 70.0):
+        hu[((px - side) / 55) ** 2 + (py / 70) ** 2 + (pz / 100) ** 2 < 1] = -850
+    affine = np.zeros((4, 4))
+    affine[2, 0] = affine[1, 1] = affine[0, 2] = SPACING_MM
+    affine[:3, 3] = (x[0], y[0], z[0])
+    affine[3, 3] = 1.0
+    uids = tuple(f"1.2.{i + 1}" for i in range(shape[0]))
+    lungs = segment_lungs(Volume(hu, Geometry(affine, shape), "1.2", uids, (None,) * shape[0]))
+    return lungs, SPACING_MM**3 / 1000
+
+
+@pytest.mark.parametrize(("wall_mm", "width"), [(20.0, 180), (6.0, 180), (20.0, 122)])
+def test_lungs_are_found_behind_a_thin_wall_and_an_image_that_cuts_the_body(wall_mm: float, width: int) -> None:
+    """Within 4 %: with a thick wall, with one of 6 mm as in a wasted patient, and with the sides of the lungs outside the image."""
+    lungs, voxel_ml = lungs_of(wall_mm, width)
+    assert lungs.left.sum() * voxel_ml == pytest.approx(EXPECTED_ML, rel=0.04)
+    assert lungs.right.sum() * voxel_ml == pytest.approx(EXPECTED_ML, rel=0.04)
