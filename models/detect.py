@@ -76,7 +76,7 @@ class Detection:
 
 
 class Detector:
-    """A loaded model that answers for volumes. One network run per volume.
+    """A loaded model that answers for volumes. The network looks at each of them twice, see `models.agreement`.
 
     `manifest` stands in for the session's own where the same weights shall answer otherwise, as with nothing withheld.
     """
