@@ -8,6 +8,7 @@ part of the simulation, measures on another, and writes what it measured.
 
 import argparse
 import hashlib
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from models.training.export import INPUT_NAME, compare, export, trained_network,
 from models.training.familiarity import familiarity, summaries
 from models.training.labelled import read_labels
 from models.training.network import ANATOMY, LESIONS, MULTIPLE_OF, SPACING_MM, StudyHead
+from models.training.nodules_evaluate import read_network
 from models.training.studies import Study, held_out_studies, phantom_studies, real_studies, simulated_studies
 from models.training.train import CHECKPOINT
 
@@ -63,6 +65,10 @@ _NOT_ASSESSED: dict[FindingKind, str] = {
     FindingKind.ARTERIAL_WALL_CALCIFICATION: "the aorta's outline is not accurate enough yet",
     FindingKind.MEDICAL_DEVICE: "the network was not trained for it",
 }
+
+_NODULE_SHAPES = TrainingSource(
+    name="shapes of lungs and nodules of 60 patients (nodule network)", licence="CC BY 4.0", use="training"
+)
 
 
 class Runner:
@@ -125,10 +131,13 @@ def _trial(data: str, found: Sequence[Answer], head: StudyHead, point: Operating
     return trial(data, [(a, study_logit(head, a)) for a in found], point, names)
 
 
-def write_bundle(config: Config, index: Path, run: Path, out: Path, version: str, count: int) -> ModelManifest:
+def write_bundle(
+    config: Config, index: Path, run: Path, out: Path, version: str, count: int, nodules: Path | None = None
+) -> ModelManifest:
     """Write `model.onnx` and `model.json` into `out`; prints the numerical comparison with torch.
 
     `index` names labelled real studies: operating points keep them clean, familiarity is fitted to them, too.
+    `nodules` is a folder of `models.training.nodules_evaluate`: its network goes into the bundle.
     """
     out.mkdir(parents=True, exist_ok=True)
     net = trained_network(config.features, run / CHECKPOINT)
@@ -163,8 +172,11 @@ def write_bundle(config: Config, index: Path, run: Path, out: Path, version: str
         not_assessed={kind: reason for kind, reason in _NOT_ASSESSED.items() if kind not in LESIONS},
         withheld=withheld(evidence),
         familiarity=known,
-        training_data=_training_data(config, real),
+        nodules=None if nodules is None else read_network(nodules),
+        training_data=(*_training_data(config, real), *(() if nodules is None else (_NODULE_SHAPES,))),
     )
+    if manifest.nodules is not None and nodules is not None:
+        shutil.copyfile(nodules / manifest.nodules.weights, out / manifest.nodules.weights)
     (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n")
     return manifest
 
@@ -195,13 +207,20 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--version", required=True)
     parser.add_argument("--studies", type=int, default=24, help="simulated studies for each of fitting and testing")
+    parser.add_argument("--nodules", type=Path, help="what models.training.nodules_evaluate wrote")
     parser.add_argument("--card", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = read_config(arguments.config)
     manifest = write_bundle(
-        config, arguments.checks, arguments.run, arguments.out, arguments.version, arguments.studies
+        config,
+        arguments.checks,
+        arguments.run,
+        arguments.out,
+        arguments.version,
+        arguments.studies,
+        arguments.nodules,
     )
     if arguments.card:
         write_tables(manifest, arguments.card)
