@@ -29,7 +29,8 @@ _ROOT_MM = 25.0
 _END_MM = 8.0
 _ARCH_SLOPE = 0.7
 _DIAMETERS_MM = (12.0, 90.0)
-_LARGEST_ELLIPTICITY = 1.5
+# The aorta is nearly round; an outline that takes in a neighbour, as the pulmonary trunk, is not.
+_LARGEST_ELLIPTICITY = 1.25
 _LARGEST_JUMP = 0.35
 _LEAST_STATIONS = 4
 _LEAST_MEASURED = 0.6
@@ -79,7 +80,7 @@ def aortic_dilatation(anatomy: Anatomy) -> tuple[Finding, ...]:
             presence=presence,
             tracking_uid=anatomy.tracking_uid(kind),
             evidence_grade=None,
-            method="diameter perpendicular to the centreline of the network's outline, border by attenuation, "
+            method="mean of greatest and least width perpendicular to the centreline of the network's outline, border by attenuation, "
             f"without the root; present from {DILATED_MM:g} mm",
             reason=reason,
             site=site,
@@ -138,7 +139,7 @@ def measure_aorta(anatomy: Anatomy) -> AorticDiameters | str:
         else:
             segments[name] = widest
     rising = parts["ascending aorta"] & usable
-    ascending = np.stack([sections.centre_mm[rising, 2], sections.long_mm[rising]], axis=1)
+    ascending = np.stack([sections.centre_mm[rising, 2], _diameter_mm(sections)[rising]], axis=1)
     return AorticDiameters(mask, segments, missing, ascending)
 
 
@@ -225,6 +226,11 @@ def _usable(sections: Sections) -> Mask:
     )
 
 
+def _diameter_mm(sections: Sections) -> FloatArray:
+    """Mean of greatest and least width: the greatest alone counts every bulge of the outline into a neighbour."""
+    return (sections.long_mm + sections.short_mm) / 2
+
+
 def _widest(sections: Sections, part: Mask, usable: Mask) -> Widest | str:
     """The widest section of a segment, single outliers smoothed away; or why the segment cannot be measured."""
     chosen = np.flatnonzero(part & usable)
@@ -232,7 +238,7 @@ def _widest(sections: Sections, part: Mask, usable: Mask) -> Widest | str:
         return "not or hardly outlined"
     if len(chosen) < max(_LEAST_STATIONS, _LEAST_MEASURED * part.sum()):
         return "its border could not be followed"
-    diameter = ndimage.median_filter(sections.long_mm[chosen], 3, mode="nearest")
+    diameter = ndimage.median_filter(_diameter_mm(sections)[chosen], 3, mode="nearest")
     if (np.abs(np.diff(diameter)) > _LARGEST_JUMP * np.median(diameter)).any():
         return "its diameter jumps along the outline"
     at = int(np.argmax(diameter))
