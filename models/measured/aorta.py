@@ -80,8 +80,8 @@ def aortic_dilatation(anatomy: Anatomy) -> tuple[Finding, ...]:
             presence=presence,
             tracking_uid=anatomy.tracking_uid(kind),
             evidence_grade=None,
-            method="mean of greatest and least width perpendicular to the centreline of the network's outline, border by attenuation, "
-            f"without the root; present from {DILATED_MM:g} mm",
+            method="mean of greatest and least width perpendicular to the centreline of the network's outline, border "
+            f"by attenuation, without the root; present from {DILATED_MM:g} mm",
             reason=reason,
             site=site,
             measurements=(

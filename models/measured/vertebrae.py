@@ -26,6 +26,8 @@ _DISC_COST = 0.8
 _MINIMUM_EDGE_HU = 40.0
 # Parts of the depth where heights are measured: nearer the walls the rims of two bodies run into each other.
 _COLUMNS = (0.2, 0.5, 0.8)
+# Both end plates do not bulge outwards: a body higher in its middle was measured wrongly in front or behind.
+_LARGEST_BULGE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -224,6 +226,8 @@ def _heights(
         bottom, top = (point_on(spine, at, u) for at in ends)
         heights.append(float(np.linalg.norm(top - bottom)))
     if min(heights) < 0.3 * pitch_mm or max(heights) > pitch_mm:
+        return None
+    if heights[1] - (heights[0] + heights[2]) / 2 > _LARGEST_BULGE * heights[2]:
         return None
     # A tenth of the depth further out, as a reader's marks lie, along a straight line.
     outward = (heights[0] - heights[2]) / 6
