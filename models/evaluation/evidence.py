@@ -24,20 +24,34 @@ def grade(trials: Sequence[Trial]) -> EvidenceGrade:
 
 
 def withheld(evidence: Mapping[FindingKind, Evidence]) -> dict[FindingKind, str]:
-    """The kinds whose own evidence forbids an answer, each with the figures as its reason."""
+    """The kinds whose own evidence forbids an answer, each with the figures as its reason.
+
+    Real studies also count by themselves where there are enough: simulation does not outvote them.
+    """
     reasons = {}
     for kind, one in evidence.items():
         positive = sum(t.positive for t in one.trials)
-        negative = sum(t.negative for t in one.trials)
-        found = round(sum(t.positive * (t.sensitivity or 0.0) for t in one.trials))
-        cleared = round(sum(t.negative * (t.specificity or 0.0) for t in one.trials))
         if positive < _LEAST_POSITIVES:
             reasons[kind] = f"this model was tried on {positive} {'study' if positive == 1 else 'studies'} with it only"
-        elif found < _LEAST_SENSITIVITY * positive:
-            reasons[kind] = f"this model found it in {found} of {positive} studies with it: too few to answer"
-        elif cleared < _LEAST_SPECIFICITY * negative:
-            reasons[kind] = f"this model named it in {negative - cleared} of {negative} studies without it"
+            continue
+        real = tuple(t for t in one.trials if not t.simulated)
+        reason = _against(one.trials, "") or _against(real, "real ")
+        if reason is not None:
+            reasons[kind] = reason
     return reasons
+
+
+def _against(trials: Sequence[Trial], which: str) -> str | None:
+    """What the pooled counts of `trials` say against an answer; None where nothing does or they are too few."""
+    positive = sum(t.positive for t in trials)
+    negative = sum(t.negative for t in trials)
+    found = round(sum(t.positive * (t.sensitivity or 0.0) for t in trials))
+    cleared = round(sum(t.negative * (t.specificity or 0.0) for t in trials))
+    if positive >= _LEAST_POSITIVES and found < _LEAST_SENSITIVITY * positive:
+        return f"this model found it in {found} of {positive} {which}studies with it: too few to answer"
+    if (not which or negative >= _LEAST_POSITIVES) and cleared < _LEAST_SPECIFICITY * negative:
+        return f"this model named it in {negative - cleared} of {negative} {which}studies without it"
+    return None
 
 
 def evidence_of(records: Sequence[Record]) -> dict[FindingKind, Evidence]:

@@ -32,3 +32,13 @@ def test_an_answer_is_withheld_by_its_pooled_figures(trials, reason) -> None:
     assert (KIND in found) is (reason is not None)
     if reason:
         assert reason in found[KIND]
+
+
+@pytest.mark.parametrize(
+    ("negative", "specificity", "reason"), [(3, 1 / 3, "2 of 3 real"), (2, 0.5, None), (3, 1.0, None)]
+)
+def test_simulation_does_not_outvote_real_studies(negative, specificity, reason) -> None:
+    simulated = Trial(data="phantoms", simulated=True, positive=30, negative=30, sensitivity=1.0, specificity=1.0)
+    real = Trial(data="real", simulated=False, positive=0, negative=negative, sensitivity=None, specificity=specificity)
+    found = withheld({KIND: Evidence(grade=EvidenceGrade.C, trials=(simulated, real))})
+    assert (reason in found.get(KIND, "")) if reason else KIND not in found
