@@ -34,7 +34,7 @@ def lungs_of(wall_mm: float, width: int) -> tuple[Lungs, float]:
 
 @pytest.mark.parametrize(("wall_mm", "width"), [(20.0, 180), (6.0, 180), (20.0, 122)])
 def test_lungs_are_found_behind_a_thin_wall_and_an_image_that_cuts_the_body(wall_mm: float, width: int) -> None:
-    """Within 4 %: with a thick wall, with one of 6 mm as in a wasted patient, and with the sides of the lungs outside the image."""
+    """Within 4 %: with a thick wall, one of 6 mm as in a wasted patient, and the lungs' sides at the image's edge."""
     lungs, voxel_ml = lungs_of(wall_mm, width)
     assert lungs.left.sum() * voxel_ml == pytest.approx(EXPECTED_ML, rel=0.04)
     assert lungs.right.sum() * voxel_ml == pytest.approx(EXPECTED_ML, rel=0.04)
