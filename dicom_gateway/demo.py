@@ -30,8 +30,8 @@ from models.findings import FindingKind
 
 PACS_AE_TITLE = "DEMOPACS"
 FINDINGS = (
-    LesionRequest(kind="pleural_effusion", size=400.0, laterality="left"),
     LesionRequest(kind="pneumothorax", size=400.0, laterality="right"),
+    LesionRequest(kind="coronary_artery_calcification", size=400.0),
 )
 # A measured size within this factor of the truth agrees: the research model outlines, it does not trace.
 SIZE_FACTOR = 2.0
@@ -213,7 +213,7 @@ def read_answers(sr: Dataset) -> Mapping[str, Answer]:
         sides.setdefault(kind, set()).update(side[:1] if lesion else ())
         if not lesion:
             presence = [i for i in items if i.ValueType == "CODE" and _name(i) == "Presence of property"]
-            volumes = [i for i in items if i.ValueType == "NUM" and _name(i) == "Volume"]
+            volumes = [i for i in items if i.ValueType == "NUM" and _name(i) == "Volume" and _unit(i) == "ml"]
             answers[kind] = Answer(
                 presence=_name(presence[0], "ConceptCodeSequence") if presence else "",
                 sides=frozenset(),
@@ -235,6 +235,10 @@ def _all(items: Sequence[Dataset]) -> Iterator[Dataset]:
     for item in items:
         yield item
         yield from _all(item.get("ContentSequence", ()))
+
+
+def _unit(item: Dataset) -> str:
+    return str(item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue)
 
 
 def _name(item: Dataset, keyword: str = "ConceptNameCodeSequence") -> str:
@@ -284,11 +288,12 @@ def _placed_words(placed: PlacedFinding | None) -> str:
     if placed is None:
         return "-"
     volume = f", {placed.volume_ml:.1f} ml" if placed.volume_ml and placed.size_unit != "ml" else ""
-    return f"{placed.laterality or ''} {placed.size:.0f} {placed.size_unit}{volume}".strip()
+    unit = "" if placed.size_unit == "1" else f" {placed.size_unit}"
+    return f"{placed.laterality or ''} {placed.size:.0f}{unit}{volume}".strip()
 
 
 def _answer_words(answer: Answer) -> str:
-    volume = f"{answer.volume_ml:.1f} ml" if answer.volume_ml else ""
+    volume = f"{answer.volume_ml:.1f} ml" if answer.volume_ml and answer.presence == "Present" else ""
     return " ".join(filter(None, (answer.presence.lower(), *sorted(s.lower() for s in answer.sides), volume)))
 
 
