@@ -40,7 +40,7 @@ ConfigOption = Annotated[
 @app.command()
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Exit when the report is back: 0 if it agrees.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the phantom patient.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of the phantom patient.")] = 9,
 ) -> None:
     """Send a phantom study through the real DICOM port and compare the report that comes back with the truth.
 

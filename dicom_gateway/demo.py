@@ -31,7 +31,7 @@ from models.findings import FindingKind
 PACS_AE_TITLE = "DEMOPACS"
 FINDINGS = (
     LesionRequest(kind="pneumothorax", size=400.0, laterality="right"),
-    LesionRequest(kind="coronary_artery_calcification", size=400.0),
+    LesionRequest(kind="arterial_wall_calcification", size=800.0),
 )
 # A measured size within this factor of the truth agrees: the research model outlines, it does not trace.
 SIZE_FACTOR = 2.0
