@@ -94,7 +94,8 @@ def test_no_metal_says_what_was_not_sought(plain: Anatomy) -> None:
 def test_an_electrode_on_the_skin_is_no_device(plain: Anatomy) -> None:
     z, x = (n // 2 for n in (plain.volume.hu.shape[0], plain.volume.hu.shape[2]))
     skin = int(np.flatnonzero(plain.lungs.body[z, :, x])[0])
-    (finding,) = medical_device(with_hu(plain, (slice(z, z + 2), slice(skin, skin + 3), slice(x, x + 5)), 3000))
+    thick = round(4.0 / plain.volume.geometry.spacing_mm[1])
+    (finding,) = medical_device(with_hu(plain, (slice(z, z + 2), slice(skin, skin + thick), slice(x, x + 5)), 3000))
     assert finding.presence is Presence.ABSENT
 
 
