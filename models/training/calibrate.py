@@ -20,8 +20,10 @@ from models.training.studies import SMALLEST_ML
 METHOD = "logistic study head, Platt scaling (temperature and bias) on held-out simulation"
 _FALSE_POSITIVE_RATE = 0.10
 _MISS_RATE = 0.05
-# Probabilities fitted to some thirty studies are too rough to insist on one half.
+# Probabilities fitted to some thirty studies are too rough to insist on one half, but for what vessels and compressed
+# lung look like as well.
 _LEAST_PRESENT = 0.3
+_LEAST_PRESENT_GROUND_GLASS = 0.5
 _RIDGE = 0.02
 _VOXEL_THRESHOLD = 0.5
 
@@ -92,7 +94,8 @@ def operating_point(head: StudyHead, found: Sequence[Answer], kind: FindingKind)
     )
     score = {id(a): point.probability(study_logit(head, a)) for a in of_kind}
     outlined = [a for a in negative if a.found_at(threshold) >= minimum_ml]
-    present = max([_LEAST_PRESENT, *(score[id(a)] + 0.02 for a in outlined if not a.simulated)])
+    least = _LEAST_PRESENT_GROUND_GLASS if kind is FindingKind.GROUND_GLASS_OPACITY else _LEAST_PRESENT
+    present = max([least, *(score[id(a)] + 0.02 for a in outlined if not a.simulated)])
     simulated = sorted(score[id(a)] for a in outlined if a.simulated)
     allowed = int(_FALSE_POSITIVE_RATE * sum(a.simulated for a in negative))
     if len(simulated) > allowed:
