@@ -21,6 +21,7 @@ from models.agreement import averaged
 from models.detect import Detector, unfamiliar
 from models.findings import FindingKind, Laterality, Presence, Quantity
 from models.manifest import Familiarity
+from models.measured import RULES
 from models.session import HeadOutputs, ModelSession
 
 BRIGHT_HU = 150.0
@@ -139,7 +140,8 @@ def test_a_ball_is_found_where_it_is_whatever_the_orientation(detector: Detector
     outline = np.zeros_like(ball)
     outline[region.box] = region.mask
     assert 2 * (outline & ball).sum() / (outline.sum() + ball.sum()) > 0.9
-    assert ball[region.key_slice].sum() == ball.sum(axis=(1, 2)).max()
+    # the outline is the mean of two looks half a voxel apart: its largest slice may be the ball's second largest
+    assert ball[region.key_slice].sum() > 0.97 * ball.sum(axis=(1, 2)).max()
     sizes = {m.quantity: m.value for m in lesion.measurements}
     assert sizes[Quantity.LONG_AXIS] == pytest.approx(2 * RADIUS_MM, abs=2.5)
     assert sizes[Quantity.SHORT_AXIS] == pytest.approx(2 * RADIUS_MM, abs=2.5)
@@ -152,10 +154,13 @@ def test_every_kind_has_one_answer_and_none_is_absent_without_being_assessed(det
     detection = detector.detect(volume, segment_lungs(volume), sharp_kernel=False)
     answers = {f.kind: f for f in detection.findings if f.lesion is None}
     assert list(answers) == list(FindingKind)
-    assessed = {FindingKind.PULMONARY_NODULE, FindingKind.EMPHYSEMA}
+    assessed = {FindingKind.PULMONARY_NODULE, FindingKind.EMPHYSEMA, FindingKind.MEDICAL_DEVICE}
     for kind, answer in answers.items():
         assert answer.presence is (Presence.ABSENT if kind in assessed else Presence.NOT_ASSESSED)
-        assert (answer.reason == "not learned") is (kind not in assessed)
+        if kind in RULES and kind not in assessed:
+            assert (answer.reason and "outlined" in answer.reason) or "spine" in (answer.reason or "")
+        else:
+            assert (answer.reason == "not learned") is (kind not in assessed)
 
 
 def test_the_same_volume_gives_the_same_tracking_uids(detector: Detector) -> None:
