@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dicom_gateway.pipeline import OnStage, StudyResult, process_study, write_result
+from dicom_gateway.pipeline import OnStage, process_study, write_result
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.headline import headline
+from dicom_gateway.report.stored import StoredResult
 from imaging.errors import ImagingError
 from imaging.headers import Study
 from imaging.uids import is_safe_uid
@@ -67,7 +68,7 @@ def analyze_studies(
             yield _ended(result)
 
 
-def _ended(result: StudyResult) -> AnalysedStudy:
+def _ended(result: StoredResult) -> AnalysedStudy:
     report = result.report
     return AnalysedStudy(
         study_instance_uid=report.study_instance_uid,

@@ -3,7 +3,7 @@
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,15 +13,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydicom.dataset import Dataset
 
 from dicom_gateway.report.compose import compose_report
-from dicom_gateway.report.content import Report, ReportedModel
+from dicom_gateway.report.content import ReportedModel
 from dicom_gateway.report.key_images import render_key_images
+from dicom_gateway.report.objects import ENCODERS, StoredResult, part_10
+from dicom_gateway.report.outlines import Outlines, outlines_of, write_outlines
 from dicom_gateway.report.source_headers import read_source_headers
-from dicom_gateway.report.sr import encode_sr
-from dicom_gateway.report.summary import encode_summary
-from dicom_gateway.store.files import REPORT_NAME, SR_NAME, SUMMARY_NAME
+from dicom_gateway.store.files import OUTLINES_NAME, REPORT_NAME, SR_NAME, SUMMARY_NAME
 from imaging.errors import ImagingError
 from imaging.headers import Series, Study
 from imaging.lungs import Lungs, segment_lungs
@@ -49,14 +48,8 @@ _OF_THE_LUNGS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StudyResult:
-    """Everything that is kept of one analysis. Key images are RGB uint8 (rows, columns, 3) by file name."""
-
-    report: Report
-    sr: Dataset
-    summary: Dataset
-    key_images: Mapping[str, npt.NDArray[np.uint8]]
+# The result objects that are written as files; a destination may be sent others, made of the same record.
+RESULT_FILES = {"sr": SR_NAME, "sc": SUMMARY_NAME}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,7 +70,7 @@ def process_study(
     created: datetime,
     unreadable_file_count: int = 0,
     on_stage: OnStage = lambda stage: None,
-) -> StudyResult:
+) -> StoredResult:
     """Analyse one study. A refusal is a result too.
 
     Raises ModelError for a model without an answer.
@@ -85,10 +78,11 @@ def process_study(
     clock = StageClock(on_stage)
     passed = first_series_through_the_gates(study, clock)
     detection = _detect(detector, passed, clock)
-    key_images = {}
-    with clock.stage("encode"):
-        if detection and passed.volume:
+    key_images, outlines = {}, Outlines()
+    with clock.stage("record"):
+        if detection and passed.volume and passed.selection.chosen:
             key_images = render_key_images(detection.findings, passed.volume)
+            outlines = outlines_of(detection.findings, passed.selection.chosen.slices)
         report = compose_report(
             study_instance_uid=study.study_instance_uid,
             selection=passed.selection,
@@ -104,19 +98,18 @@ def process_study(
             unreadable_file_count=unreadable_file_count,
             timings_s={**clock.seconds, **(detection.timings_s if detection else {})},
         )
-        headers = read_source_headers(_evidence(study, passed.selection.chosen))
-        sr = encode_sr(report, headers)
-        summary = encode_summary(report, headers, key_images)
-    return StudyResult(report=report, sr=sr, summary=summary, key_images=key_images)
+        headers = read_source_headers(_evidence(study, passed.selection.chosen), report.series_instance_uid)
+    return StoredResult(report=report, headers=headers, outlines=outlines, key_images=key_images)
 
 
-def write_result(result: StudyResult, folder: Path) -> tuple[Path, ...]:
-    """Write report.json, key images, SR and summary; each file appears whole or not at all."""
+def write_result(result: StoredResult, folder: Path) -> tuple[Path, ...]:
+    """Write the record and the objects of RESULT_FILES; each file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("key_*.png"):
         stale.unlink()
     contents = {name: _png(picture) for name, picture in result.key_images.items()}
-    contents |= {SR_NAME: _part_10(result.sr), SUMMARY_NAME: _part_10(result.summary)}
+    contents[OUTLINES_NAME] = write_outlines(result.outlines)
+    contents |= {name: part_10(ENCODERS[kind](result)[0]) for kind, name in RESULT_FILES.items()}
     # The report is written last: where it stands, everything it names stands too.
     contents[REPORT_NAME] = result.report.model_dump_json(indent=2).encode()
     for name, content in contents.items():
@@ -200,12 +193,6 @@ def _identity(manifest: ModelManifest) -> ReportedModel:
 def _png(picture: npt.NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _part_10(ds: Dataset) -> bytes:
-    buffer = io.BytesIO()
-    ds.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 

@@ -50,18 +50,22 @@ class SourceHeaders:
         return self.instances[0]
 
 
-def read_source_headers(paths: Iterable[Path]) -> SourceHeaders:
-    """Sanitised headers of the readable DICOM files among `paths` that belong to the first one's study.
+def read_source_headers(paths: Iterable[Path], series_instance_uid: str | None = None) -> SourceHeaders:
+    """Sanitised headers of the readable DICOM files among `paths` of one series, or of the first one's study.
 
+    In the order of their SOP Instance UIDs, whatever the order of the files: results shall not depend on it.
     For a refused study any of its files will do. Raises UnreadableInstance when not one of them can be used.
     """
     # What breaks the standard but names patient or study stays as the PACS knows it; pydicom would warn of it.
     with disable_value_validation():
         headers = [header for path in paths if (header := _read(path)) is not None]
+    if series_instance_uid is not None:
+        headers = [header for header in headers if header.SeriesInstanceUID == series_instance_uid]
     if not headers:
         raise UnreadableInstance("no file has the headers a result needs")
     study_instance_uid = headers[0].StudyInstanceUID
-    return SourceHeaders(tuple(header for header in headers if header.StudyInstanceUID == study_instance_uid))
+    of_study = {str(h.SOPInstanceUID): h for h in headers if h.StudyInstanceUID == study_instance_uid}
+    return SourceHeaders(tuple(of_study[uid] for uid in sorted(of_study)))
 
 
 def _read(path: Path) -> Dataset | None:

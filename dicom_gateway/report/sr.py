@@ -42,7 +42,7 @@ from dicom_gateway.report.instance import (
     instance_arguments,
     private_coding_scheme,
 )
-from dicom_gateway.report.source_headers import SourceHeaders
+from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import decimals, describe_series, finding_title, place, revision_in_words
 from imaging.uids import derive_uid
 from models.findings import EvidenceGrade, FindingKind, Laterality, Presence, Quantity
@@ -53,8 +53,8 @@ SERIES_DESCRIPTION = "AI chest CT findings (unverified)"
 _CONTAINS = RelationshipTypeValues.CONTAINS
 
 
-def encode_sr(report: Report, headers: SourceHeaders) -> Dataset:
-    """Comprehensive 3D SR of the whole report, refused or not; the same report gives the same bytes.
+def encode_sr(result: StoredResult) -> tuple[Dataset]:
+    """Comprehensive 3D SR of the whole report, refused or not; the same result gives the same bytes.
 
     Evidence is every instance of `headers`, the image library only those shown by a finding. A kind that was not
     assessed has a group too, answered with a code of its own and the reason, so that nobody reads it as absent.
@@ -62,7 +62,27 @@ def encode_sr(report: Report, headers: SourceHeaders) -> Dataset:
     An amended report says which revision it supersedes in words and has no Predecessor Documents Sequence (PS3.3
     C.17.2): the UID of an earlier revision follows from the images it saw, which a report does not know.
     """
-    by_uid = {str(ds.SOPInstanceUID): ds for ds in headers.instances}
+    report, headers = result.report, result.headers
+    # highdicom would copy the name from the first instance, and warns with it in the text if it has one component.
+    nameless = deepcopy(headers.first)
+    nameless.PatientName = ""
+    sr = Comprehensive3DSR(
+        evidence=[nameless, *headers.instances[1:]],
+        content=findings_content(result),
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        coding_schemes=[private_coding_scheme()],
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        **instance_arguments(report, headers, "SR", SERIES_NUMBER),
+    )
+    return (finish(sr, report, headers, SERIES_DESCRIPTION),)
+
+
+def findings_content(result: StoredResult) -> MeasurementReport:
+    """The content tree of the Findings SR (TID 1500), as each SR class that can hold it takes it."""
+    report = result.report
+    by_uid = {str(ds.SOPInstanceUID): ds for ds in result.headers.instances}
     content = MeasurementReport(
         observation_context=_observation_context(report),
         procedure_reported=_concept(codes.CT_CHEST),
@@ -74,20 +94,7 @@ def encode_sr(report: Report, headers: SourceHeaders) -> Dataset:
     )
     _add_sections(content[0].ContentSequence, report, by_uid)
     _separate(content[0])
-    # highdicom would copy the name from the first instance, and warns with it in the text if it has one component.
-    nameless = deepcopy(headers.first)
-    nameless.PatientName = ""
-    sr = Comprehensive3DSR(
-        evidence=[nameless, *headers.instances[1:]],
-        content=content,
-        is_complete=True,
-        is_final=False,
-        is_verified=False,
-        coding_schemes=[private_coding_scheme()],
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-        **instance_arguments(report, headers, "SR", SERIES_NUMBER),
-    )
-    return finish(sr, report, headers, SERIES_DESCRIPTION)
+    return content
 
 
 def _concept(entry: CodeEntry) -> CodedConcept:

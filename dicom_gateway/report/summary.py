@@ -1,26 +1,23 @@
 """The summary page as a Secondary Capture image: the one result that every PACS shows."""
 
-from collections.abc import Mapping
-
 from highdicom.sc import SCImage
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicom_gateway.report.content import Report
 from dicom_gateway.report.instance import finish, instance_arguments
 from dicom_gateway.report.page import draw_page
-from dicom_gateway.report.source_headers import SourceHeaders
-from imaging.render import Rgb
+from dicom_gateway.report.stored import StoredResult
 
 SERIES_NUMBER = 9002
 SERIES_DESCRIPTION = "AI chest CT summary (unverified)"
 
 
-def encode_summary(report: Report, headers: SourceHeaders, key_images: Mapping[str, Rgb]) -> Dataset:
-    """Secondary Capture (RGB, 8 bit) of the summary page; the same report and images give the same bytes."""
+def encode_summary(result: StoredResult) -> tuple[Dataset]:
+    """Secondary Capture (RGB, 8 bit) of the summary page; the same result gives the same bytes."""
+    report, headers = result.report, result.headers
     source = headers.first
     ds = SCImage(
-        pixel_array=draw_page(report, source.StudyDate, key_images),
+        pixel_array=draw_page(report, source.StudyDate, result.key_images),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
@@ -43,4 +40,4 @@ def encode_summary(report: Report, headers: SourceHeaders, key_images: Mapping[s
     ds.DerivationDescription = report.disclaimer
     # Makes Laterality (2C, PS3.3 C.7.3.1) not required: the chest is not a paired part.
     ds.BodyPartExamined = "CHEST"
-    return finish(ds, report, headers, SERIES_DESCRIPTION)
+    return (finish(ds, report, headers, SERIES_DESCRIPTION),)

@@ -14,8 +14,10 @@ from typing import BinaryIO
 from dicom_gateway.errors import ConflictingInstance, StorageFull
 from imaging.uids import is_safe_uid
 
-# Files of a result folder. The record is written last and is what the others are made of.
+# Files of a result folder. The record (report, outlines, key images) is what the others are made of; the report is
+# written last.
 REPORT_NAME = "report.json"
+OUTLINES_NAME = "outlines.npz"
 SR_NAME = "findings.sr.dcm"
 SUMMARY_NAME = "summary.sc.dcm"
 

@@ -8,7 +8,8 @@ import pytest
 from running import ROOT
 from scipy import ndimage
 
-from dicom_gateway.pipeline import StudyResult, process_study
+from dicom_gateway.pipeline import process_study
+from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.settings import BUNDLED_MODEL_DIR
 from imaging.files import find_files
 from imaging.headers import read_studies
@@ -38,7 +39,7 @@ def detector() -> Detector:
 
 
 @pytest.fixture(scope="module", params=SERIES)
-def analysed(request: pytest.FixtureRequest, detector: Detector) -> tuple[str, StudyResult, Volume]:
+def analysed(request: pytest.FixtureRequest, detector: Detector) -> tuple[str, StoredResult, Volume]:
     (study,), _ = read_studies(find_files([REAL_CT / request.param], Path("unused")))
     result = process_study(study, detector, revision=1, created=datetime(2026, 1, 1, tzinfo=UTC))
     return request.param, result, load_volume(study.series[0])
@@ -57,7 +58,7 @@ def _aerated_lung(volume: Volume) -> np.ndarray:
     return np.isin(labels, large)
 
 
-def _emphysema(result: StudyResult) -> dict[tuple[str, str | None], float]:
+def _emphysema(result: StoredResult) -> dict[tuple[str, str | None], float]:
     (finding,) = [f for f in result.report.findings if f.kind == "emphysema"]
     return {(m.quantity, m.laterality): m.value for m in finding.measurements}
 

@@ -1,7 +1,6 @@
 """Reports of made-up studies, with CT headers made here, for the judges from outside."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -15,9 +14,11 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from dicom_gateway.report.compose import compose_report
 from dicom_gateway.report.content import Report, ReportedModel
 from dicom_gateway.report.key_images import render_key_images
-from dicom_gateway.report.source_headers import SourceHeaders, read_source_headers
+from dicom_gateway.report.outlines import Outlines, outlines_of
+from dicom_gateway.report.source_headers import read_source_headers
+from dicom_gateway.report.stored import StoredResult
 from imaging.geometry import Geometry
-from imaging.headers import Series
+from imaging.headers import Series, Slice
 from imaging.quality import QualityIssue, Verdict
 from imaging.render import Rgb
 from imaging.selection import Rejection, Selection
@@ -265,15 +266,6 @@ def full_findings(volume: Volume) -> list[Finding]:
     return [*by_kind.values(), *lesions]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One made-up study with everything the encoders take."""
-
-    report: Report
-    headers: SourceHeaders
-    key_images: dict[str, Rgb]
-
-
 _REJECTED = (
     Rejection(
         series_instance_uid="1.2.3.4.2",
@@ -342,26 +334,54 @@ SCENARIOS = ("findings", "negative", "refused")
 
 
 @pytest.fixture(scope="session")
-def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
-    """make_case(scenario, **header overrides) -> Case."""
+def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., StoredResult]:
+    """make_case(scenario, **header overrides) -> StoredResult."""
 
-    def make(scenario: str, count: int = SLICES, **overrides: Any) -> Case:
+    def make(scenario: str, count: int = SLICES, **overrides: Any) -> StoredResult:
         headers = read_source_headers(write_ct(tmp_path_factory.mktemp("ct"), count, **overrides))
         if scenario == "refused":
-            return Case(compose(None, (), quality=()), headers, {})
-        report, key_images = reported(scenario)
-        return Case(report, headers, key_images)
+            return StoredResult(report=compose(None, (), quality=()), headers=headers)
+        report, outlines, key_images = reported(scenario)
+        return StoredResult(report=report, headers=headers, outlines=outlines, key_images=key_images)
 
     return make
 
 
+def make_slices(volume: Volume) -> list[Slice]:
+    """The headers that say where the slices of `volume` lie."""
+    affine, (_, rows, columns) = volume.geometry.affine, volume.hu.shape
+    spacing_mm = volume.geometry.spacing_mm
+    return [
+        Slice(
+            path=Path(f"{index}.dcm"),
+            sop_instance_uid=uid,
+            sop_class_uid=CTImageStorage,
+            frame_number=frame,
+            instance_number=index + 1,
+            image_type=("ORIGINAL", "PRIMARY", "AXIAL"),
+            acquisition_number=1,
+            frame_of_reference_uid=volume.geometry.frame_of_reference_uid,
+            image_position_patient=tuple(map(float, volume.geometry.index_to_patient((index, 0, 0)))),  # type: ignore[arg-type]
+            image_orientation_patient=(*affine[:3, 2] / spacing_mm[2], *affine[:3, 1] / spacing_mm[1]),
+            pixel_spacing_mm=spacing_mm[1:],
+            rows=rows,
+            columns=columns,
+            slice_thickness_mm=spacing_mm[0],
+            rescale_slope=1.0,
+            rescale_intercept=0.0,
+        )
+        for index, (uid, frame) in enumerate(zip(volume.sop_instance_uids, volume.frame_numbers, strict=True))
+    ]
+
+
 @cache
-def reported(scenario: str) -> tuple[Report, dict[str, Rgb]]:
+def reported(scenario: str) -> tuple[Report, Outlines, dict[str, Rgb]]:
     volume = make_volume()
     findings = make_findings(scenario, volume)
-    return compose(volume, findings), render_key_images(findings, volume)
+    outlines = outlines_of(findings, make_slices(volume))
+    return compose(volume, findings), outlines, render_key_images(findings, volume)
 
 
 @pytest.fixture(scope="session", params=SCENARIOS)
-def case(request: pytest.FixtureRequest, make_case: Callable[..., Case]) -> Case:
+def case(request: pytest.FixtureRequest, make_case: Callable[..., StoredResult]) -> StoredResult:
     return make_case(request.param)

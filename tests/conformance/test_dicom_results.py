@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedCTImageStorage
 
 from dicom_gateway.report.sr import encode_sr
+from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.summary import encode_summary
 
-Case = Any
-MakeCase = Callable[..., Case]
+MakeCase = Callable[..., StoredResult]
 
 HEADERS: dict[str, dict[str, Any]] = {
     "complete": {},
@@ -114,9 +115,9 @@ def complaints(path: Path) -> list[str]:
     return [line for line in lines if not line.startswith(known) and not line.endswith("Retired Person Name form")]
 
 
-def test_dciodvfy_is_content(case: Case, tmp_path: Path) -> None:
-    sr = written(encode_sr(case.report, case.headers), tmp_path)
-    summary = written(encode_summary(case.report, case.headers, case.key_images), tmp_path)
+def test_dciodvfy_is_content(case: StoredResult, tmp_path: Path) -> None:
+    sr = written(encode_sr(case)[0], tmp_path)
+    summary = written(encode_summary(case)[0], tmp_path)
     assert complaints(sr) == []
     assert complaints(summary) == []
 
@@ -124,7 +125,7 @@ def test_dciodvfy_is_content(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", HEADERS)
 def test_dciodvfy_is_content_whatever_the_source_headers(name: str, make_case: MakeCase, tmp_path: Path) -> None:
     case = make_case("findings", **HEADERS[name])
-    for ds in (encode_sr(case.report, case.headers), encode_summary(case.report, case.headers, {})):
+    for ds in (encode_sr(case)[0], encode_summary(case)[0]):
         assert complaints(written(ds, tmp_path)) == []
         back = read_back(ds)
         assert str(back.PatientName or "") == (HEADERS[name].get("PatientName", "Test^Patient") or "")
@@ -137,7 +138,7 @@ def test_an_overlong_identifier_is_kept_without_a_warning(make_case: MakeCase) -
     """It must stay what the PACS knows the study by, although it breaks the standard; a warning would tell it."""
     with disable_value_validation():
         case = make_case("negative", AccessionNumber="2026-01-10/CT/0000077", PatientID="P" * 70)
-    for ds in (encode_sr(case.report, case.headers), encode_summary(case.report, case.headers, {})):
+    for ds in (encode_sr(case)[0], encode_summary(case)[0]):
         back = encoded(ds)
         assert b"2026-01-10/CT/0000077" in back
         assert b"P" * 70 in back
@@ -146,19 +147,19 @@ def test_an_overlong_identifier_is_kept_without_a_warning(make_case: MakeCase) -
 def test_no_name_of_a_person_gets_into_a_warning(make_case: MakeCase) -> None:
     """highdicom warns of names of one component, with the name; a warning here is an error."""
     case = make_case("negative", PatientName="Onlyname", ReferringPhysicianName="Doctorname")
-    for ds in (encode_sr(case.report, case.headers), encode_summary(case.report, case.headers, {})):
+    for ds in (encode_sr(case)[0], encode_summary(case)[0]):
         back = read_back(ds)
         assert (back.PatientName, back.ReferringPhysicianName) == ("Onlyname", "Doctorname")
 
 
 def test_a_chinese_name_survives(make_case: MakeCase) -> None:
     case = make_case("findings", **HEADERS["GB18030 name"])
-    for ds in (encode_sr(case.report, case.headers), encode_summary(case.report, case.headers, {})):
+    for ds in (encode_sr(case)[0], encode_summary(case)[0]):
         assert "王^小东".encode() in encoded(ds)
 
 
-def test_dcmtk_reads_and_renders_the_sr(case: Case, tmp_path: Path) -> None:
-    path = written(encode_sr(case.report, case.headers), tmp_path)
+def test_dcmtk_reads_and_renders_the_sr(case: StoredResult, tmp_path: Path) -> None:
+    path = written(encode_sr(case)[0], tmp_path)
     dump = subprocess.run([tool("dsrdump"), str(path)], capture_output=True, text=True, check=False)
     assert dump.returncode == 0, dump.stderr
     html = subprocess.run([tool("dsr2html"), "+U8", str(path)], capture_output=True, text=True, check=False)
@@ -170,8 +171,8 @@ def test_dcmtk_reads_and_renders_the_sr(case: Case, tmp_path: Path) -> None:
     assert shown.count("Not assessed (NOT_ASSESSED, 99ONESCAN)") == unanswered
 
 
-def test_every_number_is_read_back_to_the_digit(case: Case) -> None:
-    sr = read_back(encode_sr(case.report, case.headers))
+def test_every_number_is_read_back_to_the_digit(case: StoredResult) -> None:
+    sr = read_back(encode_sr(case)[0])
     by_uid = group_by_tracking_uid(sr)
     assert len(by_uid) == len(groups(sr)) == len(case.report.findings)
     for finding in case.report.findings:
@@ -193,14 +194,14 @@ def test_every_number_is_read_back_to_the_digit(case: Case) -> None:
         )
 
 
-def test_an_answer_keeps_its_meaning(case: Case) -> None:
+def test_an_answer_keeps_its_meaning(case: StoredResult) -> None:
     answers = {
         "present": ("52101004", "SCT"),
         "absent": ("272519000", "SCT"),
         "indeterminate": ("373068000", "SCT"),
         "not_assessed": ("NOT_ASSESSED", "99ONESCAN"),
     }
-    by_uid = group_by_tracking_uid(read_back(encode_sr(case.report, case.headers)))
+    by_uid = group_by_tracking_uid(read_back(encode_sr(case)[0]))
     for finding in case.report.findings:
         group = by_uid[finding.tracking_uid]
         assert [code(i.ConceptCodeSequence) for i in named(group, "121052")] == [answers[finding.presence]]
@@ -214,7 +215,7 @@ def test_an_answer_keeps_its_meaning(case: Case) -> None:
 
 def test_a_refused_study_calls_nothing_absent(make_case: MakeCase) -> None:
     case = make_case("refused")
-    content = encoded(encode_sr(case.report, case.headers))
+    content = encoded(encode_sr(case)[0])
     assert b"272519000" not in content
     assert b"Absent" not in content
     assert case.report.refusal.encode() in content
@@ -222,7 +223,7 @@ def test_a_refused_study_calls_nothing_absent(make_case: MakeCase) -> None:
 
 def test_a_measurement_of_one_side_says_so(make_case: MakeCase) -> None:
     case = make_case("findings")
-    sr = read_back(encode_sr(case.report, case.headers))
+    sr = read_back(encode_sr(case)[0])
     volumes = {}
     for item in items(sr):
         if item.ConceptNameCodeSequence[0].CodeValue == "LUNG_VOLUME":
@@ -235,7 +236,7 @@ def test_a_measurement_of_one_side_says_so(make_case: MakeCase) -> None:
 def test_a_diameter_of_the_aorta_names_its_segment(make_case: MakeCase) -> None:
     case = make_case("findings")
     found = {}
-    for item in items(read_back(encode_sr(case.report, case.headers))):
+    for item in items(read_back(encode_sr(case)[0])):
         if item.ConceptNameCodeSequence[0].CodeValue == "81827009":
             sites = [i.ConceptCodeSequence[0].CodeMeaning for i in items(item) if i.ValueType == "CODE"]
             found[frozenset(sites)] = float(item.MeasuredValueSequence[0].NumericValue)
@@ -250,7 +251,7 @@ def test_a_diameter_of_the_aorta_names_its_segment(make_case: MakeCase) -> None:
 
 def test_a_finding_refers_to_its_key_slice_and_the_evidence_is_the_whole_series(make_case: MakeCase) -> None:
     case = make_case("findings")
-    sr = read_back(encode_sr(case.report, case.headers))
+    sr = read_back(encode_sr(case)[0])
     by_uid = group_by_tracking_uid(sr)
     for finding in case.report.findings:
         images = [
@@ -279,7 +280,7 @@ def test_a_finding_in_an_enhanced_ct_refers_to_its_frame(make_case: MakeCase, tm
         else f
         for f in case.report.findings
     )
-    ds = encode_sr(case.report.model_copy(update={"findings": moved}), case.headers)
+    ds = encode_sr(replace(case, report=case.report.model_copy(update={"findings": moved})))[0]
     assert complaints(written(ds, tmp_path)) == []
     by_uid = group_by_tracking_uid(read_back(ds))
     frames = {
@@ -292,9 +293,9 @@ def test_a_finding_in_an_enhanced_ct_refers_to_its_frame(make_case: MakeCase, tm
     assert frames
 
 
-def test_results_are_marked_as_research_and_unverified(case: Case) -> None:
-    sr = read_back(encode_sr(case.report, case.headers))
-    summary = read_back(encode_summary(case.report, case.headers, case.key_images))
+def test_results_are_marked_as_research_and_unverified(case: StoredResult) -> None:
+    sr = read_back(encode_sr(case)[0])
+    summary = read_back(encode_summary(case)[0])
     assert (sr.VerificationFlag, sr.PreliminaryFlag, sr.CompletionFlag) == ("UNVERIFIED", "PRELIMINARY", "COMPLETE")
     for ds in (sr, summary):
         assert ds.ContentQualification == "RESEARCH"
@@ -304,10 +305,10 @@ def test_results_are_marked_as_research_and_unverified(case: Case) -> None:
     assert sr.CodingSchemeIdentificationSequence[0].CodingSchemeDesignator == "99ONESCAN"
 
 
-def test_two_encodes_are_byte_identical(case: Case) -> None:
+def test_two_encodes_are_byte_identical(case: StoredResult) -> None:
     for encode in (
-        lambda: encode_sr(case.report, case.headers),
-        lambda: encode_summary(case.report, case.headers, case.key_images),
+        lambda: encode_sr(case)[0],
+        lambda: encode_summary(case)[0],
     ):
         assert encoded(encode()) == encoded(encode())
 
@@ -315,10 +316,10 @@ def test_two_encodes_are_byte_identical(case: Case) -> None:
 def test_a_new_revision_is_a_new_instance_in_the_same_study(make_case: MakeCase, tmp_path: Path) -> None:
     case = make_case("negative")
     other_uid = case.report.report_uid + "1"
-    amended = case.report.model_copy(update={"revision": 2, "report_uid": other_uid})
+    amended = replace(case, report=case.report.model_copy(update={"revision": 2, "report_uid": other_uid}))
     for first, second in (
-        (encode_sr(case.report, case.headers), encode_sr(amended, case.headers)),
-        (encode_summary(case.report, case.headers, {}), encode_summary(amended, case.headers, {})),
+        (encode_sr(case)[0], encode_sr(amended)[0]),
+        (encode_summary(case)[0], encode_summary(amended)[0]),
     ):
         assert first.SOPInstanceUID != second.SOPInstanceUID
         assert first.SeriesInstanceUID != second.SeriesInstanceUID
@@ -330,18 +331,19 @@ def test_a_new_revision_is_a_new_instance_in_the_same_study(make_case: MakeCase,
 @pytest.mark.parametrize(("revision", "words"), [(1, "Revision 1"), (3, "Revision 3, supersedes revision 2")])
 def test_the_sr_says_which_revision_it_is(make_case: MakeCase, revision: int, words: str) -> None:
     case = make_case("negative")
-    sr = read_back(encode_sr(case.report.model_copy(update={"revision": revision}), case.headers))
+    later = replace(case, report=case.report.model_copy(update={"revision": revision}))
+    sr = read_back(encode_sr(later)[0])
     assert [i.TextValue for i in items(sr) if i.ConceptNameCodeSequence[0].CodeValue == "REVISION"] == [words]
 
 
 def test_the_impression_of_the_sr_says_what_limits_it(make_case: MakeCase) -> None:
-    sr = read_back(encode_sr(make_case("findings").report, make_case("findings").headers))
+    sr = read_back(encode_sr(make_case("findings"))[0])
     impression = [i.TextValue for i in items(sr) if i.ConceptNameCodeSequence[0].CodeValue == "121073"]
     assert impression[-1] == "Limited: noise of 31 HU."
 
 
-def test_the_summary_is_a_plain_rgb_image(case: Case) -> None:
-    ds = read_back(encode_summary(case.report, case.headers, case.key_images))
+def test_the_summary_is_a_plain_rgb_image(case: StoredResult) -> None:
+    ds = read_back(encode_summary(case)[0])
     pixels = ds.pixel_array
     assert ds.SOPClassUID == "1.2.840.10008.5.1.4.1.1.7"
     assert pixels.shape == (ds.Rows, ds.Columns, 3)

@@ -1,0 +1,54 @@
+"""The kinds of result objects by the names that settings use, and the stored record they are made of."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pydicom.dataset import Dataset
+
+from dicom_gateway.report.content import Report
+from dicom_gateway.report.outlines import Outlines, read_outlines
+from dicom_gateway.report.source_headers import read_source_headers
+from dicom_gateway.report.sr import encode_sr
+from dicom_gateway.report.stored import Encoder, StoredResult
+from dicom_gateway.report.summary import encode_summary
+from dicom_gateway.store.files import OUTLINES_NAME, REPORT_NAME
+from imaging.render import Rgb
+
+__all__ = ["ENCODERS", "Encoder", "StoredResult", "part_10", "read_result"]
+
+ENCODERS: Mapping[str, Encoder] = {
+    "sr": encode_sr,
+    "sc": encode_summary,
+}
+
+
+def read_result(folder: Path, source_files: Sequence[Path]) -> StoredResult:
+    """The stored record in a result folder, with the headers of the files that were analysed.
+
+    Raises OSError or ValueError (a pydantic.ValidationError is one) when the record is missing or damaged, and
+    UnreadableInstance when no source file can be read. A record of a version without outlines has none.
+    """
+    report = Report.model_validate_json((folder / REPORT_NAME).read_bytes())
+    outlines = folder / OUTLINES_NAME
+    names = dict.fromkeys(f.key_image for f in report.findings if f.key_image)
+    return StoredResult(
+        report=report,
+        headers=read_source_headers(source_files, report.series_instance_uid),
+        outlines=read_outlines(outlines.read_bytes()) if outlines.exists() else Outlines(),
+        key_images={name: _picture(folder / name) for name in names},
+    )
+
+
+def _picture(path: Path) -> Rgb:
+    with Image.open(path, formats=["PNG"]) as picture:
+        return np.asarray(picture.convert("RGB"), np.uint8)
+
+
+def part_10(ds: Dataset) -> bytes:
+    """The object as a DICOM file (PS3.10)."""
+    buffer = io.BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
