@@ -1,12 +1,14 @@
 """A tall dark page that grows downwards: wrapped text, table rows, pictures. Nothing on it can overlap or be cut."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dicom_gateway.report.typefaces import Typeface, printable, runs
 from imaging.render import Colour, Rgb
 
 BACKGROUND: Colour = (16, 18, 22)
@@ -15,33 +17,49 @@ TEXT: Colour = (230, 233, 238)
 DIM: Colour = (160, 168, 180)
 RED: Colour = (255, 92, 92)
 
-_FONTS = Path(__file__).parent / "fonts"
-_FIRST_IDEOGRAPH = 0x2E80
 _LINE_HEIGHT = 1.4
+# A line may break at a space and beside an ideograph, but not before the punctuation that ends a phrase.
+_PIECES = re.compile(r"\s*(?:[\u2e80-\U0003ffff]|[^\s\u2e80-\U0003ffff]+)[、。，．：；！？）》」』】〕〉]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Pen:
+    """A size and weight in which text is measured and drawn, each character in the font that has it."""
+
+    size_px: int
+    bold: bool = False
+
+    def length_px(self, text: str) -> float:
+        return sum(_font(face, self.size_px).getlength(run) for face, run in runs(text, self.bold))
+
+    def draw(self, draw: ImageDraw.ImageDraw, x: float, middle: float, text: str, colour: Colour) -> None:
+        """One line from `x` on, its middle at `middle`; all fonts stand on one base line."""
+        ascent, descent = _font(Typeface.BOLD if self.bold else Typeface.REGULAR, self.size_px).getmetrics()
+        base = middle + (ascent - descent) / 2
+        for face, run in runs(text, self.bold):
+            font = _font(face, self.size_px)
+            draw.text((x, base), run, font=font, fill=colour, anchor="ls")
+            x += font.getlength(run)
 
 
 @cache
-def font(size_px: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_FONTS / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"), size_px)
+def _font(face: Typeface, size_px: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(face.file, size_px)
 
 
-def printable(text: str) -> str:
-    """`text` with what the page's font cannot draw (ideographs, symbols of other planes) as one dot a character."""
-    return "".join(c if c.isprintable() and ord(c) < _FIRST_IDEOGRAPH else "·" for c in text)
-
-
-def wrap(text: str, width_px: float, face: ImageFont.FreeTypeFont) -> list[str]:
+def wrap(text: str, width_px: float, pen: Pen) -> list[str]:
     """Lines of `text` that are each at most `width_px` wide; a word that is wider than that is divided."""
     lines: list[str] = [""]
-    for word in printable(text).split():
-        candidate = f"{lines[-1]} {word}".strip()
-        if face.getlength(candidate) <= width_px:
-            lines[-1] = candidate
+    for piece in _PIECES.findall(printable(text)):
+        word = piece.lstrip()
+        space = " " if lines[-1] and word != piece else ""
+        if pen.length_px(lines[-1] + space + word) <= width_px:
+            lines[-1] += space + word
             continue
         if lines[-1]:
             lines.append("")
         for character in word:
-            if lines[-1] and face.getlength(lines[-1] + character) > width_px:
+            if lines[-1] and pen.length_px(lines[-1] + character) > width_px:
                 lines.append("")
             lines[-1] += character
     return lines
@@ -84,8 +102,8 @@ class Canvas:
         padding_px: int = 0,
     ) -> None:
         """Cells (text, width, colour) side by side, each wrapped in its width; as high as the highest."""
-        face, line_px = font(size_px, bold), round(size_px * _LINE_HEIGHT)
-        wrapped = [wrap(text, width - 12, face) for text, width, _ in cells]
+        pen, line_px = Pen(size_px, bold), round(size_px * _LINE_HEIGHT)
+        wrapped = [wrap(text, width - 12, pen) for text, width, _ in cells]
         height = max(map(len, wrapped)) * line_px + 2 * padding_px
         draw = self._reach(self.y + height)
         if background is not None:
@@ -94,7 +112,7 @@ class Canvas:
         for (_, width, colour), lines in zip(cells, wrapped, strict=True):
             for n, line in enumerate(lines):
                 middle = self.y + padding_px + (n + 0.5) * line_px
-                draw.text((x, middle), line, font=face, fill=colour, anchor="lm")
+                pen.draw(draw, x, middle, line, colour)
             x += width
         self.y += height
 
