@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.outlines import Outlines, read_outlines
+from dicom_gateway.report.pdf import encode_pdf
 from dicom_gateway.report.source_headers import read_source_headers
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.stored import Encoder, StoredResult
@@ -22,6 +23,7 @@ __all__ = ["ENCODERS", "Encoder", "StoredResult", "part_10", "read_result"]
 ENCODERS: Mapping[str, Encoder] = {
     "sr": encode_sr,
     "sc": encode_summary,
+    "pdf": encode_pdf,
 }
 
 

@@ -1,0 +1,263 @@
+"""The report as A4 pages: the one result that carries the patient's name in print, for a chart or a mail."""
+
+import io
+from collections.abc import Mapping
+from functools import cache
+from html import escape
+from typing import Any
+
+from PIL import Image as Picture
+from pydicom.dataset import Dataset
+from pydicom.valuerep import PersonName
+from reportlab.lib.colors import Color, HexColor, white
+from reportlab.lib.pagesizes import A4
+from reportlab.lib.styles import ParagraphStyle
+from reportlab.lib.units import mm
+from reportlab.pdfbase.pdfmetrics import registerFont
+from reportlab.pdfbase.ttfonts import TTFont
+from reportlab.pdfgen.canvas import Canvas
+from reportlab.platypus import Flowable, HRFlowable, Image, KeepTogether, Paragraph, SimpleDocTemplate, Spacer, Table
+
+from dicom_gateway.report.content import Report
+from dicom_gateway.report.headline import by_urgency, headline, not_assessed_by_reason
+from dicom_gateway.report.printed import (
+    ASSESSED,
+    COLUMNS,
+    IMPRESSION,
+    KEY_IMAGES,
+    NOT_ASSESSED,
+    QUALITY,
+    TITLE,
+    WARNING,
+    Omitted,
+    assessed_rows,
+    caption,
+    origin_lines,
+    quality_counts,
+    rejected_lines,
+    study_line,
+    written_date,
+)
+from dicom_gateway.report.typefaces import Typeface, printable, runs
+from dicom_gateway.report.wording import finding_title, revision_in_words
+from imaging.render import Rgb
+
+_MARGIN = 15 * mm
+_FRAME_PADDING = 6  # of SimpleDocTemplate
+_WIDTH = A4[0] - 2 * _MARGIN
+_TEXT, _DIM, _RED, _BLUE, _BAND = map(HexColor, ("#16181c", "#5a6270", "#b81414", "#1f4e8c", "#eef1f5"))
+_ANSWER_COLOURS: dict[str, Color] = {
+    "present": HexColor("#b45000"),
+    "indeterminate": HexColor("#8a6a00"),
+    "absent": HexColor("#1c6b3a"),
+}
+_COLUMN_SHARES = (0.22, 0.12, 0.34, 0.14, 0.10, 0.08)
+_PICTURES_A_ROW = 4
+
+
+def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb]) -> bytes:
+    """A PDF with embedded fonts and text that can be selected; the same arguments give the same bytes.
+
+    `source` is a sanitised header of the study; its patient stands on every page.
+    """
+    _register_fonts()
+    target = io.BytesIO()
+    patient = f"{person_name(source.PatientName)}, ID {source.PatientID or 'unknown'}"
+
+    class NumberedCanvas(Canvas):  # type: ignore[misc]
+        """Writes the foot of each page when the number of pages is known."""
+
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            # In place of Helvetica, as in _table_of.
+            super().__init__(*arguments, **(more | {"initialFontName": Typeface.REGULAR.file.stem}))
+            self._pages: list[dict[str, Any]] = []
+
+        def showPage(self) -> None:
+            self._pages.append(dict(self.__dict__))
+            self._startPage()
+
+        def save(self) -> None:
+            for number, page in enumerate(self._pages, start=1):
+                self.__dict__.update(page)
+                words = f"{patient}   ·   {WARNING}   ·   page {number} of {len(self._pages)}"
+                foot = _paragraph(words, 6.5, _DIM)
+                foot.wrap(_WIDTH, _MARGIN)
+                foot.drawOn(self, _MARGIN, 7 * mm)
+                super().showPage()
+            super().save()
+
+    document = SimpleDocTemplate(
+        target,
+        pagesize=A4,
+        leftMargin=_MARGIN - _FRAME_PADDING,
+        rightMargin=_MARGIN - _FRAME_PADDING,
+        topMargin=12 * mm,
+        bottomMargin=_MARGIN,
+        title=TITLE,
+        author=f"OneScan {report.software_version}",
+        subject=WARNING,
+        lang="en-US",
+        invariant=1,
+    )
+    document.build(
+        [
+            *_header(report, source),
+            *_headline(report),
+            *_key_images(report, key_images),
+            *_table(report),
+            *_not_assessed(report),
+            *_quality(report),
+            *_origin(report),
+        ],
+        canvasmaker=NumberedCanvas,
+    )
+    return target.getvalue()
+
+
+def person_name(name: PersonName | str) -> str:
+    """A name (PS3.5 6.2.1) as it is read: "Wang XiaoDong (王小东)", or "name unknown"."""
+    groups = []
+    for group in str(name).split("=")[:2]:
+        parts = [part for part in group.split("^") if part]
+        is_ideographic = bool(parts) and all(face is Typeface.IDEOGRAPHS for face, _ in runs("".join(parts)))
+        groups.append(("" if is_ideographic else " ").join(parts))
+    written = [group for group in groups if group]
+    return f"{written[0]} ({written[1]})" if len(written) > 1 else "".join(written) or "name unknown"
+
+
+@cache
+def _register_fonts() -> None:
+    for face in Typeface:
+        registerFont(TTFont(face.file.stem, str(face.file)))
+
+
+@cache
+def _style(size: float, colour: Color, bold: bool) -> ParagraphStyle:
+    face = Typeface.BOLD if bold else Typeface.REGULAR
+    return ParagraphStyle(
+        f"{face.name} {size} {colour}",
+        fontName=face.file.stem,
+        fontSize=size,
+        leading=size * 1.3,
+        textColor=colour,
+    )
+
+
+def _paragraph(text: str, size: float, colour: Color = _TEXT, bold: bool = False) -> Paragraph:
+    marked = "".join(
+        f'<font name="{face.file.stem}">{escape(run)}</font>' if face is Typeface.IDEOGRAPHS else escape(run)
+        for face, run in runs(printable(text), bold)
+    )
+    return Paragraph(marked, _style(size, colour, bold))
+
+
+def _table_of(rows: list[list[Any]], shares: tuple[float, ...], *style: Any, repeated_rows: int = 0) -> Table:
+    tight = [("LEFTPADDING", (0, 0), (-1, -1), 3), ("RIGHTPADDING", (0, 0), (-1, -1), 3)]
+    # Else a cell begins with Helvetica, which a PDF names without holding it.
+    font = ("FONTNAME", (0, 0), (-1, -1), Typeface.REGULAR.file.stem)
+    flat = [("TOPPADDING", (0, 0), (-1, -1), 1.5), ("BOTTOMPADDING", (0, 0), (-1, -1), 1.5)]
+    return Table(
+        rows,
+        [share * _WIDTH for share in shares],
+        repeatRows=repeated_rows,
+        style=[("VALIGN", (0, 0), (-1, -1), "TOP"), font, *tight, *flat, *style],
+    )
+
+
+def _section(title: str) -> list[Flowable]:
+    line = HRFlowable("100%", 0.5, color=_BLUE, spaceAfter=3)
+    return [Spacer(0, 7), _paragraph(title.upper(), 8, _BLUE, bold=True), line]
+
+
+def _header(report: Report, source: Dataset) -> list[Flowable]:
+    sex = {"M": "male", "F": "female", "O": "other"}.get(source.PatientSex, "unknown")
+    time = source.StudyTime[:4]
+    when = written_date(source.StudyDate) + (f" {time[:2]}:{time[2:]}" if len(time) == 4 else "")
+    fields = (
+        ("Patient", person_name(source.PatientName)),
+        ("Patient ID", source.PatientID or "unknown"),
+        ("Born", written_date(source.PatientBirthDate)),
+        ("Sex", sex),
+        ("Study date", when),
+        ("Accession number", source.AccessionNumber or "none"),
+        ("Description", source.get("StudyDescription", "none")),
+        ("Referred by", person_name(source.ReferringPhysicianName)),
+    )
+    cells = [(_paragraph(name, 7.5, _DIM), _paragraph(value, 8.5, bold=True)) for name, value in fields]
+    rows = [[*left, *right] for left, right in zip(cells[::2], cells[1::2], strict=True)]
+    amended = [_paragraph(revision_in_words(report), 9, _RED, bold=True)] if report.revision > 1 else []
+    return [
+        _paragraph(TITLE, 16, bold=True),
+        Spacer(0, 2),
+        _paragraph(WARNING, 9, _RED, bold=True),
+        *amended,
+        Spacer(0, 5),
+        _table_of(rows, (0.14, 0.36, 0.16, 0.34), ("BACKGROUND", (0, 0), (-1, -1), _BAND)),
+        Spacer(0, 4),
+        _paragraph(study_line(report, source.StudyDate), 8, _DIM),
+    ]
+
+
+def _headline(report: Report) -> list[Flowable]:
+    rows = [[_paragraph("•", 9.5, _DIM), _paragraph(sentence, 9.5)] for sentence in headline(report)]
+    return [*_section(IMPRESSION), _table_of(rows, (0.02, 0.98))]
+
+
+def _key_images(report: Report, key_images: Mapping[str, Rgb]) -> list[Flowable]:
+    shown = [f for f in by_urgency(report.findings) if f.key_image in key_images]
+    side = _WIDTH / _PICTURES_A_ROW - 6
+    flowables = []
+    for start in range(0, len(shown), _PICTURES_A_ROW):
+        row = [
+            [
+                Image(_png(key_images[f.key_image or ""]), side, side, kind="proportional"),
+                _paragraph(finding_title(f), 7.5, bold=True),
+                _paragraph(caption(f), 7, _DIM),
+            ]
+            for f in shown[start : start + _PICTURES_A_ROW]
+        ]
+        empty: list[Any] = [""] * (_PICTURES_A_ROW - len(row))
+        table = _table_of([[*row, *empty]], (1 / _PICTURES_A_ROW,) * _PICTURES_A_ROW)
+        flowables.append(KeepTogether([*(_section(KEY_IMAGES) if start == 0 else ()), table]))
+    return flowables
+
+
+def _png(picture: Rgb) -> io.BytesIO:
+    buffer = io.BytesIO()
+    Picture.fromarray(picture).save(buffer, format="PNG")
+    buffer.seek(0)
+    return buffer
+
+
+def _table(report: Report) -> list[Flowable]:
+    rows: list[list[Any]] = [[_paragraph(title, 7, _DIM) for title in COLUMNS]]
+    style: list[Any] = [("LINEBELOW", (0, 0), (-1, 0), 0.3, _DIM)]
+    for n, row in enumerate(assessed_rows(report), start=1):
+        style.append(("BACKGROUND", (0, n), (-1, n), _BAND if row.group % 2 == 0 else white))
+        if isinstance(row, Omitted):
+            rows.append([_paragraph(row.text, 7.5, _DIM)])
+            style.append(("SPAN", (0, n), (-1, n)))
+            continue
+        colours = (_TEXT, _ANSWER_COLOURS[row.finding.presence], _TEXT, _TEXT, _DIM, _DIM)
+        rows.append([_paragraph(text, 7.5, colour) for text, colour in zip(row.cells, colours, strict=True)])
+    if len(rows) == 1:
+        return []
+    return [*_section(ASSESSED), _table_of(rows, _COLUMN_SHARES, *style, repeated_rows=1)]
+
+
+def _not_assessed(report: Report) -> list[Flowable]:
+    groups = not_assessed_by_reason(report)
+    rows = [[_paragraph(", ".join(names), 7.5), _paragraph(why, 7.5, _DIM)] for why, names in groups.items()]
+    return [*_section(NOT_ASSESSED), _table_of(rows, (0.45, 0.55))] if rows else []
+
+
+def _quality(report: Report) -> list[Flowable]:
+    notable = [(issue.verdict, issue.message) for issue in report.quality if issue.verdict != "pass"]
+    lines = [*notable, *rejected_lines(report), ("", quality_counts(report))]
+    rows = [[_paragraph(which, 7.5, _DIM), _paragraph(words, 7.5)] for which, words in lines]
+    return [*_section(QUALITY), _table_of(rows, (0.10, 0.90))]
+
+
+def _origin(report: Report) -> list[Flowable]:
+    lines = [_paragraph(line, 6.5, _DIM) for line in origin_lines(report)]
+    return [Spacer(0, 8), KeepTogether([HRFlowable("100%", 0.5, color=_DIM, spaceAfter=2), *lines])]
