@@ -7,6 +7,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +23,14 @@ from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs.engine import prepare_jobs
 from dicom_gateway.jobs.housekeeping import newest_beat_age_s
 from dicom_gateway.jobs.queue import JobQueue, parse_job_id
+from dicom_gateway.report.wording import outcome_in_words
 from dicom_gateway.settings import Destination, Settings
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import DeliveryState, StudyState, create_tables, open_database, study
 from models.errors import ModelError
 from models.manifest import load_manifest
+
+_DELIVERIES_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +56,17 @@ class ParkedJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
-    """The service at a glance; `worker_seen_s` is None when no worker ever ran."""
+    """The service at a glance; `worker_seen_s` is None when no worker ever ran.
+
+    `not_as_asked` counts, of the latest deliveries, what a destination was sent in another class or not at all:
+    (destination, in words) -> deliveries.
+    """
 
     counts: index.Counts
     waiting_jobs: dict[str, int]
     worker_seen_s: float | None
     parked: tuple[ParkedJob, ...]
+    not_as_asked: dict[tuple[str, str], int]
 
 
 def prepare_data(settings: Settings) -> None:
@@ -81,6 +90,7 @@ def service_status(settings: Settings) -> ServiceStatus:
             waiting_jobs=jobs.waiting(),
             worker_seen_s=newest_beat_age_s(engine),
             parked=_parked(engine),
+            not_as_asked=_not_as_asked(engine),
         )
 
 
@@ -116,6 +126,8 @@ def print_status(settings: Settings, console: Console) -> None:
     console.print(table)
     for name, number in status.waiting_jobs.items():
         console.print(f"{number} jobs wait or run in queue {name}")
+    for (destination, words), number in status.not_as_asked.items():
+        console.print(f"{destination}: {words} ({number} of the latest deliveries)", soft_wrap=True)
     for job in status.parked:
         console.print(f"parked: {job.job_id}  {job.error}", soft_wrap=True)
 
@@ -190,6 +202,16 @@ def _parked(engine: sa.Engine, study_instance_uid: str | None = None) -> tuple[P
         for row in index.list_deliveries(engine, study_instance_uid, state=DeliveryState.PARKED)
     ]
     return (*analyses, *deliveries)
+
+
+def _not_as_asked(engine: sa.Engine) -> dict[tuple[str, str], int]:
+    delivered = index.list_deliveries(engine, state=DeliveryState.DELIVERED, limit=_DELIVERIES_LOOKED_AT)
+    return Counter(
+        (row.destination, outcome_in_words(outcome))
+        for row in delivered
+        for outcome in row.outcomes
+        if outcome.sent_as != outcome.name
+    )
 
 
 def _replay(engine: sa.Engine, jobs: JobQueue, settings: Settings, job: ParkedJob) -> bool:

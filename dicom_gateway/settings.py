@@ -23,11 +23,26 @@ AeTitle = Annotated[
 AeTitles = Annotated[tuple[AeTitle, ...], NoDecode]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-ResultObject = Literal["sr", "sc"]
+ResultObject = Literal[
+    "sr",
+    "seg",
+    "sc",
+    "marks",
+    "key_images",
+    "ko",
+    "gsps",
+    "pdf",
+    "sr_comprehensive",
+    "sr_enhanced",
+    "sr_text",
+]
+# DICOM keywords (PS3.6 Annex A). The first two hold any object; the others only some.
+TransferSyntax = Literal["ExplicitVRLittleEndian", "ImplicitVRLittleEndian", "RLELossless"]
+UNCOMPRESSED: tuple[TransferSyntax, ...] = ("ExplicitVRLittleEndian", "ImplicitVRLittleEndian")
 
 
 class Destination(BaseModel):
-    """A C-STORE peer that wants results."""
+    """A C-STORE peer that wants results, and the profile of what it is given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,8 +54,32 @@ class Destination(BaseModel):
     port: Port = Field(description="TCP port.")
     objects: Annotated[tuple[ResultObject, ...], Field(min_length=1)] = Field(
         default=("sr", "sc"),
-        description="What to send: 'sr' (structured report), 'sc' (summary page as Secondary Capture).",
+        description="What to send, in this order: 'sr' (structured report), 'seg' (segmentation), 'sc' (summary page), "
+        "'marks' (outlines as an SR), 'key_images', 'ko' (key object selection), 'gsps' (presentation states), 'pdf', "
+        "'sr_comprehensive', 'sr_enhanced', 'sr_text' (the SR in older classes; 'sr' falls back to them by itself).",
     )
+    transfer_syntaxes: Annotated[tuple[TransferSyntax, ...], Field(min_length=1)] = Field(
+        default=UNCOMPRESSED,
+        description="Transfer syntaxes that are offered, the preferred one first: ExplicitVRLittleEndian, "
+        "ImplicitVRLittleEndian, RLELossless (for pictures only).",
+    )
+    character_set: Literal["ISO_IR 192", "GB18030"] = Field(
+        default="ISO_IR 192", description="Character set of what is sent: 'ISO_IR 192' (UTF-8) or 'GB18030'."
+    )
+
+    @field_validator("objects", "transfer_syntaxes")
+    @classmethod
+    def _named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := {name for name in value if value.count(name) > 1}:
+            raise ValueError(f"named twice: {', '.join(sorted(twice))}")
+        return value
+
+    @field_validator("transfer_syntaxes")
+    @classmethod
+    def _holds_every_object(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not set(value) & set(UNCOMPRESSED):
+            raise ValueError(f"at least one of {' and '.join(UNCOMPRESSED)} is needed: only pictures can be compressed")
+        return value
 
 
 class Settings(BaseSettings):
@@ -91,7 +130,7 @@ class Settings(BaseSettings):
         default=0, description="Threads of the network; 0: as many as there are cores."
     )
     destinations: tuple[Destination, ...] = Field(
-        default=(), description="Where results are sent: name, ae_title, host, port, objects of each."
+        default=(), description="Where results are sent, and what each destination is given."
     )
     delivery_attempts: Annotated[int, Field(ge=1)] = Field(
         default=32,

@@ -5,15 +5,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
 from pydantic import ValidationError
 
-from dicom_gateway.deliver.dimse import send
+from dicom_gateway.deliver.dimse import Encode, send
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs import engine as job_engine
@@ -21,13 +23,11 @@ from dicom_gateway.jobs.housekeeping import DEAD_AFTER_S, Housekeeper, beat, sto
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.settings import Destination, Settings
 from dicom_gateway.store import index, ledger
-from dicom_gateway.store.files import REPORT_NAME, SR_NAME, SUMMARY_NAME, result_path
-from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
+from dicom_gateway.store.files import REPORT_NAME, result_path
+from dicom_gateway.store.schema import DeliveryState, ObjectOutcome, StudyState, open_database
 from imaging.errors import ImagingError
 from models.errors import ModelError
 
-# Files of a result folder by what a destination asks for; the pipeline writes them.
-RESULT_FILES = {"sr": SR_NAME, "sc": SUMMARY_NAME}
 LONGEST_DELAY_S = 3600.0
 _MOST_DOUBLINGS = 60
 DRAIN_S = 20
@@ -85,7 +85,7 @@ class Worker:
                 emit(Event.DELIVERY_SUPERSEDED, newer_revision=newest.revision)
                 return
             try:
-                self._send(row)
+                outcomes = self._send(row)
             except PeerUnreachable as error:
                 if attempts_left > 0:
                     self._try_again(row, attempt, attempts_left, str(error))
@@ -96,8 +96,20 @@ class Worker:
             except Exception as error:  # noqa: BLE001  # edge: any other failure needs a person
                 self._park(row, attempt, type(error).__name__)
             else:
-                self._change(row, DeliveryState.DELIVERED, attempts=attempt, last_error=None)
-                emit(Event.DELIVERED, attempt=attempt)
+                self._change(
+                    row,
+                    DeliveryState.DELIVERED,
+                    attempts=attempt,
+                    last_error=None,
+                    objects=",".join(outcome.name for outcome in outcomes),
+                    outcomes=[asdict(outcome) for outcome in outcomes],
+                )
+                emit(
+                    Event.DELIVERED,
+                    attempt=attempt,
+                    sent=list(dict.fromkeys(o.sent_as for o in outcomes if o.sent_as and o.instances)),
+                    not_as_asked={o.name: o.sent_as for o in outcomes if o.sent_as != o.name},
+                )
 
     def _begin(self, study_instance_uid: str, revision: int) -> bool:
         # ANALYSING too: this may be the second run of a job whose worker was killed.
@@ -152,11 +164,15 @@ class Worker:
                 attempts_left=self.settings.delivery_attempts - 1,
             )
 
-    def _send(self, row: index.DeliveryRow) -> None:
+    def _send(self, row: index.DeliveryRow) -> tuple[ObjectOutcome, ...]:
+        """Send what the destination's profile names today, made of the stored record."""
         peers = {peer.name: peer for peer in self.settings.destinations}
-        folder = self.settings.data_dir / result_path(row.study_instance_uid, row.revision)
-        files = [folder / RESULT_FILES[kind] for kind in row.objects]
-        send(files, peers[row.destination], calling_ae_title=self.settings.ae_title)
+        data_dir = self.settings.data_dir
+        images = index.list_instances(self.engine, row.study_instance_uid, row.revision)
+        encode = encoder_of(
+            data_dir / result_path(row.study_instance_uid, row.revision), [data_dir / image.path for image in images]
+        )
+        return send(encode, peers[row.destination], calling_ae_title=self.settings.ae_title)
 
     def _try_again(self, row: index.DeliveryRow, attempt: int, attempts_left: int, reason: str) -> None:
         delay_s = retry_delay_s(self.settings, attempts_left)
@@ -188,7 +204,9 @@ class Worker:
         self._change(row, DeliveryState.PARKED, attempts=attempt, last_error=reason)
         emit(Event.DELIVERY_PARKED, level="error", attempt=attempt, reason=reason)
 
-    def _change(self, row: index.DeliveryRow, to: DeliveryState, *, attempts: int, last_error: str | None) -> None:
+    def _change(
+        self, row: index.DeliveryRow, to: DeliveryState, *, attempts: int, last_error: str | None, **values: Any
+    ) -> None:
         with self.engine.begin() as connection:
             ledger.change_delivery(
                 connection,
@@ -199,7 +217,16 @@ class Worker:
                 now=time.time(),
                 attempts=attempts,
                 last_error=last_error,
+                **values,
             )
+
+
+def encoder_of(folder: Path, source_files: Sequence[Path]) -> Encode:
+    """Makes result objects of the record in a result folder; the record is read when the first one is wanted."""
+    from dicom_gateway.report.objects import ENCODERS, read_result
+
+    read = cache(partial(read_result, folder, source_files))
+    return lambda name: ENCODERS[name](read())
 
 
 def retry_delay_s(settings: Settings, attempts_left: int) -> float:

@@ -1,5 +1,6 @@
 """Real processes and peers for tests: roles of the service, DCMTK's storescu, a PACS that keeps what it gets."""
 
+import hashlib
 import os
 import shutil
 import socket
@@ -136,10 +137,14 @@ def storescu(settings: Settings, folder: Path, *options: str) -> subprocess.Comp
 
 @dataclass
 class Pacs:
-    """A receiving peer; `received` counts C-STOREs by SOP Instance UID, `status` is what it answers."""
+    """A receiving peer; `received` counts C-STOREs by SOP Instance UID, `status` is what it answers.
+
+    `digests` has those of everything that came under a UID, taken or not: more than one is a changed object.
+    """
 
     port: int
     received: Counter[str] = field(default_factory=Counter)
+    digests: dict[str, set[str]] = field(default_factory=dict)
     status: int = 0x0000
 
 
@@ -149,8 +154,11 @@ def pacs(port: int | None = None, sop_classes: tuple[Any, ...] | None = None) ->
     peer = Pacs(port or free_port())
 
     def on_store(event: Any) -> int:
+        uid = str(event.request.AffectedSOPInstanceUID)
+        content = hashlib.sha256(event.request.DataSet.getvalue()).hexdigest()
+        peer.digests.setdefault(uid, set()).add(content)
         if peer.status == 0x0000:
-            peer.received[str(event.request.AffectedSOPInstanceUID)] += 1
+            peer.received[uid] += 1
         return peer.status
 
     entity = AE(ae_title="PACS")

@@ -318,14 +318,14 @@ def sample_report(uid: str, **values: Any) -> Report:
     return Report(**{**given, **values})
 
 
-def refused_report(uid: str, refusal: str = "slices 41 to 44 are missing") -> Report:
+def refused_report(uid: str, refusal: str = "slices 41 to 44 are missing", **values: Any) -> Report:
     """A report that refuses the study."""
     reason = f"study not analysed: {refusal}"
-    return sample_report(
-        uid,
-        outcome="refused",
-        refusal=refusal,
-        analysed_series=None,
-        quality=(ReportedQuality(check="slice_gaps", verdict="reject", message=refusal),),
-        findings=tuple(finding(kind, "not_assessed", reason=reason) for kind in FindingKind),
-    )
+    given = {
+        "outcome": "refused",
+        "refusal": refusal,
+        "analysed_series": None,
+        "quality": (ReportedQuality(check="slice_gaps", verdict="reject", message=refusal),),
+        "findings": tuple(finding(kind, "not_assessed", reason=reason) for kind in FindingKind),
+    }
+    return sample_report(uid, **{**given, **values})

@@ -1,4 +1,4 @@
-"""The real worker process with a small analysis of the tests' own: result objects without a network.
+"""The real worker process with a small analysis of the tests' own: refused studies, without a network.
 
 Usage: worker_with_own_analysis.py LOG [SECONDS] [fail|die]. Each start of an analysis adds a line to LOG; `fail`
 raises, `die` kills the process, while the file LOG.mend does not exist.
@@ -11,13 +11,13 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from factories import make_ct_dataset
 from pydicom import dcmread
-from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
+from web_samples import refused_report
 
 from dicom_gateway.events import configure_logging
 from dicom_gateway.service import end_with_parent
 from dicom_gateway.settings import Settings
+from dicom_gateway.store.files import REPORT_NAME
 from dicom_gateway.worker import run_worker
 from imaging.uids import derive_uid
 
@@ -36,15 +36,12 @@ def analyse(files, folder: Path, revision: int, created: datetime) -> str:
         raise ArithmeticError("Test^Patient must not appear anywhere")
     time.sleep(SECONDS)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, sop_class in (("findings.sr", Comprehensive3DSRStorage), ("summary.sc", SecondaryCaptureImageStorage)):
-        result = make_ct_dataset(
-            StudyInstanceUID=study,
-            SOPClassUID=sop_class,
-            SOPInstanceUID=derive_uid(study, str(revision), name),
-            ContentDate=created.strftime("%Y%m%d"),
-        )
-        result.save_as(folder / f"{name}.dcm", enforce_file_format=True)
-    return "reported"
+    report_uid = derive_uid(study, str(revision))
+    report = refused_report(
+        study, report_uid=report_uid, series_instance_uid=None, revision=revision, created=created
+    )
+    (folder / REPORT_NAME).write_text(report.model_dump_json(), encoding="utf-8")
+    return "refused"
 
 
 settings = Settings.model_validate_json(sys.stdin.buffer.readline())

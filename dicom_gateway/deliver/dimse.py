@@ -1,59 +1,136 @@
 """Results to their destinations by C-STORE, and the question whether a destination is there by C-ECHO."""
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from copy import deepcopy
 from typing import Any
 
-from pydicom import dcmread
+import pydicom.uid
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom import AE, Association
 from pynetdicom.sop_class import Verification
 
+from dicom_gateway.deliver.profile import SOP_CLASSES, proposed_contexts, ways_of_sending
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
-from dicom_gateway.settings import Destination
+from dicom_gateway.settings import UNCOMPRESSED, Destination, ResultObject
+from dicom_gateway.store.schema import ObjectOutcome
 
 CONNECTION_TIMEOUT_S = 10
 RESPONSE_TIMEOUT_S = 60
 _REJECTED_PERMANENT = 1
 _SUCCESS = 0x0000
 _DUPLICATE_SOP_INSTANCE = 0x0111
+_SOP_CLASS_NOT_SUPPORTED = 0x0122
 _OUT_OF_RESOURCES = range(0xA700, 0xA800)
 _CONTEXT_REFUSED = "the destination does not take this kind of object (presentation context refused)"
+_NOTHING_TAKEN = "the destination takes none of the objects it is to be given"
 _WARNING = range(0xB000, 0xC000)
 
+Encode = Callable[[ResultObject], Sequence[Dataset]]
+"""The objects of one kind, made when they are about to be sent; empty where the study has nothing of the kind."""
 
-def send(files: Sequence[Path], destination: Destination, *, calling_ae_title: str) -> None:
-    """Store `files` (PS3.10) at the destination on one association; it has acknowledged each when this returns.
+
+def send(encode: Encode, destination: Destination, *, calling_ae_title: str) -> tuple[ObjectOutcome, ...]:
+    """Store what the destination's profile names on one association; it has acknowledged each when this returns.
+
+    A kind whose class it refuses is sent as the first fallback that it takes, else left out: the outcomes say so, one
+    for each kind of the profile. `encode` must give the same objects each time: another attempt sends all of them
+    again, and the destination knows them by their UIDs.
 
     Raises PeerUnreachable where another attempt may succeed: a host name that cannot be resolved, no connection, a
-    transient rejection, an abort or silence, out of resources (0xA7xx). Raises PeerRefused for every other "no".
+    transient rejection, an abort or silence, out of resources (0xA7xx). Raises PeerRefused when it takes nothing at
+    all, and, after the other kinds were sent, for every other "no" to one of them.
     """
-    data_sets = [dcmread(file, stop_before_pixels=True, specific_tags=["SOPClassUID"]) for file in files]
-    classes = {
-        str(data_set.file_meta.MediaStorageSOPClassUID): data_set.file_meta.TransferSyntaxUID for data_set in data_sets
+    contexts = {
+        sop_class: tuple(getattr(pydicom.uid, keyword) for keyword in keywords)
+        for sop_class, keywords in proposed_contexts(destination).items()
     }
-    with _association(destination, calling_ae_title, classes) as association:
-        for file, data_set in zip(files, data_sets, strict=True):
-            _store(association, file, str(data_set.file_meta.MediaStorageSOPClassUID))
+    with _association(destination, calling_ae_title, contexts) as association:
+        delivery = _Delivery(association, destination, encode)
+        outcomes = tuple(map(delivery.outcome, destination.objects))
+    if delivery.failures:
+        raise PeerRefused("; ".join(f"{name}: {reason}" for name, reason in delivery.failures.items()))
+    if all(outcome.sent_as is None for outcome in outcomes):
+        reasons = dict.fromkeys(outcome.reason for outcome in outcomes if outcome.reason)
+        raise PeerRefused(f"{_NOTHING_TAKEN}: {'; '.join(reasons)}")
+    return outcomes
 
 
 def echo(destination: Destination, *, calling_ae_title: str) -> None:
     """C-ECHO. Raises PeerUnreachable or PeerRefused when the destination does not answer with success."""
-    with _association(destination, calling_ae_title, {str(Verification): ImplicitVRLittleEndian}) as association:
+    with _association(destination, calling_ae_title, {str(Verification): (ImplicitVRLittleEndian,)}) as association:
         _require_success(_asked(association.send_c_echo))
 
 
+class _ClassRefused(Exception):
+    """The destination does not take this SOP class."""
+
+
+class _Delivery:
+    """One attempt on one association: each kind at most once, whatever it stands in for."""
+
+    def __init__(self, association: Association, destination: Destination, encode: Encode) -> None:
+        self.failures: dict[ResultObject, str] = {}
+        self._association = association
+        self._destination = destination
+        self._encode = encode
+        self._stored: dict[ResultObject, int] = {}
+        self._refused: dict[str, str] = {}
+        self._accepted: dict[str, set[UID]] = {}
+        for context in association.accepted_contexts:
+            self._accepted.setdefault(str(context.abstract_syntax), set()).add(context.transfer_syntax[0])
+
+    def outcome(self, name: ResultObject) -> ObjectOutcome:
+        """Send a kind of the profile in the first way the destination takes it."""
+        reason = None
+        for way in ways_of_sending(name):
+            try:
+                return ObjectOutcome(name=name, sent_as=way, instances=self._store(way), reason=reason)
+            except _ClassRefused as refusal:
+                reason = reason or str(refusal)
+            except PeerRefused as refusal:
+                self.failures[name] = str(refusal)
+                reason = str(refusal)
+                break
+        return ObjectOutcome(name=name, sent_as=None, instances=0, reason=reason)
+
+    def _store(self, way: ResultObject) -> int:
+        """How many objects of this kind the destination has now."""
+        if way not in self._stored:
+            sop_class = SOP_CLASSES[way]
+            if sop_class not in self._accepted:
+                raise _ClassRefused(self._refused.get(sop_class, _CONTEXT_REFUSED))
+            data_sets = self._encode(way)
+            for data_set in data_sets:
+                self._store_one(data_set, sop_class)
+            self._stored[way] = len(data_sets)
+        return self._stored[way]
+
+    def _store_one(self, data_set: Dataset, sop_class: str) -> None:
+        wanted = (getattr(pydicom.uid, keyword) for keyword in self._destination.transfer_syntaxes)
+        syntax = next(uid for uid in wanted if uid in self._accepted[sop_class])
+        prepared = _prepared(data_set, syntax, self._destination.character_set)
+        response = _asked(self._association.send_c_store, prepared)
+        if response.get("Status") == _SOP_CLASS_NOT_SUPPORTED:
+            del self._accepted[sop_class]
+            self._refused[sop_class] = f"status 0x{_SOP_CLASS_NOT_SUPPORTED:04X}"
+            raise _ClassRefused(self._refused[sop_class])
+        _require_success(response)
+
+
 @contextmanager
-def _association(destination: Destination, calling_ae_title: str, classes: dict[str, Any]) -> Iterator[Association]:
+def _association(
+    destination: Destination, calling_ae_title: str, contexts: Mapping[str, Sequence[UID]]
+) -> Iterator[Association]:
+    """An association on which at least one of the SOP classes was accepted."""
     entity = AE(ae_title=calling_ae_title)
     entity.connection_timeout = entity.acse_timeout = CONNECTION_TIMEOUT_S
     entity.dimse_timeout = entity.network_timeout = RESPONSE_TIMEOUT_S
-    for sop_class, transfer_syntax in classes.items():
-        # One context a syntax: with both in one, peers that know both still choose implicit and make us convert.
-        for syntax in dict.fromkeys([transfer_syntax, ImplicitVRLittleEndian]):
+    for sop_class, transfer_syntaxes in contexts.items():
+        # One context a syntax: with several in one, peers that know them all still choose implicit.
+        for syntax in transfer_syntaxes:
             entity.add_requested_context(sop_class, syntax)
     try:
         association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title)
@@ -62,9 +139,6 @@ def _association(destination: Destination, calling_ae_title: str, classes: dict[
     if not association.is_established:
         _raise_why_not(association)
     try:
-        accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
-        if not accepted.issuperset(classes):
-            raise PeerRefused(_CONTEXT_REFUSED)
         yield association
     finally:
         if association.is_established:
@@ -82,16 +156,16 @@ def _raise_why_not(association: Association) -> None:
     raise PeerRefused(reason) if answer.result == _REJECTED_PERMANENT else PeerUnreachable(reason)
 
 
-def _store(association: Association, file: Path, sop_class_uid: str) -> None:
-    data_set = dcmread(file)
-    accepted = {
-        context.transfer_syntax[0]
-        for context in association.accepted_contexts
-        if str(context.abstract_syntax) == sop_class_uid
-    }
-    if data_set.file_meta.TransferSyntaxUID not in accepted:
-        data_set = _with_syntax(data_set, ImplicitVRLittleEndian)
-    _require_success(_asked(association.send_c_store, data_set))
+def _prepared(data_set: Dataset, transfer_syntax: UID, character_set: str) -> Dataset:
+    """The same elements as the destination wants them encoded, without memory of how they were before."""
+    prepared = Dataset(data_set)
+    prepared.file_meta = deepcopy(data_set.file_meta)
+    prepared.SpecificCharacterSet = character_set
+    if transfer_syntax.keyword in UNCOMPRESSED:
+        prepared.file_meta.TransferSyntaxUID = transfer_syntax
+    else:
+        prepared.compress(transfer_syntax, generate_instance_uid=False)
+    return prepared
 
 
 def _asked(request: Callable[..., Dataset], *arguments: Any) -> Dataset:
@@ -100,14 +174,6 @@ def _asked(request: Callable[..., Dataset], *arguments: Any) -> Dataset:
         return request(*arguments)
     except RuntimeError as error:
         raise PeerUnreachable("the association ended before everything was sent") from error
-
-
-def _with_syntax(data_set: Dataset, transfer_syntax: UID) -> Dataset:
-    """The same elements without memory of how they were read, so that they are encoded anew."""
-    converted = Dataset(data_set)
-    converted.file_meta = data_set.file_meta
-    converted.file_meta.TransferSyntaxUID = transfer_syntax
-    return converted
 
 
 def _require_success(response: Dataset) -> None:

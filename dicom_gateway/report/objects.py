@@ -13,6 +13,7 @@ from dicom_gateway.report.outlines import Outlines, read_outlines
 from dicom_gateway.report.pdf import encode_pdf
 from dicom_gateway.report.source_headers import read_source_headers
 from dicom_gateway.report.sr import encode_sr
+from dicom_gateway.report.sr_fallbacks import encode_basic_text_sr, encode_comprehensive_sr, encode_enhanced_sr
 from dicom_gateway.report.stored import Encoder, StoredResult
 from dicom_gateway.report.summary import encode_summary
 from dicom_gateway.store.files import OUTLINES_NAME, REPORT_NAME
@@ -24,6 +25,9 @@ ENCODERS: Mapping[str, Encoder] = {
     "sr": encode_sr,
     "sc": encode_summary,
     "pdf": encode_pdf,
+    "sr_comprehensive": encode_comprehensive_sr,
+    "sr_enhanced": encode_enhanced_sr,
+    "sr_text": encode_basic_text_sr,
 }
 
 

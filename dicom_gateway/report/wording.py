@@ -1,6 +1,7 @@
 """Finding kinds, quantities and numbers in plain words, for every output a person reads."""
 
 from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement
+from dicom_gateway.store.schema import ObjectOutcome
 from models.findings import FindingKind, Laterality, Quantity
 
 KIND_NAMES: dict[FindingKind, str] = {
@@ -67,6 +68,21 @@ PRESENCE_NAMES = {
     "not_assessed": "Not assessed",
 }
 
+# The kinds of result objects by the names that settings use.
+OBJECT_NAMES = {
+    "sr": "structured report",
+    "seg": "segmentation",
+    "sc": "summary page",
+    "marks": "marks",
+    "key_images": "key images",
+    "ko": "key object selection",
+    "gsps": "presentation states",
+    "pdf": "PDF",
+    "sr_comprehensive": "Comprehensive SR",
+    "sr_enhanced": "Enhanced SR",
+    "sr_text": "Basic Text SR",
+}
+
 _UNIT_NAMES = {"mm3": "mm³", "1": "", "{ratio}": "", "[hnsf'U]": "HU"}
 _DECIMALS = {"mm": 1, "mm3": 0, "ml": 0, "%": 1, "1": 0, "{ratio}": 2, "[hnsf'U]": 0}
 # What a radiologist wants to hear first of a finding.
@@ -89,6 +105,24 @@ _KEY_QUANTITIES = (
 )
 
 
+def object_name(name: str) -> str:
+    return OBJECT_NAMES.get(name, name)
+
+
+def outcome_in_words(outcome: ObjectOutcome) -> str:
+    """What became of a kind of object: "Summary page", "Structured report as Enhanced SR: ...", "Marks left out: ..."."""
+    words = object_name(outcome.name)
+    if outcome.sent_as is None:
+        words += " left out"
+    elif not outcome.instances:
+        words += ": nothing of this study"
+    elif outcome.sent_as != outcome.name:
+        words += f" as {object_name(outcome.sent_as)}"
+    if outcome.reason:
+        words += f": {outcome.reason}"
+    return words[:1].upper() + words[1:]
+
+
 def decimals(unit: str, value: float) -> int:
     """How many decimals a number in `unit` is reported with; below 10 ml one more."""
     return 1 if unit == "ml" and abs(value) < 9.95 else _DECIMALS[unit]
@@ -98,6 +132,21 @@ def finding_title(finding: ReportedFinding) -> str:
     """The kind in plain words, with the lesion's number where it is one lesion."""
     name = KIND_NAMES[FindingKind(finding.kind)]
     return name if finding.lesion is None else f"{name} {finding.lesion}"
+
+
+def finding_in_words(finding: ReportedFinding) -> str:
+    """The whole answer in a paragraph: "Pulmonary nodule 1: present (91.0 %), left upper lobe. 8.2 x 6.1 mm. ..."."""
+    answer = PRESENCE_NAMES[finding.presence].lower()
+    if finding.probability is not None:
+        answer += f" ({finding.probability * 100:.1f} %)"
+    sentences = [
+        f"{finding_title(finding)}: {', '.join(filter(None, (answer, place(finding))))}",
+        format_measurements(finding.measurements),
+        finding.reason or "",
+        f"Method: {finding.method}",
+        "" if finding.evidence_grade is None else f"Evidence grade {finding.evidence_grade}",
+    ]
+    return " ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in sentences if sentence)
 
 
 def format_number(measurement: ReportedMeasurement) -> str:

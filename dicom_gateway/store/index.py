@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dicom_gateway.store.schema import DeliveryState, StudyState, delivery, instance, report, study
+from dicom_gateway.store.schema import DeliveryState, ObjectOutcome, StudyState, delivery, instance, report, study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,10 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryRow:
-    """One report on its way to one destination. `next_attempt` is set while DELAYED."""
+    """One report on its way to one destination. `next_attempt` is set while DELAYED.
+
+    `objects` is what the destination wanted at the last attempt, `outcomes` what became of it where all was tried.
+    """
 
     study_instance_uid: str
     revision: int
@@ -58,6 +61,7 @@ class DeliveryRow:
     last_error: str | None
     next_attempt: datetime | None
     updated: datetime
+    outcomes: tuple[ObjectOutcome, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +213,7 @@ def _delivery(row: _Row) -> DeliveryRow:
             "state": DeliveryState(row["state"]),
             "next_attempt": next_attempt,
             "updated": _utc(row["updated"]),
+            "outcomes": tuple(ObjectOutcome(**outcome) for outcome in row["outcomes"] or ()),
         }
     )
 

@@ -5,6 +5,7 @@ tables in the same database, so that a study's state and its job change in one t
 """
 
 import enum
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,6 +35,20 @@ class DeliveryState(enum.StrEnum):
     DELIVERED = "delivered"
     PARKED = "parked"
     SUPERSEDED = "superseded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectOutcome:
+    """What became of one kind of object that a destination wants.
+
+    `sent_as` is its own name, that of a fallback, or None where it was left out; `instances` is 0 where the study
+    has nothing of the kind to say. `reason` says why it was not sent as itself.
+    """
+
+    name: str
+    sent_as: str | None
+    instances: int
+    reason: str | None = None
 
 
 study = sa.Table(
@@ -87,12 +102,14 @@ delivery = sa.Table(
     sa.Column("study_instance_uid", sa.ForeignKey("study.study_instance_uid"), primary_key=True),
     sa.Column("revision", sa.Integer, primary_key=True),
     sa.Column("destination", sa.String(32), primary_key=True),
-    sa.Column("objects", sa.String(32), nullable=False),
+    sa.Column("objects", sa.Text, nullable=False),
     sa.Column("state", sa.String(16), nullable=False, index=True),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("last_error", sa.Text, nullable=True),
     sa.Column("next_attempt", sa.Float, nullable=True),
     sa.Column("updated", sa.Float, nullable=False),
+    # ObjectOutcomes of the last complete attempt.
+    sa.Column("outcomes", sa.JSON(none_as_null=True), nullable=True),
 )
 
 worker_heartbeat = sa.Table(
@@ -123,5 +140,22 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def create_tables(engine: sa.Engine) -> None:
-    """Create the tables that are missing."""
+    """Create the tables that are missing, and bring those of an earlier version to this one's form."""
     metadata.create_all(engine)
+    with engine.begin() as connection:
+        if connection.dialect.name == "sqlite":
+            # Two processes may start at the same time; pysqlite begins no transaction for DDL by itself.
+            connection.exec_driver_sql("begin immediate")
+        _add_delivery_outcomes(connection)
+
+
+def _add_delivery_outcomes(connection: sa.Connection) -> None:
+    """Version 0.1.0 had no `outcomes` and kept `objects` in 32 characters, which SQLite does not enforce."""
+    if "outcomes" in {column["name"] for column in sa.inspect(connection).get_columns(delivery.name)}:
+        return
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("alter table delivery add column outcomes json")
+    else:
+        connection.exec_driver_sql(
+            "alter table delivery add column if not exists outcomes json, alter column objects type text"
+        )

@@ -49,6 +49,15 @@ class StoredReport(_Answer):
     outcome: Literal["reported", "refused"]
 
 
+class SentObject(_Answer):
+    """What became of one kind of object that the destination is to be given."""
+
+    name: str = Field(description="The kind as the settings name it.")
+    sent_as: str | None = Field(description="The kind itself, or the one sent in its place; null: left out.")
+    instances: int = Field(description="0 where the study has nothing of this kind.")
+    reason: str | None = Field(description="Why it was not sent as itself.")
+
+
 class Delivery(_Answer):
     """One report on its way to one destination."""
 
@@ -61,6 +70,7 @@ class Delivery(_Answer):
     last_error: str | None
     next_attempt: datetime | None = Field(description="Set while the state is delayed.")
     updated: datetime
+    outcomes: tuple[SentObject, ...] = Field(description="For state delivered, one for each kind of object.")
 
 
 class StudyDetail(Study):

@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 
 from dicom_gateway.report.content import DISCLAIMER
-from dicom_gateway.report.wording import PRESENCE_NAMES, finding_title, format_number, place
+from dicom_gateway.report.wording import PRESENCE_NAMES, finding_title, format_number, outcome_in_words, place
 from dicom_gateway.web import wording
 
 _environment = jinja2.Environment(
@@ -28,6 +28,7 @@ _environment.filters |= {
     "kind": wording.kind,
     "moment": wording.moment,
     "number": wording.number,
+    "outcome": outcome_in_words,
     "person": wording.person,
     "place": place,
     "priority": wording.priority,

@@ -79,8 +79,9 @@ def write_study(folder: Path, name: str, count: int = 3) -> str:
 
 
 def results(uid: str, revision: int = 1) -> dict[str, int]:
-    """What a destination must have received: each result object of a study once."""
-    return {derive_uid(uid, str(revision), name): 1 for name in ("findings.sr", "summary.sc")}
+    """What a destination must have received: SR and summary page of a study, each once."""
+    report_uid = derive_uid(uid, str(revision))
+    return {derive_uid(report_uid, "sop", kind): 1 for kind in ("SR", "SC")}
 
 
 def in_state(settings, state, count=1):
@@ -111,7 +112,7 @@ def test_every_study_reaches_every_destination_once(tmp_path, database_url):
             sent = storescu(settings, tmp_path / "out")
             assert sent.returncode == 0, sent.stderr
             wait_until(lambda: all_delivered(settings, 6), "six deliveries")
-            assert in_state(settings, StudyState.REPORTED, 3)
+            assert in_state(settings, StudyState.REFUSED, 3)
     for peer in (first, second):
         assert peer.received == {key: 1 for uid in uids for key in results(uid)}
     assert sorted(row[0] for row in analyses(tmp_path)) == sorted(uids)
@@ -274,6 +275,6 @@ def test_late_image_amends_the_report(tmp_path):
             wait_until(lambda: all_delivered(settings, 2), "the amended report")
             # Nothing new: nothing happens.
             assert storescu(settings, tmp_path / "out").returncode == 0
-            assert in_state(settings, StudyState.REPORTED)
+            assert in_state(settings, StudyState.REFUSED)
     assert peer.received == results(uid, 1) | results(uid, 2)
     assert [row[1:3] for row in analyses(tmp_path)] == [["1", "3"], ["2", "4"]]

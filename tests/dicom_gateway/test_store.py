@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from dataclasses import asdict
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from running import make_settings
 from dicom_gateway.errors import ConflictingInstance, StorageFull
 from dicom_gateway.receive.reconcile import reconcile
 from dicom_gateway.store import files, index, ledger
-from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
+from dicom_gateway.store.schema import DeliveryState, ObjectOutcome, StudyState, create_tables, open_database
 from imaging.uids import derive_uid
 
 META = bytes(128) + b"DICM" + b"\x02\x00\x00\x00UL\x04\x00" + (4).to_bytes(4, "little") + b"meta"
@@ -160,6 +161,36 @@ def test_what_the_index_tells(settings, engine):
     counts = index.counts(engine)
     assert (counts.studies[StudyState.RECEIVING], counts.deliveries[DeliveryState.PENDING]) == (1, 1)
     assert set(counts.studies) == set(StudyState)
+
+
+def test_a_database_of_version_0_1_0_is_brought_up_to_date(tmp_path):
+    """Its deliveries are kept, and what is sent from now on is noted."""
+    engine = open_database(f"sqlite:///{tmp_path / 'old.sqlite'}")
+    create_tables(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("drop table delivery")
+        connection.exec_driver_sql(
+            "create table delivery (study_instance_uid varchar(64) not null references study,"
+            " revision integer not null, destination varchar(32) not null, objects varchar(32) not null, state varchar(16) not null,"
+            " attempts integer not null, last_error text, next_attempt float, updated float not null,"
+            " primary key (study_instance_uid, revision, destination))"
+        )
+        connection.exec_driver_sql(
+            "insert into study values ('1.2','reported',1,100,'CT1',1,1,1,1,1,null,'','','','','',null)"
+        )
+        connection.exec_driver_sql("insert into delivery values ('1.2',1,'pacs','sr,sc','pending',0,null,null,1)")
+    for _ in range(2):
+        create_tables(engine)
+    (row,) = index.list_deliveries(engine)
+    assert (row.objects, row.outcomes) == (("sr", "sc"), ())
+    outcome = ObjectOutcome(name="sr", sent_as="sr_text", instances=1, reason="refused")
+    with engine.begin() as connection:
+        ledger.change_delivery(
+            connection, "1.2", 1, "pacs", to=DeliveryState.DELIVERED, now=2.0, outcomes=[asdict(outcome)]
+        )
+    (row,) = index.list_deliveries(engine)
+    engine.dispose()
+    assert row.outcomes == (outcome,)
 
 
 def test_a_state_changes_only_from_where_it_was_meant_to(engine, settings):

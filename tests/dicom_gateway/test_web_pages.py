@@ -42,6 +42,13 @@ from models.manifest import load_manifest
 REPORTED, REFUSED, FAILED, WAITING, AMENDED = "1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.4", "1.2.3.5"
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
+_WHY = "presentation context refused"
+OUTCOMES = [
+    {"name": "sr", "sent_as": "sr_text", "instances": 1, "reason": _WHY},
+    {"name": "seg", "sent_as": None, "instances": 0, "reason": _WHY},
+    {"name": "sc", "sent_as": "sc", "instances": 1, "reason": None},
+]
+
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
@@ -53,7 +60,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     receive(engine, REPORTED, count=3, patient_name="Doe^Jane=王^小东")
     publish(settings, engine, sample_report(REPORTED))
     deliver(engine, REPORTED, "pacs", DeliveryState.PARKED, attempts=8, last_error="connection refused")
-    deliver(engine, REPORTED, "archive", DeliveryState.DELIVERED, attempts=1)
+    deliver(engine, REPORTED, "archive", DeliveryState.DELIVERED, attempts=1, outcomes=OUTCOMES)
     receive(engine, REFUSED, now=NOW + 60)
     publish(settings, engine, refused_report(REFUSED), now=NOW + 60)
     receive(engine, FAILED, patient_name=HOSTILE, description=HOSTILE, patient_id=HOSTILE, accession_number=HOSTILE)
@@ -214,6 +221,16 @@ def test_a_failed_study_offers_the_replay_and_a_waiting_one_says_so(client: http
     waiting = client.get(f"/studies/{WAITING}").text
     assert "the analysis starts when the worker is free" in waiting
     assert "replay" not in waiting
+
+
+def test_a_delivery_says_what_was_sent_in_place_of_what(client: httpx.Client) -> None:
+    for path in (f"/studies/{REPORTED}", "/deliveries"):
+        page = client.get(path).text
+        assert "Structured report as Basic Text SR: presentation context refused" in page
+        assert "Segmentation left out: presentation context refused" in page
+        assert ">Summary page<" in page
+    archive = next(d for d in client.get("/api/deliveries").json() if d["destination"] == "archive")
+    assert archive["outcomes"] == OUTCOMES
 
 
 def test_a_parked_delivery_has_its_button_and_no_other(client: httpx.Client) -> None:

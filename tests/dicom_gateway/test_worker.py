@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 
 import pytest
 import sqlalchemy as sa
 from factories import save_ct
-from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
+from pydicom.uid import BasicTextSRStorage
+from rich.console import Console
 from running import make_settings, pacs
 from structlog.testing import capture_logs
-from web_samples import sample_report
+from web_samples import refused_report, sample_report
 
 from dicom_gateway import operate
 from dicom_gateway.jobs.queue import JobQueue
@@ -45,12 +47,10 @@ def worker(tmp_path, peer):
 
 def reported(files, folder, revision, created):
     folder.mkdir(parents=True)
-    for number, (name, kind) in enumerate(
-        (("findings.sr.dcm", Comprehensive3DSRStorage), ("summary.sc.dcm", SecondaryCaptureImageStorage)), start=1
-    ):
-        uid = derive_uid("worker result", str(revision), str(number))
-        save_ct(folder / name, SOPClassUID=kind, SOPInstanceUID=uid, StudyInstanceUID=STUDY)
-    return "reported"
+    report_uid = derive_uid("worker result", str(revision))
+    report = refused_report(STUDY, report_uid=report_uid, series_instance_uid=None, revision=revision, created=created)
+    (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
+    return "refused"
 
 
 def receive(worker, number=1, study=STUDY):
@@ -67,6 +67,9 @@ def receive(worker, number=1, study=STUDY):
     )
     path = instance_path(study, "1.2", header.sop_instance_uid)
     file = StoredFile(path=path, sha256="0" * 64, size_bytes=1)
+    stored = worker.settings.data_dir / path
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    save_ct(stored, StudyInstanceUID=study, SeriesInstanceUID="1.2", SOPInstanceUID=header.sop_instance_uid)
     now = float(number)
     with worker.engine.begin() as connection:
         receipt = ledger.record_instance(
@@ -95,6 +98,58 @@ def test_delivery_of_a_destination_that_was_away_is_not_lost(worker, peer):
     worker.deliver_report(STUDY, 1, "pacs", 2, 3)
     assert only_delivery(worker).state is DeliveryState.DELIVERED
     assert sum(peer.received.values()) == 2
+
+
+def test_a_delivery_notes_what_was_sent_and_in_place_of_what(worker):
+    worker.analyse_study(STUDY, receive(worker), CREATED)
+    with pacs(sop_classes=(BasicTextSRStorage,)) as other, capture_logs() as logs:
+        peer = worker.settings.destinations[0].model_copy(update={"port": other.port, "objects": ("sr", "sc")})
+        worker = replace(worker, settings=worker.settings.model_copy(update={"destinations": (peer,)}))
+        worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    row = only_delivery(worker)
+    assert (row.state, row.objects) == (DeliveryState.DELIVERED, ("sr", "sc"))
+    assert [(o.name, o.sent_as, o.instances) for o in row.outcomes] == [("sr", "sr_text", 1), ("sc", None, 0)]
+    (event,) = [log for log in logs if log["event"] == "delivered"]
+    assert (event["sent"], event["not_as_asked"]) == (["sr_text"], {"sr": "sr_text", "sc": None})
+    told = Console(record=True, width=300, file=StringIO())
+    operate.print_status(worker.settings, told)
+    text = told.export_text()
+    assert "pacs: Structured report as Basic Text SR: the destination does not take" in text
+    assert "pacs: Summary page left out: the destination does not take" in text
+
+
+@pytest.mark.parametrize("status", [0xA700, 0xC000])
+def test_the_same_bytes_at_every_attempt(worker, peer, status):
+    worker.analyse_study(STUDY, receive(worker), CREATED)
+    peer.status = status
+    worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    if status == 0xC000:
+        assert only_delivery(worker).state is DeliveryState.PARKED
+        operate.replay(worker.settings, STUDY)
+    peer.status = 0x0000
+    worker.deliver_report(STUDY, 1, "pacs", 2, 3)
+    assert only_delivery(worker).state is DeliveryState.DELIVERED
+    assert list(peer.received.values()) == [1, 1]
+    assert [len(digests) for digests in peer.digests.values()] == [1, 1]
+
+
+def test_a_destination_is_given_what_its_profile_names_now(worker, peer):
+    """Objects are made of the stored record when they are sent: no new analysis for another profile."""
+    worker.analyse_study(STUDY, receive(worker), CREATED)
+    asked_later = worker.settings.destinations[0].model_copy(update={"objects": ("sc",)})
+    worker = replace(worker, settings=worker.settings.model_copy(update={"destinations": (asked_later,)}))
+    worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    assert [o.name for o in only_delivery(worker).outcomes] == ["sc"]
+    assert sum(peer.received.values()) == 1
+
+
+def test_a_damaged_record_parks_the_delivery(worker, peer):
+    worker.analyse_study(STUDY, receive(worker), CREATED)
+    (worker.settings.data_dir / result_path(STUDY, 1) / "report.json").write_text("{}")
+    worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    row = only_delivery(worker)
+    assert (row.state, row.last_error) == (DeliveryState.PARKED, "ValidationError")
+    assert not peer.received
 
 
 def test_older_report_does_not_arrive_after_a_newer_one(worker, peer):

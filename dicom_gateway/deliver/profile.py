@@ -1,0 +1,58 @@
+"""What the kinds of result objects are to a DICOM peer, and what stands in for one whose class it refuses."""
+
+from collections.abc import Iterable
+
+from pydicom.uid import (
+    BasicTextSRStorage,
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    EncapsulatedPDFStorage,
+    EnhancedSRStorage,
+    GrayscaleSoftcopyPresentationStateStorage,
+    KeyObjectSelectionDocumentStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+
+from dicom_gateway.settings import UNCOMPRESSED, Destination, ResultObject
+
+# SOP class of each kind (PS3.4 Annex B.5): contexts are proposed before anything is encoded.
+SOP_CLASSES: dict[ResultObject, str] = {
+    "sr": str(Comprehensive3DSRStorage),
+    "seg": str(SegmentationStorage),
+    "sc": str(SecondaryCaptureImageStorage),
+    "marks": str(ComprehensiveSRStorage),
+    "key_images": str(SecondaryCaptureImageStorage),
+    "ko": str(KeyObjectSelectionDocumentStorage),
+    "gsps": str(GrayscaleSoftcopyPresentationStateStorage),
+    "pdf": str(EncapsulatedPDFStorage),
+    "sr_comprehensive": str(ComprehensiveSRStorage),
+    "sr_enhanced": str(EnhancedSRStorage),
+    "sr_text": str(BasicTextSRStorage),
+}
+
+# The findings must arrive somehow; whatever else a peer refuses is left out.
+_SR_IN_LESS_AND_LESS: tuple[ResultObject, ...] = ("sr", "sr_comprehensive", "sr_enhanced", "sr_text", "sc")
+
+# The other kinds are text, or a 1 bit segmentation, which this syntax cannot hold (PS3.5 8.2.2).
+_RLE_HOLDS = str(SecondaryCaptureImageStorage)
+
+
+def ways_of_sending(name: ResultObject) -> tuple[ResultObject, ...]:
+    """`name` itself, then what stands in for it, the most telling first."""
+    if name in _SR_IN_LESS_AND_LESS[:-1]:
+        return _SR_IN_LESS_AND_LESS[_SR_IN_LESS_AND_LESS.index(name) :]
+    return (name,)
+
+
+def proposed_contexts(destination: Destination) -> dict[str, tuple[str, ...]]:
+    """SOP class -> transfer syntaxes (keywords), the preferred one first, for everything that may have to be sent."""
+    return {
+        SOP_CLASSES[way]: _syntaxes(SOP_CLASSES[way], destination.transfer_syntaxes)
+        for name in destination.objects
+        for way in ways_of_sending(name)
+    }
+
+
+def _syntaxes(sop_class: str, keywords: Iterable[str]) -> tuple[str, ...]:
+    return tuple(keyword for keyword in keywords if keyword in UNCOMPRESSED or sop_class == _RLE_HOLDS)

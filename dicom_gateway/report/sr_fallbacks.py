@@ -1,0 +1,133 @@
+"""The findings SR for a destination that refuses Comprehensive 3D SR: the same tree in older classes, or plain text.
+
+Each is made from the encoded SR, so that patient, study, equipment, observer, evidence and dates are those of the SR.
+"""
+
+from copy import deepcopy
+
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import UID, BasicTextSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
+
+from dicom_gateway.report import codes
+from dicom_gateway.report.codes import CodeEntry
+from dicom_gateway.report.content import Report, ReportedFinding
+from dicom_gateway.report.sr import encode_sr
+from dicom_gateway.report.stored import StoredResult
+from dicom_gateway.report.wording import finding_in_words
+from imaging.uids import derive_uid
+
+_SERIES_NUMBERS = {ComprehensiveSRStorage: 9011, EnhancedSRStorage: 9012, BasicTextSRStorage: 9013}
+_KINDS = {ComprehensiveSRStorage: "SR-COMPREHENSIVE", EnhancedSRStorage: "SR-ENHANCED", BasicTextSRStorage: "SR-TEXT"}
+
+
+def encode_comprehensive_sr(result: StoredResult) -> tuple[Dataset, ...]:
+    """Comprehensive SR (PS3.3 A.35.3): the tree of the Comprehensive 3D SR without its SCOORD3D items."""
+    return tuple(_in_class(sr, result.report, ComprehensiveSRStorage) for sr in encode_sr(result))
+
+
+def encode_enhanced_sr(result: StoredResult) -> tuple[Dataset, ...]:
+    """Enhanced SR (PS3.3 A.35.2): as the Comprehensive SR; nothing in our tree is by reference, which it forbids."""
+    return tuple(_in_class(sr, result.report, EnhancedSRStorage) for sr in encode_sr(result))
+
+
+def encode_basic_text_sr(result: StoredResult) -> tuple[Dataset, ...]:
+    """Basic Text SR (PS3.3 A.35.1) after TID 2000: impressions, a paragraph for each answer, what was analysed.
+
+    A paragraph whose finding has a key image refers to it as its best illustration (CID 7003).
+    """
+    return tuple(_as_text(sr, result.report) for sr in encode_sr(result))
+
+
+def _as_text(sr: Dataset, report: Report) -> Dataset:
+    ds = _in_class(sr, report, BasicTextSRStorage)
+    by_uid = {
+        str(item.ReferencedSOPInstanceUID): item
+        for study in sr.get("CurrentRequestedProcedureEvidenceSequence", ())
+        for series in study.ReferencedSeriesSequence
+        for item in series.ReferencedSOPSequence
+    }
+    kept = [
+        item
+        for item in ds.ContentSequence
+        if item.RelationshipType != "CONTAINS" or _name(item) in (codes.IMPRESSIONS.value, codes.STUDY_RECORD.value)
+    ]
+    findings = _container(codes.FINDINGS, [_paragraph(finding, by_uid) for finding in report.findings])
+    record = next(i for i, item in enumerate(kept) if _name(item) == codes.STUDY_RECORD.value)
+    kept.insert(record, findings)
+    ds.ContentSequence = Sequence(kept)
+    ds.ConceptNameCodeSequence = _code(codes.DIAGNOSTIC_IMAGING_REPORT)
+    ds.ContentTemplateSequence[0].TemplateIdentifier = "2000"
+    return ds
+
+
+def _in_class(sr: Dataset, report: Report, sop_class: UID) -> Dataset:
+    ds = deepcopy(sr)
+    ds.SOPClassUID = sop_class
+    ds.SOPInstanceUID = derive_uid(report.report_uid, "sop", _KINDS[sop_class])
+    ds.SeriesInstanceUID = derive_uid(report.report_uid, "series", _KINDS[sop_class])
+    ds.SeriesNumber = _SERIES_NUMBERS[sop_class]
+    ds.file_meta.MediaStorageSOPClassUID = sop_class
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    _drop_coordinates_in_space(ds)
+    return ds
+
+
+def _drop_coordinates_in_space(item: Dataset) -> None:
+    if "ContentSequence" not in item:
+        return
+    kept = [child for child in item.ContentSequence if child.ValueType != "SCOORD3D"]
+    for child in kept:
+        _drop_coordinates_in_space(child)
+    if kept:
+        item.ContentSequence = Sequence(kept)
+    else:
+        del item.ContentSequence
+
+
+def _paragraph(finding: ReportedFinding, by_uid: dict[str, Dataset]) -> Dataset:
+    item = Dataset()
+    item.RelationshipType = "CONTAINS"
+    item.ValueType = "TEXT"
+    item.ConceptNameCodeSequence = _code(codes.FINDING)
+    item.TextValue = finding_in_words(finding)
+    source = by_uid.get(finding.key_sop_instance_uid or "")
+    if source is not None:
+        item.ContentSequence = Sequence([_illustration(source, finding.key_frame_number)])
+    return item
+
+
+def _illustration(source: Dataset, frame_number: int | None) -> Dataset:
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = source.ReferencedSOPClassUID
+    reference.ReferencedSOPInstanceUID = source.ReferencedSOPInstanceUID
+    if frame_number is not None:
+        reference.ReferencedFrameNumber = frame_number
+    item = Dataset()
+    item.RelationshipType = "INFERRED FROM"
+    item.ValueType = "IMAGE"
+    item.ConceptNameCodeSequence = _code(codes.BEST_ILLUSTRATION)
+    item.ReferencedSOPSequence = Sequence([reference])
+    return item
+
+
+def _container(name: CodeEntry, items: list[Dataset]) -> Dataset:
+    container = Dataset()
+    container.RelationshipType = "CONTAINS"
+    container.ValueType = "CONTAINER"
+    container.ConceptNameCodeSequence = _code(name)
+    container.ContinuityOfContent = "SEPARATE"
+    container.ContentSequence = Sequence(items)
+    return container
+
+
+def _code(entry: CodeEntry) -> Sequence:
+    item = Dataset()
+    item.CodeValue = entry.value
+    item.CodingSchemeDesignator = entry.scheme
+    item.CodeMeaning = entry.meaning
+    return Sequence([item])
+
+
+def _name(item: Dataset) -> str:
+    return str(item.ConceptNameCodeSequence[0].CodeValue)
