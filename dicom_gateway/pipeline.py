@@ -20,7 +20,7 @@ from dicom_gateway.report.key_images import render_key_images
 from dicom_gateway.report.objects import ENCODERS, StoredResult, part_10
 from dicom_gateway.report.outlines import Outlines, outlines_of, write_outlines
 from dicom_gateway.report.source_headers import read_source_headers
-from dicom_gateway.store.files import OUTLINES_NAME, REPORT_NAME, SR_NAME, SUMMARY_NAME
+from dicom_gateway.store.files import OUTLINES_NAME, REPORT_NAME, SEGMENTS_NAME, SR_NAME, SUMMARY_NAME
 from imaging.errors import ImagingError
 from imaging.headers import Series, Study
 from imaging.lungs import Lungs, segment_lungs
@@ -49,7 +49,7 @@ _OF_THE_LUNGS = frozenset(
 
 
 # The result objects that are written as files; a destination may be sent others, made of the same record.
-RESULT_FILES = {"sr": SR_NAME, "sc": SUMMARY_NAME}
+RESULT_FILES = {"sr": SR_NAME, "sc": SUMMARY_NAME, "seg": SEGMENTS_NAME}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,11 +105,14 @@ def process_study(
 def write_result(result: StoredResult, folder: Path) -> tuple[Path, ...]:
     """Write the record and the objects of RESULT_FILES; each file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("key_*.png"):
-        stale.unlink()
+    for pattern in ("key_*.png", f"*{SEGMENTS_NAME}"):
+        for stale in folder.glob(pattern):
+            stale.unlink()
     contents = {name: _png(picture) for name, picture in result.key_images.items()}
     contents[OUTLINES_NAME] = write_outlines(result.outlines)
-    contents |= {name: part_10(ENCODERS[kind](result)[0]) for kind, name in RESULT_FILES.items()}
+    for kind, name in RESULT_FILES.items():
+        for number, ds in enumerate(ENCODERS[kind](result), start=1):
+            contents[name if number == 1 else f"{number}_{name}"] = part_10(ds)
     # The report is written last: where it stands, everything it names stands too.
     contents[REPORT_NAME] = result.report.model_dump_json(indent=2).encode()
     for name, content in contents.items():

@@ -1,5 +1,6 @@
 """What every DICOM result of one report shares: identifiers, equipment, clock, and the marks "AI" and "unverified"."""
 
+import hashlib
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -22,17 +23,28 @@ DEVICE_NAME = "OneScan"
 _LONG_STRING = 64
 
 
-def instance_arguments(report: Report, headers: SourceHeaders, kind: str, series_number: int) -> dict[str, Any]:
+def object_uid(report: Report, *parts: str) -> str:
+    """UID of a part of a result: another report, by whatever it differs, gives others.
+
+    The seconds that the analysis took are no part of it: no result holds them.
+    """
+    content = report.model_dump_json(exclude={"timings_s"})
+    return derive_uid(report.report_uid, hashlib.sha256(content.encode()).hexdigest(), *parts)
+
+
+def instance_arguments(
+    report: Report, headers: SourceHeaders, kind: str, series_number: int, instance_number: int = 1
+) -> dict[str, Any]:
     """Arguments that all highdicom SOP classes take alike; `kind` ("SR", "SC") makes the UIDs of one result its own.
 
     One series for each result and revision: some viewers show only the last instance of an SR series.
     """
     created = local_time(report, headers)
     return {
-        "series_instance_uid": derive_uid(report.report_uid, "series", kind),
-        "sop_instance_uid": derive_uid(report.report_uid, "sop", kind),
+        "series_instance_uid": object_uid(report, "series", kind),
+        "sop_instance_uid": object_uid(report, "sop", kind, str(instance_number)),
         "series_number": series_number,
-        "instance_number": 1,
+        "instance_number": instance_number,
         "manufacturer": MANUFACTURER,
         "manufacturer_model_name": report.model.name[:_LONG_STRING],
         "software_versions": [report.software_version, report.model.version],

@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.outlines import Outlines, read_outlines
 from dicom_gateway.report.pdf import encode_pdf
+from dicom_gateway.report.segmentation import encode_seg
 from dicom_gateway.report.source_headers import read_source_headers
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.sr_fallbacks import encode_basic_text_sr, encode_comprehensive_sr, encode_enhanced_sr
@@ -24,6 +25,7 @@ __all__ = ["ENCODERS", "Encoder", "StoredResult", "part_10", "read_result"]
 ENCODERS: Mapping[str, Encoder] = {
     "sr": encode_sr,
     "sc": encode_summary,
+    "seg": encode_seg,
     "pdf": encode_pdf,
     "sr_comprehensive": encode_comprehensive_sr,
     "sr_enhanced": encode_enhanced_sr,

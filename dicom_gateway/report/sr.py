@@ -1,4 +1,4 @@
-"""The report as a Comprehensive 3D SR: TID 1500 with one TID 1501 group for each answer."""
+"""The report as a Comprehensive 3D SR: TID 1500 with a group for each answer, TID 1411 if segmented, else 1501."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -21,15 +21,18 @@ from highdicom.sr import (
     ObservationContext,
     ObserverContext,
     QualitativeEvaluation,
+    ReferencedSegment,
     RelationshipTypeValues,
     Scoord3DContentItem,
     SourceImageForMeasurementGroup,
+    SourceSeriesForSegmentation,
     TextContentItem,
     TrackingIdentifier,
+    VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes as standard
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
@@ -40,7 +43,14 @@ from dicom_gateway.report.instance import (
     MANUFACTURER,
     finish,
     instance_arguments,
+    object_uid,
     private_coding_scheme,
+)
+from dicom_gateway.report.segmentation import (
+    Segment,
+    objects_of_segments,
+    segments_by_tracking_uid,
+    tracking_identifier,
 )
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import decimals, describe_series, finding_title, place, revision_in_words
@@ -67,7 +77,7 @@ def encode_sr(result: StoredResult) -> tuple[Dataset]:
     nameless = deepcopy(headers.first)
     nameless.PatientName = ""
     sr = Comprehensive3DSR(
-        evidence=[nameless, *headers.instances[1:]],
+        evidence=[nameless, *headers.instances[1:], *_segmentations(result)],
         content=findings_content(result),
         is_complete=True,
         is_final=False,
@@ -83,10 +93,14 @@ def findings_content(result: StoredResult) -> MeasurementReport:
     """The content tree of the Findings SR (TID 1500), as each SR class that can hold it takes it."""
     report = result.report
     by_uid = {str(ds.SOPInstanceUID): ds for ds in result.headers.instances}
+    segments = segments_by_tracking_uid(result)
     content = MeasurementReport(
         observation_context=_observation_context(report),
         procedure_reported=_concept(codes.CT_CHEST),
-        imaging_measurements=[_group(finding, report, by_uid) for finding in report.findings],
+        imaging_measurements=[
+            _group(finding, report, by_uid, None if finding.lesion is None else segments.get(finding.tracking_uid))
+            for finding in report.findings
+        ],
         title=_concept(codes.IMAGING_MEASUREMENT_REPORT),
         language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(
             CodedConcept("en-US", "RFC5646", "English (United States)")
@@ -181,22 +195,43 @@ def _study_record(report: Report) -> list[TextContentItem]:
     return items
 
 
+def _segmentations(result: StoredResult) -> list[Dataset]:
+    """What the evidence sequence needs of the Segmentations that groups point at."""
+    pointed_at = []
+    for segments in objects_of_segments(result):
+        if any(segment.finding.lesion is not None for segment in segments):
+            ds = Dataset()
+            ds.StudyInstanceUID = result.report.study_instance_uid
+            ds.SeriesInstanceUID = object_uid(result.report, "series", "SEG")
+            ds.SOPClassUID = SegmentationStorage
+            ds.SOPInstanceUID = segments[0].sop_instance_uid
+            pointed_at.append(ds)
+    return pointed_at
+
+
 def _group(
-    finding: ReportedFinding, report: Report, by_uid: dict[str, Dataset]
-) -> MeasurementsAndQualitativeEvaluations:
-    """TID 1501: what was asked, the answer, how sure, how large, where, and by which algorithm."""
+    finding: ReportedFinding, report: Report, by_uid: dict[str, Dataset], segment: Segment | None
+) -> MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations:
+    """TID 1501 (1411 with a segment): what was asked, the answer, how sure, how large, where, by which algorithm."""
     kind = FindingKind(finding.kind)
-    lesion = "" if finding.lesion is None else f":{finding.lesion}"
     source = by_uid.get(finding.key_sop_instance_uid or "")
-    group = MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(uid=finding.tracking_uid, identifier=f"finding:{kind}{lesion}"),
-        finding_type=_concept(codes.KIND_CODES[kind].finding),
-        finding_sites=[_site(kind, finding.laterality)],
-        algorithm_id=_algorithm(finding, report),
-        measurements=_measurements(finding),
-        qualitative_evaluations=_evaluations(finding),
-        source_images=None if source is None else [_source_image(source, finding.key_frame_number)],
-    )
+    image = None if source is None else _source_image(source, finding.key_frame_number)
+    common = {
+        "tracking_identifier": TrackingIdentifier(uid=finding.tracking_uid, identifier=tracking_identifier(finding)),
+        "finding_type": _concept(codes.KIND_CODES[kind].finding),
+        "finding_sites": [_site(kind, finding.laterality)],
+        "algorithm_id": _algorithm(finding, report),
+        "measurements": _measurements(finding),
+        "qualitative_evaluations": _evaluations(finding),
+    }
+    if segment is None:
+        group = MeasurementsAndQualitativeEvaluations(**common, source_images=None if image is None else [image])
+    else:
+        group = VolumetricROIMeasurementsAndQualitativeEvaluations(
+            **common, referenced_segment=_reference(segment, report)
+        )
+        if image is not None:
+            group[0].ContentSequence.append(image)
     items = group[0].ContentSequence
     finding_item = next(i for i, item in enumerate(items) if item.ConceptNameCodeSequence[0] == standard.DCM.Finding)
     items.insert(finding_item + 1, _text(codes.FINDING_IN_WORDS, finding_title(finding)))
@@ -209,6 +244,19 @@ def _group(
     if finding.centre_mm is not None and source is not None and "FrameOfReferenceUID" in source:
         items.append(_centre(finding.centre_mm, source.FrameOfReferenceUID))
     return group
+
+
+def _reference(segment: Segment, report: Report) -> ReferencedSegment:
+    """By segment number alone (frame numbers beside it are forbidden, PS3.3 C.17.5.1)."""
+    series_instance_uid = report.series_instance_uid
+    if series_instance_uid is None:
+        raise ValueError("a segment without an analysed series")
+    return ReferencedSegment(
+        SegmentationStorage,
+        segment.sop_instance_uid,
+        segment.number,
+        source_series=SourceSeriesForSegmentation(series_instance_uid),
+    )
 
 
 def _site(kind: FindingKind, laterality: str | None) -> FindingSite:

@@ -20,6 +20,7 @@ REPORT_NAME = "report.json"
 OUTLINES_NAME = "outlines.npz"
 SR_NAME = "findings.sr.dcm"
 SUMMARY_NAME = "summary.sc.dcm"
+SEGMENTS_NAME = "segments.seg.dcm"
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _PREAMBLE_BYTES = 128

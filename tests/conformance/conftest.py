@@ -1,6 +1,7 @@
 """Reports of made-up studies, with CT headers made here, for the judges from outside."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -342,6 +343,11 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., StoredR
         if scenario == "refused":
             return StoredResult(report=compose(None, (), quality=()), headers=headers)
         report, outlines, key_images = reported(scenario)
+        if outlines.grid is not None:
+            thickness = overrides.get("SliceThickness", 10.0) or None
+            frame_uid = overrides.get("FrameOfReferenceUID", FRAME_UID)
+            grid = replace(outlines.grid, slice_thickness_mm=thickness, frame_of_reference_uid=frame_uid)
+            outlines = replace(outlines, grid=grid)
         return StoredResult(report=report, headers=headers, outlines=outlines, key_images=key_images)
 
     return make

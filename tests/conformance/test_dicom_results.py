@@ -17,6 +17,7 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedCTImageStorage
 
+from dicom_gateway.report.segmentation import encode_seg
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.summary import encode_summary
@@ -257,7 +258,7 @@ def test_a_finding_refers_to_its_key_slice_and_the_evidence_is_the_whole_series(
         images = [
             i.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
             for i in by_uid[finding.tracking_uid].ContentSequence
-            if i.ValueType == "IMAGE"
+            if i.ValueType == "IMAGE" and i.ConceptNameCodeSequence[0].CodeValue == "121112"
         ]
         assert images == ([finding.key_sop_instance_uid] if finding.key_sop_instance_uid else [])
     evidence = {
@@ -267,8 +268,28 @@ def test_a_finding_refers_to_its_key_slice_and_the_evidence_is_the_whole_series(
         for series in study.ReferencedSeriesSequence
         for instance in series.ReferencedSOPSequence
     }
-    assert evidence == {ds.SOPInstanceUID for ds in case.headers.instances}
-    assert len(evidence) == 30
+    segmentations = {ds.SOPInstanceUID for ds in encode_seg(case)}
+    assert evidence == {ds.SOPInstanceUID for ds in case.headers.instances} | segmentations
+    assert (len(evidence), len(segmentations)) == (31, 1)
+
+
+def test_a_lesion_points_at_its_segment(make_case: MakeCase) -> None:
+    case = make_case("findings")
+    (seg,) = encode_seg(case)
+    segments = {str(s.TrackingUID): (seg.SOPInstanceUID, s.SegmentNumber) for s in seg.SegmentSequence}
+    by_uid = group_by_tracking_uid(read_back(encode_sr(case)[0]))
+    for finding in case.report.findings:
+        group = by_uid[finding.tracking_uid]
+        references = [
+            (r.ReferencedSOPInstanceUID, r.ReferencedSegmentNumber)
+            for item in named(group, "121191")
+            for r in item.ReferencedSOPSequence
+        ]
+        is_segmented_lesion = finding.lesion is not None and finding.centre_mm is not None
+        assert references == ([segments[finding.tracking_uid]] if is_segmented_lesion else [])
+        template = group.ContentTemplateSequence[0].TemplateIdentifier
+        assert template == ("1411" if is_segmented_lesion else "1501")
+    assert sum(f.lesion is not None for f in case.report.findings) == 3
 
 
 def test_a_finding_in_an_enhanced_ct_refers_to_its_frame(make_case: MakeCase, tmp_path: Path) -> None:
@@ -286,8 +307,7 @@ def test_a_finding_in_an_enhanced_ct_refers_to_its_frame(make_case: MakeCase, tm
     frames = {
         finding.tracking_uid: item.ReferencedSOPSequence[0].ReferencedFrameNumber
         for finding in moved
-        for item in by_uid[finding.tracking_uid].ContentSequence
-        if item.ValueType == "IMAGE"
+        for item in named(by_uid[finding.tracking_uid], "121112")
     }
     assert frames == {f.tracking_uid: f.key_frame_number for f in moved if f.key_frame_number}
     assert frames

@@ -1,0 +1,277 @@
+"""What was outlined as DICOM Segmentations (PS3.3 A.51, BINARY): one segment a lesion or measured organ.
+
+highdicom would hold every segment of every slice in memory (1.6 GB for 20 segments of 300 x 512 x 512), so it is
+given images of one pixel, from which it makes everything but the pixels; those are put in afterwards.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from highdicom import AlgorithmIdentificationSequence
+from highdicom.color import CIELabColor
+from highdicom.content import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.sr import CodedConcept
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicom_gateway.report import codes
+from dicom_gateway.report.codes import CodeEntry
+from dicom_gateway.report.content import Report, ReportedFinding
+from dicom_gateway.report.instance import MANUFACTURER, finish, instance_arguments, object_uid, private_coding_scheme
+from dicom_gateway.report.outlines import Outlined, SliceGrid
+from dicom_gateway.report.stored import StoredResult
+from dicom_gateway.report.wording import finding_title
+from models.findings import FindingKind, Laterality
+
+SERIES_NUMBER = 9003
+SERIES_DESCRIPTION = "AI chest CT segments (unverified)"
+CONTENT_LABEL = "AI_FINDINGS"
+
+LARGEST_OBJECT_BYTES = 20_000_000
+# What pydicom and the functional groups of one frame take besides its pixels, generously.
+_BYTES_A_FRAME = 1_000
+_BYTES_A_SEGMENT = 2_000
+_BYTES_A_SLICE = 200
+
+# Kinds whose outline is of the organ that was measured, diseased or not.
+_ORGAN_KINDS = frozenset(
+    {
+        FindingKind.AORTIC_DILATATION,
+        FindingKind.CARDIOMEGALY,
+        FindingKind.PULMONARY_ARTERY_ENLARGEMENT,
+        FindingKind.LOW_BONE_DENSITY,
+        FindingKind.HEPATIC_STEATOSIS,
+    }
+)
+_SHOWN = ("present", "indeterminate")
+_COLOURS = (
+    (255, 150, 50),
+    (80, 180, 255),
+    (120, 220, 120),
+    (240, 110, 170),
+    (250, 220, 90),
+    (170, 130, 255),
+    (90, 220, 210),
+    (220, 120, 90),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """One segment: whose outline it is, and the instance and number under which others refer to it."""
+
+    finding: ReportedFinding
+    outlined: Outlined
+    sop_instance_uid: str
+    number: int
+
+
+def encode_seg(result: StoredResult) -> tuple[Dataset, ...]:
+    """BINARY Segmentations of the outlined findings; the same result gives the same bytes.
+
+    None where nothing is outlined or the source has no frame of reference. More than one, in one series, where one
+    would be larger than LARGEST_OBJECT_BYTES. Frames exist only where a segment is. Segments may overlap.
+    """
+    grid = result.outlines.grid
+    if grid is None:
+        return ()
+    objects = objects_of_segments(result)
+    sources = _one_pixel_sources(result, grid) if objects else []
+    return tuple(_segmentation(result, grid, sources, segments, n) for n, segments in enumerate(objects, start=1))
+
+
+def segments_by_tracking_uid(result: StoredResult) -> dict[str, Segment]:
+    """The segment of each finding that has one."""
+    return {s.finding.tracking_uid: s for segments in objects_of_segments(result) for s in segments}
+
+
+def objects_of_segments(result: StoredResult) -> tuple[tuple[Segment, ...], ...]:
+    """The segments of each Segmentation instance, in the order of the report."""
+    grid = result.outlines.grid
+    if grid is None or grid.frame_of_reference_uid is None:
+        return ()
+    objects: list[list[Segment]] = []
+    room = 0
+    for finding in outlined_findings(result):
+        outlined = result.outlines.by_tracking_uid[finding.tracking_uid]
+        size = _BYTES_A_SEGMENT + len(_planes(outlined)) * (grid.rows * grid.columns // 8 + _BYTES_A_FRAME)
+        if size > room or not objects:
+            objects.append([])
+            room = LARGEST_OBJECT_BYTES - _BYTES_A_SLICE * len(grid.sop_instance_uids)
+        room -= size
+        uid = object_uid(result.report, "sop", "SEG", str(len(objects)))
+        objects[-1].append(Segment(finding, outlined, uid, len(objects[-1]) + 1))
+    return tuple(map(tuple, objects))
+
+
+def outlined_findings(result: StoredResult) -> tuple[ReportedFinding, ...]:
+    """What has a segment: lesions, and answers about the study whose outline is not that of one of their lesions."""
+    outlined = [f for f in result.report.findings if f.tracking_uid in result.outlines.by_tracking_uid]
+    with_lesions = {f.kind for f in outlined if f.lesion is not None}
+    return tuple(
+        f
+        for f in outlined
+        if (f.lesion is not None or f.kind not in with_lesions) and (f.presence in _SHOWN or f.kind in _ORGAN_KINDS)
+    )
+
+
+def _planes(outlined: Outlined) -> list[int]:
+    """Indices of the slices that the outline touches."""
+    return [int(z) + outlined.box[0].start for z in np.flatnonzero(outlined.mask.any(axis=(1, 2)))]
+
+
+def _segmentation(
+    result: StoredResult, grid: SliceGrid, sources: Sequence[Dataset], segments: Sequence[Segment], instance: int
+) -> Dataset:
+    report, headers = result.report, result.headers
+    touched = np.zeros((len(grid.sop_instance_uids), 1, 1, len(segments)), np.uint8)
+    for index, segment in enumerate(segments):
+        touched[_planes(segment.outlined), 0, 0, index] = 1
+    ds = Segmentation(
+        source_images=sources,
+        pixel_array=touched,
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=[_description(segment, report) for segment in segments],
+        content_label=CONTENT_LABEL,
+        content_description=SERIES_DESCRIPTION,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        **instance_arguments(report, headers, "SEG", SERIES_NUMBER, instance),
+    )
+    ds.SegmentsOverlap = "YES" if _overlap(segments) else "NO"
+    _put_pixels_in(ds, grid, segments)
+    _name_frames(ds, grid)
+    organization = object_uid(report, "dimensions", "SEG", str(instance))
+    for item in (*ds.DimensionOrganizationSequence, *ds.DimensionIndexSequence):
+        item.DimensionOrganizationUID = organization
+    ds.CodingSchemeIdentificationSequence = [private_coding_scheme()]
+    return finish(ds, report, headers, SERIES_DESCRIPTION)
+
+
+def _one_pixel_sources(result: StoredResult, grid: SliceGrid) -> list[Dataset]:
+    """Headers of the analysed slices as highdicom reads them, one pixel large; one of all frames for an Enhanced CT."""
+    by_uid = {str(header.SOPInstanceUID): header for header in result.headers.instances}
+    thickness_mm = grid.slice_thickness_mm or grid.geometry.spacing_mm[0]
+    if grid.frame_numbers[0] is not None:
+        return [_enhanced_source(by_uid[grid.sop_instance_uids[0]], grid, thickness_mm)]
+    sources = []
+    for uid, position in zip(grid.sop_instance_uids, grid.positions_mm.tolist(), strict=True):
+        source = _source(by_uid[uid], grid)
+        source.ImagePositionPatient = position
+        source.ImageOrientationPatient = list(grid.image_orientation_patient)
+        source.PixelSpacing = list(grid.pixel_spacing_mm)
+        source.SliceThickness = thickness_mm
+        sources.append(source)
+    return sources
+
+
+def _source(header: Dataset, grid: SliceGrid) -> Dataset:
+    source = Dataset()
+    source.update(header)
+    # finish() names the persons; highdicom warns with a name in the text if that has one component.
+    source.PatientName = source.ReferringPhysicianName = ""
+    source.FrameOfReferenceUID = grid.frame_of_reference_uid
+    source.Rows = source.Columns = 1
+    return source
+
+
+def _enhanced_source(header: Dataset, grid: SliceGrid, thickness_mm: float) -> Dataset:
+    source = _source(header, grid)
+    shared = Dataset()
+    shared.PlaneOrientationSequence = PlaneOrientationSequence("PATIENT", grid.image_orientation_patient)
+    shared.PixelMeasuresSequence = PixelMeasuresSequence(grid.pixel_spacing_mm, thickness_mm)
+    source.SharedFunctionalGroupsSequence = [shared]
+    frames = []
+    for position in grid.positions_mm.tolist():
+        frame = Dataset()
+        frame.PlanePositionSequence = PlanePositionSequence("PATIENT", position)
+        frames.append(frame)
+    source.PerFrameFunctionalGroupsSequence = frames
+    source.NumberOfFrames = len(frames)
+    return source
+
+
+def _description(segment: Segment, report: Report) -> SegmentDescription:
+    finding = segment.finding
+    kind = codes.KIND_CODES[FindingKind(finding.kind)]
+    is_organ = FindingKind(finding.kind) in _ORGAN_KINDS
+    is_device = finding.kind == FindingKind.MEDICAL_DEVICE
+    category = codes.ANATOMICAL_STRUCTURE if is_organ else codes.ABNORMAL_STRUCTURE
+    description = SegmentDescription(
+        segment_number=segment.number,
+        segment_label=finding_title(finding),
+        segmented_property_category=_concept(codes.PHYSICAL_OBJECT if is_device else category),
+        segmented_property_type=_concept(kind.site if is_organ else kind.finding),
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=AlgorithmIdentificationSequence(
+            name=report.model.name,
+            family=_concept(codes.ARTIFICIAL_INTELLIGENCE),
+            version=f"{report.model.version} / {report.software_version}",
+            source=MANUFACTURER,
+        ),
+        tracking_uid=finding.tracking_uid,
+        tracking_id=tracking_identifier(finding),
+        anatomic_regions=[_concept(kind.site)],
+        display_color=CIELabColor.from_rgb(*_COLOURS[(segment.number - 1) % len(_COLOURS)]),
+    )
+    if finding.laterality is not None:
+        side = _concept(codes.LATERALITY_CODES[Laterality(finding.laterality)])
+        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [side]
+    return description
+
+
+def tracking_identifier(finding: ReportedFinding) -> str:
+    """What a person may read in place of the tracking UID: "finding:pulmonary_nodule:2"."""
+    return f"finding:{finding.kind}" if finding.lesion is None else f"finding:{finding.kind}:{finding.lesion}"
+
+
+def _concept(entry: CodeEntry) -> CodedConcept:
+    return CodedConcept(entry.value, entry.scheme, entry.meaning)
+
+
+def _overlap(segments: Sequence[Segment]) -> bool:
+    return any(_shared_voxel(a.outlined, b.outlined) for a, b in combinations(segments, 2))
+
+
+def _shared_voxel(a: Outlined, b: Outlined) -> bool:
+    common = [slice(max(s.start, t.start), min(s.stop, t.stop)) for s, t in zip(a.box, b.box, strict=True)]
+    if any(s.start >= s.stop for s in common):
+        return False
+    inside = [
+        o.mask[tuple(slice(s.start - t.start, s.stop - t.start) for s, t in zip(common, o.box, strict=True))]
+        for o in (a, b)
+    ]
+    return bool((inside[0] & inside[1]).any())
+
+
+def _frames(ds: Dataset, grid: SliceGrid) -> Iterator[tuple[Dataset, int]]:
+    """Each frame's functional groups with the index of the slice that it lies in."""
+    by_uid = {uid: z for z, uid in enumerate(grid.sop_instance_uids)}
+    for frame in ds.PerFrameFunctionalGroupsSequence:
+        source = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        number = source.get("ReferencedFrameNumber")
+        yield frame, by_uid[source.ReferencedSOPInstanceUID] if number is None else int(number) - 1
+
+
+def _put_pixels_in(ds: Dataset, grid: SliceGrid, segments: Sequence[Segment]) -> None:
+    """The masks in the order of the frames; bits run on over the borders of frames and bytes (PS3.5 8.1.1)."""
+    ds.Rows, ds.Columns = grid.rows, grid.columns
+    by_number = {segment.number: segment.outlined for segment in segments}
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    size = grid.rows * grid.columns
+    bits = np.zeros(-(-int(ds.NumberOfFrames) * size // 16) * 16, np.bool_)
+    for n, (frame, z) in enumerate(_frames(ds, grid)):
+        # A single segment is said once, for all frames.
+        groups = frame if "SegmentIdentificationSequence" in frame else shared
+        number = int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        bits[n * size : (n + 1) * size] = by_number[number].plane(z, (grid.rows, grid.columns)).ravel()
+    ds.PixelData = np.packbits(bits, bitorder="little").tobytes()
+
+
+def _name_frames(ds: Dataset, grid: SliceGrid) -> None:
+    """Frame numbers of an Enhanced CT as they are in the source, which may hold frames that were not analysed."""
+    for frame, z in tuple(_frames(ds, grid)):
+        if grid.frame_numbers[z] is not None:
+            frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = grid.frame_numbers[z]
