@@ -380,7 +380,7 @@ def show_model(
         for row in kind.rows:
             rates = f"sensitivity {row.sensitivity}, specificity {row.specificity}, AUROC {row.auroc}"
             out.print(f"  {row.trial.data}: {row.trial.positive} with, {row.trial.negative} without; {rates}")
-            for line in (*row.agreement, *filter(None, (row.lesions,))):
+            for line in row.details:
                 out.print(f"    {line}")
     out.print(f"Intervals are of 95 %. {_RESEARCH}")
 

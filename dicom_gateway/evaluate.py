@@ -272,7 +272,13 @@ def _evaluated(case: Case, key: str, detector: Detector, on_stage: OnStage) -> R
         update={
             "outcome": "evaluated",
             "acquisition": _with_contrast(scan.acquisition, detection),
-            "answers": read_answers(scan.truth, detection.findings, scan.volume, scan.masks),
+            "answers": read_answers(
+                scan.truth,
+                detection.findings,
+                scan.volume,
+                scan.masks,
+                np.asarray((scan.lungs.left | scan.lungs.right).any(axis=(1, 2))),
+            ),
         }
     )
 

@@ -1,12 +1,13 @@
 """What is known about each answer of a model, for the command line and the evidence page."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from dicom_gateway.report.wording import KIND_NAMES, QUANTITY_NAMES
 from models.evaluation.card import with_interval
 from models.findings import FindingKind, Quantity
-from models.manifest import Agreement, Evidence, LesionTrial, ModelManifest, Trial
+from models.manifest import Agreement, Evidence, LesionTrial, ModelManifest, SliceTrial, Trial
 
 KindStatus = Literal["answered", "withheld", "not assessed"]
 
@@ -19,8 +20,7 @@ class KnownRow:
     sensitivity: str
     specificity: str
     auroc: str
-    agreement: tuple[str, ...]
-    lesions: str | None
+    details: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +66,29 @@ def _row(trial: Trial) -> KnownRow:
         sensitivity=with_interval(trial.sensitivity, trial.sensitivity_interval),
         specificity=with_interval(trial.specificity, trial.specificity_interval),
         auroc=with_interval(trial.auroc, trial.auroc_interval),
-        agreement=tuple(map(_agreement, trial.agreement)),
-        lesions=_lesions(trial.lesions) if trial.lesions else None,
+        details=tuple(_details(trial)),
     )
+
+
+def _details(trial: Trial) -> Iterator[str]:
+    yield from map(_agreement, trial.agreement)
+    if trial.lesions:
+        yield _lesions(trial.lesions)
+    if trial.outlines:
+        one = trial.outlines
+        yield f"outlines: mean Dice {one.mean_dice:.2f}, least {one.least_dice:.2f}, n = {one.n}"
+    if trial.slices:
+        yield _slices(trial.slices)
 
 
 def _lesions(one: LesionTrial) -> str:
     return f"{one.found} of {one.lesions} lesions found, {one.false_per_study:.1f} false ones a study"
+
+
+def _slices(one: SliceTrial) -> str:
+    sensitivity, specificity = (with_interval(rate, None) for rate in (one.sensitivity, one.specificity))
+    counts = f"{one.positive} slices with and {one.negative} without"
+    return f"{counts}: sensitivity {sensitivity}, specificity {specificity}"
 
 
 def _agreement(one: Agreement) -> str:

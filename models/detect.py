@@ -46,7 +46,8 @@ from models.measure import (
     volume_mm3,
 )
 from models.measured import RULES
-from models.nodules.detector import Judge, Nodule, judge_candidates, outline_nodules
+from models.nodules.detector import Judge, Nodule, described, judge_candidates, outline_nodules
+from models.nodules.outline import type_of
 from models.session import HeadOutputs, ModelSession
 
 # %LAA-950 above 5 is the usual definition of emphysema on CT (COPDGene: Castaldi et al., Thorax 2014;69:415).
@@ -56,10 +57,20 @@ EMPHYSEMA_ABSENT_LAA_PERCENT = 3.0
 _SOLID_BORDER_HU = -400
 _MAXIMUM_LESIONS = 10
 _SEEN_LUNG_ML = 100.0
+# A ball of 15 mm, six voxels of the network's grid: what is smaller is left to the network for nodules.
+_SMALLEST_MASS_ML = 1.8
+_LARGEST_NODULE_MM = 30.0
+# Short over long axis: what is slimmer is collapsed lung or a fissure.
+_LEAST_COMPACT = 0.4
+# Lung that a pleural effusion compresses is a rim of about this width.
+_LINING_MM = 10.0
+_LINING_SHARE = 0.7
 _NETWORK_METHOD = "network"
 _UNFAMILIAR = "the image is unlike those the model knows"
 _PER_SIDE_KINDS = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 _FOCAL_KINDS = (FindingKind.PULMONARY_NODULE,)
+_OPACITIES = (FindingKind.CONSOLIDATION, FindingKind.GROUND_GLASS_OPACITY)
+_LIKE_COMPRESSED_LUNG = (*_OPACITIES, FindingKind.PULMONARY_NODULE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -233,6 +244,7 @@ class _Reading:
             self._grid.geometry.voxel_volume_mm3,
             _smallest_candidate_ml(kind, point),
         )
+        candidates = self._beside_no_fluid(kind, candidates)
         lesions = self._lesions(kind, candidates, probability, point)
         study_probability = point.probability(float(self._outputs.study_logits[channel]))
         presence, reason = _study_presence(study_probability, bool(lesions), point)
@@ -249,27 +261,72 @@ class _Reading:
         return (study, *parts)
 
     def nodules(self, judge: Judge) -> tuple[Finding, ...]:
-        """What the network for nodules finds at about 1 mm: the answer about the study, then the ten largest."""
+        """What is found at about 1 mm, and the masses of the whole thorax: the study's answer, then the ten largest."""
         kind, network = FindingKind.PULMONARY_NODULE, self._manifest.nodules
         if network is None:
             raise ValueError("this model has no network for nodules")
         judged = judge_candidates(judge, network, self._volume, self._lungs)
         least, cut = network.absent_probability, network.present_probability
-        outlined = outline_nodules(self._volume, self._lungs, judged, least, network.minimum_diameter_mm)
-        sure = [nodule for nodule in outlined if nodule.probability >= cut]
+        masses, mass_cut = self._masses()
+        small = outline_nodules(self._volume, self._lungs, judged, least, network.minimum_diameter_mm)
+        small = tuple(nodule for nodule in small if not any(_is_within(nodule.region, m.region) for m in masses))
+        sure = [*(m for m in masses if m.probability >= mass_cut), *(n for n in small if n.probability >= cut)]
+        outlined = (*masses, *small)
         presence, reason = Presence.PRESENT if sure else Presence.ABSENT, None
         if self.quality():
             presence, reason = Presence.INDETERMINATE, _UNFAMILIAR
         elif outlined and not sure:
             presence, reason = Presence.INDETERMINATE, "what was found may be a nodule or a vessel"
         parts = tuple(
-            self._nodule_finding(presence, n, nodule, cut) for n, nodule in enumerate(sure[:_MAXIMUM_LESIONS], start=1)
+            self._nodule_finding(presence, n, nodule, mass_cut if nodule in masses else cut)
+            for n, nodule in enumerate(sure[:_MAXIMUM_LESIONS], start=1)
         )
         if len(sure) > len(parts):
             reason = "; ".join(filter(None, (reason, f"the {len(parts)} largest of {len(sure)} are described")))
-        probability = max((nodule.probability for nodule in outlined), default=0.0)
-        study = self._study_finding(kind, presence, reason, probability, cut, parts, len(sure))
+        surest = max(sure or outlined, key=lambda nodule: nodule.probability, default=None)
+        probability = surest.probability if surest else 0.0
+        study_cut = mass_cut if surest in masses else cut
+        study = self._study_finding(kind, presence, reason, probability, study_cut, parts, len(sure))
         return (study, *parts)
+
+    def _beside_no_fluid(self, kind: FindingKind, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """Without the rim of an effusion: lung compressed by fluid is as dense as an opacity or a mass."""
+        effusion = FindingKind.PLEURAL_EFFUSION
+        if kind not in _LIKE_COMPRESSED_LUNG or effusion not in self._manifest.lesions or not candidates:
+            return tuple(candidates)
+        point = self._manifest.operating_points[effusion]
+        channel = self._manifest.lesions.index(effusion)
+        if point.probability(float(self._outputs.study_logits[channel])) < point.present_probability:
+            return tuple(candidates)
+        fluid = self._outputs.lesions[channel] >= point.voxel_threshold
+        reach = round(_LINING_MM / self._grid.geometry.spacing_mm[0])
+        near = ndimage.distance_transform_cdt(~fluid, "chessboard") <= reach
+        return tuple(c for c in candidates if near[c.box][c.mask].mean() < _LINING_SHARE)
+
+    def _masses(self) -> tuple[tuple[Nodule, ...], float]:
+        """Masses by the network for lesions, with the study's score for each, and from which score on they are present.
+
+        Too large for the patches of the network for nodules. An unstable score is held to be none.
+        """
+        kind = FindingKind.PULMONARY_NODULE
+        point, channel = self._manifest.operating_points[kind], self._manifest.lesions.index(kind)
+        score = point.probability(float(self._outputs.study_logits[channel]))
+        if score < point.absent_probability:
+            return (), point.present_probability
+        if self._doubt(channel, point) is not None:
+            score = min(score, point.absent_probability)
+        probability = self._outputs.lesions[channel]
+        voxel_mm3 = self._grid.geometry.voxel_volume_mm3
+        candidates = lesion_candidates(probability, point.voxel_threshold, voxel_mm3, _SMALLEST_MASS_ML)
+        candidates = self._beside_no_fluid(kind, candidates)
+        regions = (self._source_region(kind, (c,), probability, point.voxel_threshold) for c in candidates)
+        masses = (
+            described(self._volume, region, score, type_of(self._volume, region.box, region.mask))
+            for region in regions
+            if region is not None
+        )
+        compact = tuple(mass for mass in masses if mass.short_axis_mm >= _LEAST_COMPACT * mass.long_axis_mm)
+        return compact, point.present_probability
 
     def _nodule_finding(self, presence: Presence, number: int, nodule: Nodule, cut: float) -> Finding:
         kind = FindingKind.PULMONARY_NODULE
@@ -285,7 +342,7 @@ class _Reading:
             probability=nodule.probability,
             operating_point=cut,
             laterality=side,
-            site=f"{self._site(kind, side, nodule.region)}, {nodule.type}",
+            site=f"{self._site(kind, side, nodule.region)}, {_words(nodule)}",
             lesion=number,
             measurements=self._measurements(kind, nodule.region),
             region=nodule.region,
@@ -305,7 +362,7 @@ class _Reading:
             return _UNFAMILIAR
         low, high = sorted(point.probability(float(look.study_logits[channel])) for look in self._looks)
         if high - low > MAXIMUM_SPREAD:
-            return f"the score is not stable: {low:.2f} and {high:.2f} when the image is moved by half a voxel"
+            return f"the score is not stable: {low:.2f} and {high:.2f} when the image is moved by one voxel"
         return None
 
     def quality(self) -> tuple[QualityIssue, ...]:
@@ -433,7 +490,7 @@ class _Reading:
             return (Measurement(quantity=Quantity.LESION_COUNT, value=float(count), unit="1"),)
         ml = sum(_size(lesion) for lesion in lesions)
         total = Measurement(quantity=Quantity.VOLUME, value=ml, unit="ml")
-        if kind not in (FindingKind.CONSOLIDATION, FindingKind.GROUND_GLASS_OPACITY):
+        if kind not in _OPACITIES:
             return (total,)
         percent = 100.0 * ml / max(self._lung_space_ml(), ml)
         return (total, Measurement(quantity=Quantity.FRACTION_OF_LUNG, value=percent, unit="%"))
@@ -482,6 +539,25 @@ class _Lesion:
     side: Laterality | None
     peak: float
     region: Region
+
+
+def _words(nodule: Nodule) -> str:
+    """Its type; above 30 mm it is a mass (Fleischner Society glossary, Radiology 2008;246:697)."""
+    return f"{nodule.type} mass" if nodule.mean_diameter_mm > _LARGEST_NODULE_MM else nodule.type.value
+
+
+def _is_within(region: Region, other: Region) -> bool:
+    """Whether most of a region lies in another; both on the source grid."""
+    shared = tuple(
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(region.box, other.box, strict=True)
+    )
+    if any(part.stop <= part.start for part in shared):
+        return False
+
+    def cut(one: Region) -> npt.NDArray[np.bool_]:
+        return one.mask[tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(shared, one.box, strict=True))]
+
+    return bool((cut(region) & cut(other)).sum() > 0.5 * region.mask.sum())
 
 
 def _size(finding: Finding) -> float:

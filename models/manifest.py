@@ -87,6 +87,24 @@ class LesionTrial(_Record):
     competition_metric: Probability | None = None
 
 
+class OutlineTrial(_Record):
+    """Overlap with known outlines: how many studies, mean and least Dice coefficient."""
+
+    n: Count
+    mean_dice: Probability
+    least_dice: Probability
+
+
+class SliceTrial(_Record):
+    """Slices through the lungs whose label is known: those with the finding that its outline reaches, those without
+    that it leaves alone. Neighbouring slices are alike, so there is no interval."""
+
+    positive: Count
+    negative: Count
+    sensitivity: Probability | None
+    specificity: Probability | None
+
+
 class Trial(_Record):
     """One measured row of evidence. Counts are studies that got an answer; rates are None where there were none.
 
@@ -109,6 +127,8 @@ class Trial(_Record):
     not_assessed: Count = 0
     agreement: tuple[Agreement, ...] = ()
     lesions: LesionTrial | None = None
+    outlines: OutlineTrial | None = None
+    slices: SliceTrial | None = None
 
 
 class Evidence(_Record):

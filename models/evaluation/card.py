@@ -30,7 +30,7 @@ def tables(manifest: ModelManifest) -> str:
     ]
     for kind, evidence in manifest.evidence.items():
         lines += [f"| {kind.value} | {evidence.grade.value} | {_row(trial)} |" for trial in evidence.trials]
-    lines += _agreement_table(manifest) + _lesion_table(manifest)
+    lines += _agreement_table(manifest) + _lesion_table(manifest) + _outline_table(manifest) + _slice_table(manifest)
     lines += [
         "",
         "| kind | voxel threshold | smallest volume (ml) | present from | absent below | temperature | bias |",
@@ -92,6 +92,29 @@ def _lesion_table(manifest: ModelManifest) -> list[str]:
     ]
     header = "| kind | measured on | lesions found | false ones a study | mean sensitivity at 1/8 to 8 false ones |"
     return ["", header, "|---|---|--:|--:|--:|", *rows] if rows else []
+
+
+def _outline_table(manifest: ModelManifest) -> list[str]:
+    rows = [
+        f"| {kind.value} | {trial.data} | {one.n} | {one.mean_dice:.2f} | {one.least_dice:.2f} |"
+        for kind, evidence in manifest.evidence.items()
+        for trial in evidence.trials
+        if (one := trial.outlines) is not None
+    ]
+    header = "| kind | measured on | outlines | mean Dice | least Dice |"
+    return ["", header, "|---|---|--:|--:|--:|", *rows] if rows else []
+
+
+def _slice_table(manifest: ModelManifest) -> list[str]:
+    rows = [
+        f"| {kind.value} | {trial.data} | {one.positive} | {one.negative} | {with_interval(one.sensitivity, None)} "
+        f"| {with_interval(one.specificity, None)} |"
+        for kind, evidence in manifest.evidence.items()
+        for trial in evidence.trials
+        if (one := trial.slices) is not None
+    ]
+    header = "| kind | measured on | slices with | slices without | sensitivity | specificity |"
+    return ["", header, "|---|---|--:|--:|--:|--:|", *rows] if rows else []
 
 
 def main() -> None:

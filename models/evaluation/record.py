@@ -51,12 +51,21 @@ class Description(_Record):
     hit: bool
 
 
+class SliceCounts(_Record):
+    """Slices through the lungs: with the finding, those of them that were outlined; without it, those left alone."""
+
+    positive: int
+    found: int
+    negative: int
+    clean: int
+
+
 class Answer(_Record):
     """What was said about one kind of one study beside what is true.
 
     `probability` is calibrated, None where no network stands behind the answer; `score` ranks studies, None where the
     answer has neither a probability nor a measurement to rank by. `dice` where a mask is known; `key_slice_right`
-    where the positive slices are. `lesions` counts the true lesions, None where they are not known.
+    and `slices` where the positive slices are. `lesions` counts the true lesions, None where they are not known.
     """
 
     kind: FindingKind
@@ -68,6 +77,7 @@ class Answer(_Record):
     pairs: tuple[Pair, ...] = ()
     dice: float | None = None
     key_slice_right: bool | None = None
+    slices: SliceCounts | None = None
     lesions: int | None = None
     descriptions: tuple[Description, ...] = ()
 
@@ -101,10 +111,14 @@ def read_answers(
     findings: Sequence[Finding],
     volume: Volume,
     masks: Mapping[FindingKind, npt.NDArray[np.bool_]],
+    lung_slices: npt.NDArray[np.bool_],
 ) -> tuple[Answer, ...]:
-    """One answer per kind. `masks` are true outlines on the volume's grid, (slice, row, column)."""
+    """One answer per kind. `masks` are true outlines on the volume's grid, (slice, row, column).
+
+    `lung_slices` says of each slice whether it shows lung: others cannot be wrong and are not counted.
+    """
     return tuple(
-        _answer(kind, truth.of(kind), [f for f in findings if f.kind is kind], volume, masks.get(kind))
+        _answer(kind, truth.of(kind), [f for f in findings if f.kind is kind], volume, masks.get(kind), lung_slices)
         for kind in FindingKind
     )
 
@@ -115,6 +129,7 @@ def _answer(
     found: Sequence[Finding],
     volume: Volume,
     mask: npt.NDArray[np.bool_] | None,
+    lung_slices: npt.NDArray[np.bool_],
 ) -> Answer:
     study = next(f for f in found if f.lesion is None)
     parts = [f for f in found if f.lesion is not None]
@@ -122,9 +137,11 @@ def _answer(
     if truth.lesions or truth.presence == "absent":
         lesions = len(truth.lesions)
     descriptions, axes = _match(parts, truth.lesions) if lesions is not None else ((), ())
-    right = None
+    right = slices = None
     if truth.positive_slices and study.region is not None:
         right = _from_feet(study.region.key_slice, volume) in truth.positive_slices
+    if truth.positive_slices and study.presence is not Presence.NOT_ASSESSED:
+        slices = _slices(parts or [study], truth.positive_slices, volume, lung_slices)
     known = truth.measurements
     if mask is not None and not any(m.quantity is Quantity.VOLUME for m in known):
         outlined_ml = float(mask.sum()) * volume.geometry.voxel_volume_mm3 / 1000
@@ -139,6 +156,7 @@ def _answer(
         pairs=(*_pairs(study, parts, known), *axes),
         dice=None if mask is None else _dice(parts or [study], mask),
         key_slice_right=right,
+        slices=slices,
         lesions=lesions,
         descriptions=descriptions,
     )
@@ -238,6 +256,27 @@ def _dice(parts: Sequence[Finding], mask: npt.NDArray[np.bool_]) -> float | None
             found[part.region.box] |= part.region.mask
     total = int(mask.sum()) + int(found.sum())
     return 2.0 * int((mask & found).sum()) / total if total else None
+
+
+def _slices(
+    parts: Sequence[Finding],
+    positive_slices: Sequence[int],
+    volume: Volume,
+    lung_slices: npt.NDArray[np.bool_],
+) -> SliceCounts:
+    count = volume.hu.shape[0]
+    outlined = np.zeros(count, dtype=bool)
+    for part in parts:
+        if part.region is not None:
+            outlined[part.region.box[0]] |= part.region.mask.any(axis=(1, 2))
+    positive = np.isin([_from_feet(n, volume) for n in range(count)], positive_slices)
+    with_finding, without = positive & lung_slices, ~positive & lung_slices
+    return SliceCounts(
+        positive=int(with_finding.sum()),
+        found=int((with_finding & outlined).sum()),
+        negative=int(without.sum()),
+        clean=int((without & ~outlined).sum()),
+    )
 
 
 def _from_feet(index: int, volume: Volume) -> int:

@@ -16,7 +16,7 @@ from models.evaluation.statistics import (
     wilson,
 )
 from models.findings import FindingKind, Presence
-from models.manifest import Agreement, LesionTrial, Trial
+from models.manifest import Agreement, LesionTrial, OutlineTrial, SliceTrial, Trial
 
 REAL_UNSEEN = "real CT, not trained on"
 REAL_SEEN = "real CT, trained on as background"
@@ -90,6 +90,8 @@ def trial(kind: FindingKind, data: str, records: Sequence[Record]) -> Trial | No
         not_assessed=len(known) - len(given),
         agreement=agreements(given),
         lesions=_lesion_trial(given),
+        outlines=_outline_trial(given),
+        slices=_slice_trial(given),
         note=_named(kind, records),
     )
 
@@ -167,6 +169,24 @@ def _lesion_trial(answers: Sequence[Answer]) -> LesionTrial | None:
         found=sum(d.hit for d in described),
         false_per_study=sum(not d.hit for d in described) / len(known),
         competition_metric=curve.competition_metric,
+    )
+
+
+def _outline_trial(answers: Iterable[Answer]) -> OutlineTrial | None:
+    dice = [a.dice for a in answers if a.dice is not None and a.truth == "present"]
+    return OutlineTrial(n=len(dice), mean_dice=sum(dice) / len(dice), least_dice=min(dice)) if dice else None
+
+
+def _slice_trial(answers: Iterable[Answer]) -> SliceTrial | None:
+    counted = [a.slices for a in answers if a.slices is not None]
+    if not counted:
+        return None
+    positive, negative = sum(c.positive for c in counted), sum(c.negative for c in counted)
+    return SliceTrial(
+        positive=positive,
+        negative=negative,
+        sensitivity=sum(c.found for c in counted) / positive if positive else None,
+        specificity=sum(c.clean for c in counted) / negative if negative else None,
     )
 
 

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity
-from models.measured.outline import Outline, not_assessed, outline_of, slice_region
+from models.measured.outline import Outline, not_assessed, opened, outline_of, slice_region
 from models.measured.tube import Sections, Skeleton, measure_sections
 
 FloatArray = npt.NDArray[np.float64]
@@ -150,15 +149,7 @@ def _without_branches(mask: Mask, spacing_mm: float) -> Mask:
     depth = ndimage.distance_transform_edt(part) * spacing_mm
     low = depth[1 : 1 + max(1, len(depth) // 3)]
     radius = _BRANCH_SHARE * float(np.percentile(low[low > 0], 95)) if (low > 0).any() else 0.0
-    core = depth > radius
-    if not core.any():
-        return mask
-    opened = part & (ndimage.distance_transform_edt(~core) * spacing_mm <= radius)
-    pieces = cc3d.connected_components(opened, connectivity=6)
-    largest = int(np.argmax(np.bincount(pieces.ravel())[1:])) + 1
-    result = np.zeros_like(mask)
-    result[bounds] = (pieces == largest)[1:-1, 1:-1, 1:-1]
-    return result
+    return opened(mask, spacing_mm, radius)
 
 
 def _centreline(anatomy: Anatomy, mask: Mask) -> FloatArray | None:

@@ -7,7 +7,7 @@ from imaging.geometry import Point
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity, Region
 from models.measure import region_of
-from models.measured.outline import Box, Outline, not_assessed, outline_of
+from models.measured.outline import Box, Outline, not_assessed, opened, outline_of
 
 Mask = npt.NDArray[np.bool_]
 
@@ -23,6 +23,8 @@ _LEAST_OUTLINED = 0.8
 # A border this thin in a slice is a stray of the outline, not the organ.
 _LEAST_DEPTH_MM = 7.5
 _LARGEST_CUT = 0.35
+# The outline follows vessels into the hila, above all with contrast; none of them holds a ball of this radius.
+_VESSEL_RADIUS_MM = 12.0
 
 
 def cardiomegaly(anatomy: Anatomy) -> tuple[Finding, ...]:
@@ -32,7 +34,8 @@ def cardiomegaly(anatomy: Anatomy) -> tuple[Finding, ...]:
     fault = heart_fault(anatomy, heart)
     if fault:
         return (not_assessed(anatomy, kind, fault),)
-    key, heart_mm = _widest(heart.mask, anatomy.grid.geometry.spacing_mm)
+    body = opened(heart.mask, anatomy.grid.geometry.spacing_mm[0], _VESSEL_RADIUS_MM)
+    key, heart_mm = _widest(body, anatomy.grid.geometry.spacing_mm)
     _, thorax_mm = _widest(anatomy.mask("lung_left", "lung_right"), anatomy.grid.geometry.spacing_mm)
     fault = _lung_fault(anatomy) or _width_fault(heart_mm, thorax_mm)
     if fault:
@@ -45,8 +48,8 @@ def cardiomegaly(anatomy: Anatomy) -> tuple[Finding, ...]:
             presence=presence,
             tracking_uid=anatomy.tracking_uid(kind),
             evidence_grade=None,
-            method="greatest transverse width of the network's heart outline in one axial slice over that of the inner "
-            f"thorax; present from {ENLARGED_RATIO:g}",
+            method="greatest transverse width of the network's heart outline, without its vessels, in one axial slice "
+            f"over that of the inner thorax; present from {ENLARGED_RATIO:g}",
             reason=reason,
             site="heart",
             measurements=(
@@ -55,7 +58,7 @@ def cardiomegaly(anatomy: Anatomy) -> tuple[Finding, ...]:
                 Measurement(quantity=Quantity.THORAX_WIDTH, value=thorax_mm, unit="mm"),
                 Measurement(quantity=Quantity.VOLUME, value=heart.ml, unit="ml"),
             ),
-            region=_region(anatomy, heart.mask, key),
+            region=_region(anatomy, body, key),
         ),
     )
 

@@ -49,6 +49,23 @@ def outline_of(anatomy: Anatomy, name: str) -> Outline:
     return Outline(mask, float(ml.max()), float(ml.sum() - ml.max()))
 
 
+def opened(mask: Mask, spacing_mm: float, radius_mm: float) -> Mask:
+    """The largest piece of `mask` (isotropic grid) that a ball of this radius can reach; all of it where none fits."""
+    bounds = ndimage.find_objects(mask.astype(np.int8))
+    if not bounds:
+        return mask
+    part = np.pad(mask[bounds[0]], 1)
+    core = ndimage.distance_transform_edt(part) * spacing_mm > radius_mm
+    if not core.any():
+        return mask
+    reached = part & (ndimage.distance_transform_edt(~core) * spacing_mm <= radius_mm)
+    pieces = cc3d.connected_components(reached, connectivity=6)
+    largest = int(np.argmax(np.bincount(pieces.ravel())[1:])) + 1
+    result = np.zeros_like(mask)
+    result[bounds[0]] = (pieces == largest)[1:-1, 1:-1, 1:-1]
+    return result
+
+
 def grown(box: Box, voxels: int, shape: tuple[int, ...]) -> Box:
     """`box` wider by some voxels on each side, within `shape`."""
     z, y, x = (

@@ -1,4 +1,4 @@
-"""Places in the lungs that could be nodules: round bright blobs of 4 to 30 mm at several scales."""
+"""Places in the lungs that could be nodules: round bright blobs of 4 to 45 mm at several scales."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +20,9 @@ PATCH_VOXELS = 24
 COARSE_STEP = 2
 WINDOW_HU = (-1000.0, 400.0)
 _SEARCH_MM = 1.5
-# A Laplacian of Gaussian answers most to a ball of radius sqrt(3) sigma: diameters of about 4 to 31 mm.
+# A Laplacian of Gaussian answers most to a ball of radius sqrt(3) sigma: diameters of about 4 to 45 mm.
 _FINE_SIGMAS_MM = (1.2, 1.8, 2.7)
-_COARSE_SIGMAS_MM = (4.0, 6.0, 9.0)
+_COARSE_SIGMAS_MM = (4.0, 6.0, 9.0, 13.0)
 _CLIP_HU = (-1000.0, 150.0)
 _LUNG_HU = -850.0
 _CLOSING_MM = 10.0

@@ -87,11 +87,10 @@ def _outlined(volume: Volume, lungs: Lungs, centre_mm: Point, judged: Judged, nu
     if found is None or is_vessel(found):
         return None
     region = region_of(found.mask, found.box, volume.geometry)
+    return described(volume, region, float(judged.probabilities[number]), found.type)
+
+
+def described(volume: Volume, region: Region, probability: float, kind: NoduleType) -> Nodule:
+    """A nodule or mass whose outline is known, with its axes."""
     long_mm, short_mm = axial_axes_mm(region, volume.geometry)
-    return Nodule(
-        region=region,
-        probability=float(judged.probabilities[number]),
-        type=found.type,
-        long_axis_mm=long_mm,
-        short_axis_mm=short_mm,
-    )
+    return Nodule(region=region, probability=probability, type=kind, long_axis_mm=long_mm, short_axis_mm=short_mm)

@@ -154,6 +154,12 @@ def _from_mm(
     return np.sqrt(sum(((axis - i) * mm) ** 2 for axis, i, mm in zip(axes, index, spacing, strict=True)))
 
 
+def type_of(volume: Volume, box: Box, mask: Mask) -> NoduleType:
+    """The type of a body that is outlined already; `mask` is the content of `box` on the source grid."""
+    spacing = np.array(volume.geometry.spacing_mm)
+    return _type(ndimage.gaussian_filter(volume.hu[box].astype(np.float32), 0.5 / spacing), mask, spacing)
+
+
 def _type(smooth: npt.NDArray[np.float32], body: Mask, spacing: npt.NDArray[np.float64]) -> NoduleType:
     """By the HU of its inner half, since the rim is partial volume with lung."""
     depth_mm = ndimage.distance_transform_edt(np.pad(body, 1), spacing)[1:-1, 1:-1, 1:-1]

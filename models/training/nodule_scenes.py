@@ -21,6 +21,9 @@ _MARGIN = 12
 _BACKGROUND_HU = -850.0
 SMALLEST_MM = 4.0
 _DRAWN_MM = (3.5, 30.0)
+# Masses are drawn on purpose: otherwise nearly all that is large and dense in a scene is consolidation.
+_MASS_MM = (12.0, 45.0)
+_MASS_SHARE = 0.25
 # A nodule put into a vessel or the wall would be one in name only.
 _LEAST_AERATED = 0.5
 
@@ -97,7 +100,7 @@ def one_lung(host: Host, rng: np.random.Generator) -> Host:
 def make_scene(
     host: Host, shapes: Sequence[Array], count: int, rng: np.random.Generator, *, as_scanned: bool = False
 ) -> Scene:
-    """`count` nodules of 3.5 to 30 mm in the host; other lesions, slice thickness, kernel and noise drawn at random.
+    """`count` nodules of 3.5 to 45 mm in the host; other lesions, slice thickness, kernel and noise drawn at random.
 
     With `as_scanned` the host keeps its own resolution and noise and gets no other lesion.
     """
@@ -132,8 +135,7 @@ def _insert(
     for _ in range(20 * count):
         if len(placed) == count:
             break
-        diameter = float(np.exp(rng.uniform(*np.log(_DRAWN_MM)) - abs(rng.normal(0, 0.35))))
-        diameter = max(diameter, _DRAWN_MM[0])
+        diameter = _diameter_mm(rng)
         kind = rng.random()
         if kind < 0.35:
             allowed = (depths < 0.35 * diameter + 3) & (depths > 0.15 * diameter)
@@ -151,6 +153,12 @@ def _insert(
         if nodule is not None:
             placed.append(nodule)
     return tuple(placed)
+
+
+def _diameter_mm(rng: np.random.Generator) -> float:
+    if rng.random() < _MASS_SHARE:
+        return float(rng.uniform(*_MASS_MM))
+    return max(_DRAWN_MM[0], float(np.exp(rng.uniform(*np.log(_DRAWN_MM)) - abs(rng.normal(0, 0.35)))))
 
 
 def _paint(

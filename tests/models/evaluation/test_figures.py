@@ -11,7 +11,7 @@ from imaging.volume import Volume
 from models.evaluation.card import with_interval
 from models.evaluation.evidence import evidence_of, grade, with_evidence
 from models.evaluation.page import PAGE_NAME, write_page
-from models.evaluation.record import Answer, Record, read_answers
+from models.evaluation.record import Answer, Record, SliceCounts, read_answers
 from models.evaluation.summary import trial
 from models.evaluation.tables import FIGURES_NAME, write_tables
 from models.evaluation.truth import StudyTruth
@@ -28,6 +28,7 @@ from models.findings import (
 from models.manifest import Trial, load_manifest
 
 NODULE, EFFUSION = FindingKind.PULMONARY_NODULE, FindingKind.PLEURAL_EFFUSION
+LUNG_SLICES = np.arange(10) < 8
 MODEL = Path(__file__).parents[3] / "models" / "weights"
 
 
@@ -71,7 +72,7 @@ def every_kind(*findings: Finding) -> list[Finding]:
 def answers(truth: dict[str, object], *findings: Finding, **masks: np.ndarray) -> dict[FindingKind, Answer]:
     known = StudyTruth.model_validate({"name": "s", "source": "made"} | truth)
     outlines = {FindingKind(kind): mask for kind, mask in masks.items()}
-    return {a.kind: a for a in read_answers(known, every_kind(*findings), volume(), outlines)}
+    return {a.kind: a for a in read_answers(known, every_kind(*findings), volume(), outlines, LUNG_SLICES)}
 
 
 def test_descriptions_take_the_nearest_lesion_once() -> None:
@@ -117,6 +118,7 @@ def test_volumes_are_compared_by_side_and_outlines_by_dice() -> None:
     assert [(p.true, p.measured, p.laterality) for p in found.pairs] == [(80.0, 90.0, Laterality.LEFT)]
     assert found.dice == pytest.approx(2 * 32 / (32 + 64))
     assert found.key_slice_right is False
+    assert found.slices == SliceCounts(positive=1, found=0, negative=7, clean=5)
 
 
 def record(name: str, truth: str, presence: Presence, probability: float, **values: object) -> Record:
