@@ -204,6 +204,7 @@ IMAGE_LIBRARY = _dcm("111028", "Image Library")
 IMAGE_LIBRARY_GROUP = _dcm("126200", "Image Library Group")
 SOURCE = _sct("260753009", "Source")
 CENTER = _dcm("111010", "Center")
+LATERALITY = _sct("272741003", "Laterality")
 # CID 7150
 ANATOMICAL_STRUCTURE = _sct("91723000", "Anatomical Structure")
 ABNORMAL_STRUCTURE = _sct("49755003", "Morphologically Abnormal Structure")

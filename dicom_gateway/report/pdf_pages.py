@@ -8,7 +8,6 @@ from typing import Any
 
 from PIL import Image as Picture
 from pydicom.dataset import Dataset
-from pydicom.valuerep import PersonName
 from reportlab.lib.colors import Color, HexColor, white
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
@@ -33,6 +32,7 @@ from dicom_gateway.report.printed import (
     assessed_rows,
     caption,
     origin_lines,
+    person_name,
     quality_counts,
     rejected_lines,
     study_line,
@@ -112,17 +112,6 @@ def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb]) -> 
         canvasmaker=NumberedCanvas,
     )
     return target.getvalue()
-
-
-def person_name(name: PersonName | str) -> str:
-    """A name (PS3.5 6.2.1) as it is read: "Wang XiaoDong (王小东)", or "name unknown"."""
-    groups = []
-    for group in str(name).split("=")[:2]:
-        parts = [part for part in group.split("^") if part]
-        is_ideographic = bool(parts) and all(face is Typeface.IDEOGRAPHS for face, _ in runs("".join(parts)))
-        groups.append(("" if is_ideographic else " ").join(parts))
-    written = [group for group in groups if group]
-    return f"{written[0]} ({written[1]})" if len(written) > 1 else "".join(written) or "name unknown"
 
 
 @cache

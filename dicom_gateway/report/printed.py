@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pydicom.valuerep import PersonName
+
 from dicom_gateway.report.content import Report, ReportedFinding
+from dicom_gateway.report.typefaces import Typeface, runs
 from dicom_gateway.report.wording import (
     PRESENCE_NAMES,
     describe_series,
@@ -43,6 +46,17 @@ class Omitted:
 def written_date(dicom_date: str) -> str:
     """YYYY-MM-DD of a DICOM date, or "date unknown" of an empty one."""
     return f"{dicom_date[:4]}-{dicom_date[4:6]}-{dicom_date[6:]}" if len(dicom_date) == 8 else "date unknown"
+
+
+def person_name(name: PersonName | str) -> str:
+    """A name (PS3.5 6.2.1) as it is read: "Wang XiaoDong (王小东)", or "name unknown"."""
+    groups = []
+    for group in str(name).split("=")[:2]:
+        parts = [part for part in group.split("^") if part]
+        is_ideographic = bool(parts) and all(face is Typeface.IDEOGRAPHS for face, _ in runs("".join(parts)))
+        groups.append(("" if is_ideographic else " ").join(parts))
+    written = [group for group in groups if group]
+    return f"{written[0]} ({written[1]})" if len(written) > 1 else "".join(written) or "name unknown"
 
 
 def study_line(report: Report, study_date: str) -> str:

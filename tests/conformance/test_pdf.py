@@ -10,7 +10,7 @@ from conformance.test_dicom_results import HEADERS, complaints, encoded, tool
 from pydicom import dcmread
 
 from dicom_gateway.report.pdf import encode_pdf
-from dicom_gateway.report.pdf_pages import person_name
+from dicom_gateway.report.printed import person_name
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import format_measurements, format_number
 

@@ -1,0 +1,53 @@
+"""Results to a FHIR server: one transaction by HTTP."""
+
+import re
+from typing import Any
+
+import httpx
+
+from dicom_gateway.errors import PeerRefused, PeerUnreachable
+
+MEDIA_TYPE = "application/fhir+json"
+TIMEOUT_S = 60.0
+# Conflict is two updates at once; the others ask for patience. Of 5xx, 501 and 505 will not change.
+_LATER = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 507})
+_ISSUE_CODE = re.compile(r"[a-z][a-z-]{1,31}")
+
+
+def send(bundle: bytes, url: str, *, bearer_token: str | None = None) -> None:
+    """POST the transaction (JSON, R4) to the server's base `url`; all of it was accepted when this returns.
+
+    Raises PeerUnreachable where another attempt may succeed: no connection, silence, or a status that asks for
+    patience. Raises PeerRefused for every other status, and for an answer that is not that of a transaction. Of the
+    answer only status and coded issue types are told: its texts may quote the patient.
+    """
+    headers = {"Content-Type": MEDIA_TYPE, "Accept": MEDIA_TYPE}
+    if bearer_token is not None:
+        headers["Authorization"] = f"Bearer {bearer_token}"
+    try:
+        response = httpx.post(url, content=bundle, headers=headers, timeout=TIMEOUT_S, follow_redirects=False)
+    except httpx.TransportError as error:
+        raise PeerUnreachable("no connection, or no answer in time") from error
+    if response.status_code in _LATER:
+        raise PeerUnreachable(_told(response))
+    if not response.is_success:
+        raise PeerRefused(_told(response))
+    answer = _json(response)
+    if (answer.get("resourceType"), answer.get("type")) != ("Bundle", "transaction-response"):
+        raise PeerRefused(f"HTTP status {response.status_code}, but not the answer to a FHIR transaction")
+
+
+def _told(response: httpx.Response) -> str:
+    """ "HTTP status 422 (processing)": the issue types are codes of the standard (OperationOutcome.issue.code)."""
+    issues = _json(response).get("issue")
+    found = [issue.get("code") for issue in issues if isinstance(issue, dict)] if isinstance(issues, list) else []
+    codes = dict.fromkeys(code for code in found if isinstance(code, str) and _ISSUE_CODE.fullmatch(code))
+    return f"HTTP status {response.status_code}" + (f" ({', '.join(codes)})" if codes else "")
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    try:
+        answer = response.json()
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}

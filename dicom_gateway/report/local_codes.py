@@ -1,0 +1,22 @@
+"""Codes of our own that tell every kind and every number of a report apart, for systems that match on one code.
+
+The standard's codes do not: "Enlarged" is said of the heart and of the aorta, with the site in another place.
+"""
+
+from dicom_gateway.report.codes import PRIVATE_SCHEME, CodeEntry
+from dicom_gateway.report.content import ReportedMeasurement
+from dicom_gateway.report.wording import KIND_NAMES, QUANTITY_NAMES
+from models.findings import FindingKind, Quantity
+
+
+def kind_code(kind: FindingKind) -> CodeEntry:
+    return CodeEntry(kind.value, PRIVATE_SCHEME, KIND_NAMES[kind])
+
+
+def measurement_code(measurement: ReportedMeasurement) -> CodeEntry:
+    """The quantity, with the side where it is of one side: "lung_volume.left"."""
+    quantity, side = Quantity(measurement.quantity), measurement.laterality
+    name = QUANTITY_NAMES[quantity]
+    if side is None:
+        return CodeEntry(quantity.value, PRIVATE_SCHEME, name)
+    return CodeEntry(f"{quantity.value}.{side}", PRIVATE_SCHEME, f"{side} {name}")
