@@ -90,6 +90,8 @@ def finish(ds: Dataset, report: Report, headers: SourceHeaders, description: str
     ds.InstanceCreationDate, ds.InstanceCreationTime = date, time
     if "DateOfSecondaryCapture" in ds:
         ds.DateOfSecondaryCapture, ds.TimeOfSecondaryCapture = date, time
+    if "PresentationCreationDate" in ds:
+        ds.PresentationCreationDate, ds.PresentationCreationTime = date, time
     for equipment in ds.get("ContributingEquipmentSequence", ()):
         if "ContributionDateTime" in equipment:
             equipment.ContributionDateTime = created.strftime("%Y%m%d%H%M%S%z")

@@ -9,8 +9,12 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from dicom_gateway.report.content import Report
+from dicom_gateway.report.key_image_objects import encode_key_images
+from dicom_gateway.report.key_objects import encode_key_objects
+from dicom_gateway.report.marks import encode_marks
 from dicom_gateway.report.outlines import Outlines, read_outlines
 from dicom_gateway.report.pdf import encode_pdf
+from dicom_gateway.report.presentation import encode_presentation
 from dicom_gateway.report.segmentation import encode_seg
 from dicom_gateway.report.source_headers import read_source_headers
 from dicom_gateway.report.sr import encode_sr
@@ -26,6 +30,10 @@ ENCODERS: Mapping[str, Encoder] = {
     "sr": encode_sr,
     "sc": encode_summary,
     "seg": encode_seg,
+    "marks": encode_marks,
+    "key_images": encode_key_images,
+    "ko": encode_key_objects,
+    "gsps": encode_presentation,
     "pdf": encode_pdf,
     "sr_comprehensive": encode_comprehensive_sr,
     "sr_enhanced": encode_enhanced_sr,

@@ -49,12 +49,14 @@ _DAMAGED = (
 class SliceGrid:
     """The analysed slices in the order of the volume, with the geometry that their own headers state.
 
-    `positions_mm` is (n, 3), ImagePositionPatient, LPS; `frame_numbers` are None but for an Enhanced CT (1-based).
+    `positions_mm` is (n, 3), ImagePositionPatient, LPS; `rescale` (n, 2) slope and intercept to HU; `frame_numbers`
+    are None but for an Enhanced CT (1-based).
     """
 
     sop_instance_uids: tuple[str, ...]
     frame_numbers: tuple[int | None, ...]
     positions_mm: npt.NDArray[np.float64]
+    rescale: npt.NDArray[np.float64]
     image_orientation_patient: tuple[float, ...]
     pixel_spacing_mm: tuple[float, float]
     slice_thickness_mm: float | None
@@ -112,6 +114,7 @@ def outlines_of(findings: Sequence[Finding], slices: Sequence[Slice]) -> Outline
         sop_instance_uids=tuple(s.sop_instance_uid for s in ordered),
         frame_numbers=tuple(s.frame_number for s in ordered),
         positions_mm=np.array([s.image_position_patient for s in ordered], np.float64),
+        rescale=np.array([(s.rescale_slope or 1.0, s.rescale_intercept or 0.0) for s in ordered], np.float64),
         image_orientation_patient=tuple(first.image_orientation_patient or ()),
         pixel_spacing_mm=first.pixel_spacing_mm or (0.0, 0.0),
         slice_thickness_mm=first.slice_thickness_mm,
@@ -147,6 +150,7 @@ def write_outlines(outlines: Outlines) -> bytes:
             "sop_instance_uids": np.array(grid.sop_instance_uids, f"S{_UID_LENGTH}"),
             "frame_numbers": np.array([n or 0 for n in grid.frame_numbers], np.int32),
             "positions_mm": grid.positions_mm,
+            "rescale": grid.rescale,
             "image_orientation_patient": np.array(grid.image_orientation_patient, np.float64),
             "pixel_spacing_mm": np.array(grid.pixel_spacing_mm, np.float64),
             "slice_thickness_mm": np.array(math.nan if grid.slice_thickness_mm is None else grid.slice_thickness_mm),
@@ -203,6 +207,7 @@ def _grid(arrays: Mapping[str, npt.NDArray[np.generic]]) -> SliceGrid:
         sop_instance_uids=uids,
         frame_numbers=tuple(int(n) or None for n in _numbers(arrays["frame_numbers"], (count,))),
         positions_mm=_numbers(arrays["positions_mm"], (count, 3)),
+        rescale=_numbers(arrays["rescale"], (count, 2)),
         image_orientation_patient=tuple(map(float, _numbers(arrays["image_orientation_patient"], (6,)))),
         pixel_spacing_mm=(row_mm, column_mm),
         slice_thickness_mm=None if math.isnan(thickness) else thickness,

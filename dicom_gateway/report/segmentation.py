@@ -13,15 +13,14 @@ from highdicom import AlgorithmIdentificationSequence
 from highdicom.color import CIELabColor
 from highdicom.content import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
-from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_gateway.report import codes
-from dicom_gateway.report.codes import CodeEntry
 from dicom_gateway.report.content import Report, ReportedFinding
 from dicom_gateway.report.instance import MANUFACTURER, finish, instance_arguments, object_uid, private_coding_scheme
 from dicom_gateway.report.outlines import Outlined, SliceGrid
+from dicom_gateway.report.sr_items import concept
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import finding_title
 from models.findings import FindingKind, Laterality
@@ -202,22 +201,22 @@ def _description(segment: Segment, report: Report) -> SegmentDescription:
     description = SegmentDescription(
         segment_number=segment.number,
         segment_label=finding_title(finding),
-        segmented_property_category=_concept(codes.PHYSICAL_OBJECT if is_device else category),
-        segmented_property_type=_concept(kind.site if is_organ else kind.finding),
+        segmented_property_category=concept(codes.PHYSICAL_OBJECT if is_device else category),
+        segmented_property_type=concept(kind.site if is_organ else kind.finding),
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=AlgorithmIdentificationSequence(
             name=report.model.name,
-            family=_concept(codes.ARTIFICIAL_INTELLIGENCE),
+            family=concept(codes.ARTIFICIAL_INTELLIGENCE),
             version=f"{report.model.version} / {report.software_version}",
             source=MANUFACTURER,
         ),
         tracking_uid=finding.tracking_uid,
         tracking_id=tracking_identifier(finding),
-        anatomic_regions=[_concept(kind.site)],
+        anatomic_regions=[concept(kind.site)],
         display_color=CIELabColor.from_rgb(*_COLOURS[(segment.number - 1) % len(_COLOURS)]),
     )
     if finding.laterality is not None:
-        side = _concept(codes.LATERALITY_CODES[Laterality(finding.laterality)])
+        side = concept(codes.LATERALITY_CODES[Laterality(finding.laterality)])
         description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [side]
     return description
 
@@ -225,10 +224,6 @@ def _description(segment: Segment, report: Report) -> SegmentDescription:
 def tracking_identifier(finding: ReportedFinding) -> str:
     """What a person may read in place of the tracking UID: "finding:pulmonary_nodule:2"."""
     return f"finding:{finding.kind}" if finding.lesion is None else f"finding:{finding.kind}:{finding.lesion}"
-
-
-def _concept(entry: CodeEntry) -> CodedConcept:
-    return CodedConcept(entry.value, entry.scheme, entry.meaning)
 
 
 def _overlap(segments: Sequence[Segment]) -> bool:

@@ -1,26 +1,18 @@
 """The report as a Comprehensive 3D SR: TID 1500 with a group for each answer, TID 1411 if segmented, else 1501."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 
 import numpy as np
 from highdicom.sr import (
-    AlgorithmIdentification,
-    CodedConcept,
     Comprehensive3DSR,
     ContainerContentItem,
     ContentItem,
     ContentSequence,
-    DeviceObserverIdentifyingAttributes,
     FindingSite,
     ImageContentItem,
-    LanguageOfContentItemAndDescendants,
     Measurement,
     MeasurementReport,
     MeasurementsAndQualitativeEvaluations,
-    ObservationContext,
-    ObserverContext,
-    QualitativeEvaluation,
     ReferencedSegment,
     RelationshipTypeValues,
     Scoord3DContentItem,
@@ -39,8 +31,6 @@ from dicom_gateway.report.codes import CodeEntry
 from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement
 from dicom_gateway.report.headline import headline
 from dicom_gateway.report.instance import (
-    DEVICE_NAME,
-    MANUFACTURER,
     finish,
     instance_arguments,
     object_uid,
@@ -52,10 +42,18 @@ from dicom_gateway.report.segmentation import (
     segments_by_tracking_uid,
     tracking_identifier,
 )
+from dicom_gateway.report.sr_items import (
+    algorithm_identification,
+    concept,
+    evaluations,
+    finding_site,
+    language,
+    nameless,
+    observation_context,
+)
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import decimals, describe_series, finding_title, place, revision_in_words
-from imaging.uids import derive_uid
-from models.findings import EvidenceGrade, FindingKind, Laterality, Presence, Quantity
+from models.findings import FindingKind, Quantity
 
 SERIES_NUMBER = 9001
 SERIES_DESCRIPTION = "AI chest CT findings (unverified)"
@@ -73,11 +71,8 @@ def encode_sr(result: StoredResult) -> tuple[Dataset]:
     C.17.2): the UID of an earlier revision follows from the images it saw, which a report does not know.
     """
     report, headers = result.report, result.headers
-    # highdicom would copy the name from the first instance, and warns with it in the text if it has one component.
-    nameless = deepcopy(headers.first)
-    nameless.PatientName = ""
     sr = Comprehensive3DSR(
-        evidence=[nameless, *headers.instances[1:], *_segmentations(result)],
+        evidence=[*nameless(headers), *_segmentations(result)],
         content=findings_content(result),
         is_complete=True,
         is_final=False,
@@ -95,43 +90,22 @@ def findings_content(result: StoredResult) -> MeasurementReport:
     by_uid = {str(ds.SOPInstanceUID): ds for ds in result.headers.instances}
     segments = segments_by_tracking_uid(result)
     content = MeasurementReport(
-        observation_context=_observation_context(report),
-        procedure_reported=_concept(codes.CT_CHEST),
+        observation_context=observation_context(report),
+        procedure_reported=concept(codes.CT_CHEST),
         imaging_measurements=[
             _group(finding, report, by_uid, None if finding.lesion is None else segments.get(finding.tracking_uid))
             for finding in report.findings
         ],
-        title=_concept(codes.IMAGING_MEASUREMENT_REPORT),
-        language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(
-            CodedConcept("en-US", "RFC5646", "English (United States)")
-        ),
+        title=concept(codes.IMAGING_MEASUREMENT_REPORT),
+        language_of_content_item_and_descendants=language(),
     )
     _add_sections(content[0].ContentSequence, report, by_uid)
     _separate(content[0])
     return content
 
 
-def _concept(entry: CodeEntry) -> CodedConcept:
-    return CodedConcept(entry.value, entry.scheme, entry.meaning)
-
-
 def _text(name: CodeEntry, value: str) -> TextContentItem:
-    return TextContentItem(name=_concept(name), value=value, relationship_type=_CONTAINS)
-
-
-def _observation_context(report: Report) -> ObservationContext:
-    device = DeviceObserverIdentifyingAttributes(
-        uid=derive_uid("device", report.model.sha256, report.software_version),
-        name=f"{DEVICE_NAME} {report.software_version}",
-        manufacturer_name=MANUFACTURER,
-        model_name=f"{report.model.name} {report.model.version}",
-        serial_number=report.model.sha256,
-    )
-    return ObservationContext(
-        observer_device_context=ObserverContext(
-            observer_type=standard.DCM.Device, observer_identifying_attributes=device
-        )
-    )
+    return TextContentItem(name=concept(name), value=value, relationship_type=_CONTAINS)
 
 
 def _add_sections(root: ContentSequence, report: Report, by_uid: dict[str, Dataset]) -> None:
@@ -155,7 +129,7 @@ def _add_sections(root: ContentSequence, report: Report, by_uid: dict[str, Datas
 def _library_entry(source: Dataset) -> ImageContentItem:
     """TID 1601 without its optional descriptors, which repeat the image's own header."""
     return ImageContentItem(
-        name=_concept(codes.SOURCE),
+        name=concept(codes.SOURCE),
         referenced_sop_class_uid=source.SOPClassUID,
         referenced_sop_instance_uid=source.SOPInstanceUID,
         relationship_type=_CONTAINS,
@@ -171,7 +145,7 @@ def _separate(item: Dataset) -> None:
 
 
 def _container(name: CodeEntry, items: Sequence[ContentItem]) -> ContainerContentItem:
-    container = ContainerContentItem(name=_concept(name), relationship_type=_CONTAINS)
+    container = ContainerContentItem(name=concept(name), relationship_type=_CONTAINS)
     container.ContentSequence = ContentSequence(items)
     return container
 
@@ -218,11 +192,11 @@ def _group(
     image = None if source is None else _source_image(source, finding.key_frame_number)
     common = {
         "tracking_identifier": TrackingIdentifier(uid=finding.tracking_uid, identifier=tracking_identifier(finding)),
-        "finding_type": _concept(codes.KIND_CODES[kind].finding),
-        "finding_sites": [_site(kind, finding.laterality)],
-        "algorithm_id": _algorithm(finding, report),
+        "finding_type": concept(codes.KIND_CODES[kind].finding),
+        "finding_sites": [finding_site(kind, finding.laterality)],
+        "algorithm_id": algorithm_identification(finding, report),
         "measurements": _measurements(finding),
-        "qualitative_evaluations": _evaluations(finding),
+        "qualitative_evaluations": evaluations(finding),
     }
     if segment is None:
         group = MeasurementsAndQualitativeEvaluations(**common, source_images=None if image is None else [image])
@@ -246,6 +220,12 @@ def _group(
     return group
 
 
+def _source_image(source: Dataset, frame_number: int | None) -> SourceImageForMeasurementGroup:
+    return SourceImageForMeasurementGroup(
+        source.SOPClassUID, source.SOPInstanceUID, None if frame_number is None else [frame_number]
+    )
+
+
 def _reference(segment: Segment, report: Report) -> ReferencedSegment:
     """By segment number alone (frame numbers beside it are forbidden, PS3.3 C.17.5.1)."""
     series_instance_uid = report.series_instance_uid
@@ -259,37 +239,13 @@ def _reference(segment: Segment, report: Report) -> ReferencedSegment:
     )
 
 
-def _site(kind: FindingKind, laterality: str | None) -> FindingSite:
-    side = None if laterality is None else _concept(codes.LATERALITY_CODES[Laterality(laterality)])
-    return FindingSite(anatomic_location=_concept(codes.KIND_CODES[kind].site), laterality=side)
-
-
-def _source_image(source: Dataset, frame_number: int | None) -> SourceImageForMeasurementGroup:
-    return SourceImageForMeasurementGroup(
-        source.SOPClassUID, source.SOPInstanceUID, None if frame_number is None else [frame_number]
-    )
-
-
 def _centre(centre_mm: tuple[float, float, float], frame_of_reference_uid: str) -> Scoord3DContentItem:
     return Scoord3DContentItem(
-        name=_concept(codes.CENTER),
+        name=concept(codes.CENTER),
         graphic_type="POINT",
         graphic_data=np.array([centre_mm]),
         frame_of_reference_uid=frame_of_reference_uid,
         relationship_type=_CONTAINS,
-    )
-
-
-def _algorithm(finding: ReportedFinding, report: Report) -> AlgorithmIdentification:
-    parameters = [f"sha256: {report.model.sha256[:12]}"]
-    if finding.operating_point is not None:
-        parameters.append(f"operating point: {finding.operating_point:g}")
-    return AlgorithmIdentification(
-        name=report.model.name,
-        version=f"{report.model.version} / {report.software_version}",
-        family=_concept(codes.ARTIFICIAL_INTELLIGENCE),
-        manufacturer=MANUFACTURER,
-        parameters=parameters,
     )
 
 
@@ -298,9 +254,9 @@ def _measurements(finding: ReportedFinding) -> list[Measurement]:
     items = [_measurement(m, kind) for m in finding.measurements]
     if finding.probability is not None:
         percent = Measurement(
-            name=_concept(codes.CERTAINTY_OF_FINDING),
+            name=concept(codes.CERTAINTY_OF_FINDING),
             value=round(finding.probability * 100, 1),
-            unit=_concept(codes.UNIT_CODES["%"]),
+            unit=concept(codes.UNIT_CODES["%"]),
         )
         items.insert(0, percent)
     return items
@@ -308,24 +264,15 @@ def _measurements(finding: ReportedFinding) -> list[Measurement]:
 
 def _measurement(measurement: ReportedMeasurement, kind: FindingKind) -> Measurement:
     quantity = codes.QUANTITY_CODES[Quantity(measurement.quantity)]
-    sites = [_site(kind, measurement.laterality)] if measurement.laterality else None
+    sites = [finding_site(kind, measurement.laterality)] if measurement.laterality else None
     if quantity.site is not None:
-        sites = [FindingSite(anatomic_location=_concept(quantity.site))]
+        sites = [FindingSite(anatomic_location=concept(quantity.site))]
     units = {str(unit): entry for unit, entry in codes.UNIT_CODES.items()}
     return Measurement(
-        name=_concept(quantity.name),
+        name=concept(quantity.name),
         value=measurement.value if decimals(measurement.unit, measurement.value) else int(measurement.value),
-        unit=_concept(units[measurement.unit]),
-        derivation=quantity.derivation and _concept(quantity.derivation),
-        method=quantity.method and _concept(quantity.method),
+        unit=concept(units[measurement.unit]),
+        derivation=quantity.derivation and concept(quantity.derivation),
+        method=quantity.method and concept(quantity.method),
         finding_sites=sites,
     )
-
-
-def _evaluations(finding: ReportedFinding) -> list[QualitativeEvaluation]:
-    answer = codes.PRESENCE_CODES[Presence(finding.presence)]
-    evaluations = [QualitativeEvaluation(_concept(codes.PRESENCE_OF_PROPERTY), _concept(answer))]
-    if finding.evidence_grade is not None:
-        grade = codes.EVIDENCE_CODES[EvidenceGrade(finding.evidence_grade)]
-        evaluations.append(QualitativeEvaluation(_concept(codes.EVIDENCE_GRADE), _concept(grade)))
-    return evaluations

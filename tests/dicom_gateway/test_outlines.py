@@ -18,6 +18,7 @@ def make_grid(slices: int = 6, rows: int = 9, columns: int = 11, frames: bool = 
         sop_instance_uids=tuple(f"1.2.{i}" for i in range(slices)),
         frame_numbers=tuple(i + 1 if frames else None for i in range(slices)),
         positions_mm=np.array([[-10.25, 3.0, 2.5 * i + 1e-7] for i in range(slices)]),
+        rescale=np.array([[1.0, -1024.0]] * slices),
         image_orientation_patient=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
         pixel_spacing_mm=(0.7, 0.8),
         slice_thickness_mm=None if frames else 3.0,

@@ -1,0 +1,85 @@
+"""Outlines on the key slices as a Comprehensive SR of TID 1410 groups alone, for viewers that draw those.
+
+It is a series of its own: OHIF draws only groups that have coordinates and trips over others. A group has the tracking
+UID of its finding in the findings SR, by which a viewer joins the two; the numbers stand there.
+"""
+
+import numpy as np
+from highdicom.sr import (
+    ComprehensiveSR,
+    ImageRegion,
+    MeasurementReport,
+    PlanarROIMeasurementsAndQualitativeEvaluations,
+    SourceImageForRegion,
+    TrackingIdentifier,
+)
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicom_gateway.report import codes
+from dicom_gateway.report.content import Report
+from dicom_gateway.report.instance import finish, instance_arguments, private_coding_scheme
+from dicom_gateway.report.key_slices import Mark, marks_of
+from dicom_gateway.report.segmentation import tracking_identifier
+from dicom_gateway.report.sr_items import (
+    algorithm_identification,
+    concept,
+    evaluations,
+    finding_site,
+    language,
+    nameless,
+    observation_context,
+)
+from dicom_gateway.report.stored import StoredResult
+from imaging.contour import Polygon
+from models.findings import FindingKind
+
+SERIES_NUMBER = 9004
+SERIES_DESCRIPTION = "AI chest CT marks (unverified)"
+
+
+def encode_marks(result: StoredResult) -> tuple[Dataset, ...]:
+    """Comprehensive SR with a TID 1410 group for each outline on a key slice; none where nothing is outlined.
+
+    A finding of several parts has a group for each, under one tracking UID. Holes are not drawn.
+    """
+    report, headers = result.report, result.headers
+    marks = marks_of(result)
+    if not marks:
+        return ()
+    content = MeasurementReport(
+        observation_context=observation_context(report),
+        procedure_reported=concept(codes.CT_CHEST),
+        imaging_measurements=[_group(mark, polygon, report) for mark in marks for polygon in mark.polygons],
+        title=concept(codes.IMAGING_MEASUREMENT_REPORT),
+        language_of_content_item_and_descendants=language(),
+    )
+    ds = ComprehensiveSR(
+        evidence=nameless(headers),
+        content=content,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        coding_schemes=[private_coding_scheme()],
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        **instance_arguments(report, headers, "MARKS", SERIES_NUMBER),
+    )
+    return (finish(ds, report, headers, SERIES_DESCRIPTION),)
+
+
+def _group(mark: Mark, polygon: Polygon, report: Report) -> PlanarROIMeasurementsAndQualitativeEvaluations:
+    finding, source = mark.finding, mark.source
+    kind = FindingKind(finding.kind)
+    frames = None if mark.frame_number is None else [mark.frame_number]
+    return PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(uid=finding.tracking_uid, identifier=tracking_identifier(finding)),
+        referenced_region=ImageRegion(
+            graphic_type="POLYLINE",
+            graphic_data=polygon.astype(np.float32),
+            source_image=SourceImageForRegion(source.SOPClassUID, source.SOPInstanceUID, frames),
+        ),
+        finding_type=concept(codes.KIND_CODES[kind].finding),
+        finding_sites=[finding_site(kind, finding.laterality)],
+        algorithm_id=algorithm_identification(finding, report),
+        qualitative_evaluations=evaluations(finding),
+    )

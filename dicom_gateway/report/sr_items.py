@@ -1,0 +1,89 @@
+"""Content items that the structured reports of one result share."""
+
+from copy import deepcopy
+
+from highdicom.sr import (
+    AlgorithmIdentification,
+    CodedConcept,
+    DeviceObserverIdentifyingAttributes,
+    FindingSite,
+    LanguageOfContentItemAndDescendants,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+)
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes as standard
+
+from dicom_gateway.report import codes
+from dicom_gateway.report.codes import CodeEntry
+from dicom_gateway.report.content import Report, ReportedFinding
+from dicom_gateway.report.instance import DEVICE_NAME, MANUFACTURER
+from dicom_gateway.report.source_headers import SourceHeaders
+from imaging.uids import derive_uid
+from models.findings import EvidenceGrade, FindingKind, Laterality, Presence
+
+
+def concept(entry: CodeEntry) -> CodedConcept:
+    """The code as a coded concept of highdicom."""
+    return CodedConcept(entry.value, entry.scheme, entry.meaning)
+
+
+def observation_context(report: Report) -> ObservationContext:
+    """Who observed (TID 1001): a device, no person."""
+    return ObservationContext(observer_device_context=device_observer(report))
+
+
+def device_observer(report: Report) -> ObserverContext:
+    """TID 1004: the software with the model, whose UID is that of both together."""
+    attributes = DeviceObserverIdentifyingAttributes(
+        uid=derive_uid("device", report.model.sha256, report.software_version),
+        name=f"{DEVICE_NAME} {report.software_version}",
+        manufacturer_name=MANUFACTURER,
+        model_name=f"{report.model.name} {report.model.version}",
+        serial_number=report.model.sha256,
+    )
+    return ObserverContext(observer_type=standard.DCM.Device, observer_identifying_attributes=attributes)
+
+
+def finding_site(kind: FindingKind, laterality: str | None) -> FindingSite:
+    """The anatomy in which the kind is sought, with its side."""
+    side = None if laterality is None else concept(codes.LATERALITY_CODES[Laterality(laterality)])
+    return FindingSite(anatomic_location=concept(codes.KIND_CODES[kind].site), laterality=side)
+
+
+def algorithm_identification(finding: ReportedFinding, report: Report) -> AlgorithmIdentification:
+    """TID 4019: the model, its version and ours, and what the answer was held against."""
+    parameters = [f"sha256: {report.model.sha256[:12]}"]
+    if finding.operating_point is not None:
+        parameters.append(f"operating point: {finding.operating_point:g}")
+    return AlgorithmIdentification(
+        name=report.model.name,
+        version=f"{report.model.version} / {report.software_version}",
+        family=concept(codes.ARTIFICIAL_INTELLIGENCE),
+        manufacturer=MANUFACTURER,
+        parameters=parameters,
+    )
+
+
+def evaluations(finding: ReportedFinding) -> list[QualitativeEvaluation]:
+    """The answer (CID 240, or ours for what was not assessed) and the grade of its evidence."""
+    answer = codes.PRESENCE_CODES[Presence(finding.presence)]
+    evaluations = [QualitativeEvaluation(concept(codes.PRESENCE_OF_PROPERTY), concept(answer))]
+    if finding.evidence_grade is not None:
+        grade = codes.EVIDENCE_CODES[EvidenceGrade(finding.evidence_grade)]
+        evaluations.append(QualitativeEvaluation(concept(codes.EVIDENCE_GRADE), concept(grade)))
+    return evaluations
+
+
+def language() -> LanguageOfContentItemAndDescendants:
+    """TID 1204: what our sentences are written in."""
+    return LanguageOfContentItemAndDescendants(CodedConcept("en-US", "RFC5646", "English (United States)"))
+
+
+def nameless(headers: SourceHeaders) -> tuple[Dataset, ...]:
+    """The headers as highdicom shall see them: it copies the names from the first and warns with one in the text if it
+    has one component. `instance.finish` names the persons."""
+    first = deepcopy(headers.first)
+    first.PatientName = first.ReferringPhysicianName = ""
+    return (first, *headers.instances[1:])
