@@ -2,6 +2,8 @@
 
 import socket
 
+import hl7
+
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 
 CONNECTION_TIMEOUT_S = 10.0
@@ -11,6 +13,7 @@ _START, _END = b"\x0b", b"\x1c\r"
 _LONGEST_ANSWER_BYTES = 1 << 20
 _ACCEPTED = frozenset({"AA", "CA"})
 _REJECTED = frozenset({"AE", "AR", "CE", "CR"})
+_ERROR_DIGITS = 4
 
 
 def send(message: bytes, host: str, port: int) -> None:
@@ -19,7 +22,7 @@ def send(message: bytes, host: str, port: int) -> None:
     Raises PeerUnreachable without connection or answer, PeerRefused for every other acknowledgement (AE, AR, ...) and
     for an answer that acknowledges something else. Of the answer only its codes are told: texts may quote the patient.
     """
-    control_id = message.split(b"\r", 1)[0].split(b"|")[9]
+    control_id = message.split(b"|", 10)[9].decode()
     try:
         with socket.create_connection((host, port), timeout=CONNECTION_TIMEOUT_S) as connection:
             connection.settimeout(RESPONSE_TIMEOUT_S)
@@ -42,21 +45,24 @@ def _answer(connection: socket.socket) -> bytes:
     return received.removesuffix(_END).removeprefix(_START)
 
 
-def _require_accepted(answer: bytes, control_id: bytes) -> None:
-    """Reads MSA and ERR by the separators that the answer itself declares (MSH-1)."""
-    if not answer.startswith(b"MSH") or len(answer) < 4:
-        raise PeerRefused("the answer is no acknowledgement")
-    segments = [segment.split(answer[3:4]) for segment in answer.split(b"\r")]
-    acknowledged = next((fields for fields in segments if fields[0] == b"MSA" and len(fields) > 2), None)
-    if acknowledged is None:
-        raise PeerRefused("the answer is no acknowledgement")
-    code = acknowledged[1].decode("ascii", errors="replace")
-    if acknowledged[2] != control_id:
+def _require_accepted(answer: bytes, control_id: str) -> None:
+    try:
+        # Latin-1, for its codes are ASCII and its texts may be in any character set.
+        acknowledgement = hl7.parse(answer, encoding="latin-1")
+        code, acknowledged = (str(acknowledgement.segment("MSA")[number]) for number in (1, 2))
+    except (hl7.HL7Exception, LookupError) as error:
+        raise PeerRefused("the answer is no acknowledgement") from error
+    if acknowledged != control_id:
         raise PeerRefused("the answer acknowledges another message")
-    if code in _ACCEPTED:
-        return
-    # ERR-3 (table 0357) is a number such as 204; the text beside it is not told.
-    errors = [fields[3].split(b"^")[0] for fields in segments if fields[0] == b"ERR" and len(fields) > 3]
-    numbers = [error.decode() for error in errors if error.isdigit() and len(error) <= 4]
-    reason = f" (error {', '.join(numbers)})" if numbers else ""
-    raise PeerRefused(f"acknowledgement {code if code in _REJECTED else 'of no known code'}{reason}")
+    if code not in _ACCEPTED:
+        raise PeerRefused(
+            f"acknowledgement {code if code in _REJECTED else 'of no known code'}{_errors(acknowledgement)}"
+        )
+
+
+def _errors(acknowledgement: hl7.Message) -> str:
+    """The numbers of ERR-3 (table 0357), such as 204."""
+    segments = [segment for segment in acknowledgement if str(segment[0]) == "ERR" and len(segment) > 3]
+    numbers = [str(segment[3]).partition("^")[0] for segment in segments]
+    known = [number for number in numbers if number.isdecimal() and len(number) <= _ERROR_DIGITS]
+    return f" (error {', '.join(known)})" if known else ""

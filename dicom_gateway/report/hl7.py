@@ -1,0 +1,173 @@
+"""The report as an HL7 v2.5.1 ORU^R01, for interface engines and hospital information systems.
+
+All observations of one answer have its number in OBX-4; OBX-3 begins with a code of our own that is of one thing only.
+"""
+
+import re
+from collections.abc import Iterator
+
+from hl7 import Message, Segment
+from pydicom.dataset import Dataset
+
+from dicom_gateway.report import codes
+from dicom_gateway.report.codes import CodeEntry
+from dicom_gateway.report.content import Report, ReportedFinding
+from dicom_gateway.report.headline import headline
+from dicom_gateway.report.instance import DEVICE_NAME, object_uid
+from dicom_gateway.report.local_codes import kind_code, measurement_code
+from dicom_gateway.report.stored import StoredResult
+from dicom_gateway.report.wording import decimals, finding_title, place, revision_in_words
+from imaging.uids import derive_uid
+from models.findings import EvidenceGrade, FindingKind, Presence, Quantity
+
+VERSION = "2.5.1"
+
+# 2.7.1 of the standard. Not hl7.Message.escape, which makes hexadecimal sequences of all that is not ASCII.
+_ESCAPES = str.maketrans({"|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\", "\\": "\\E\\"})
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+# Tables 0085, 0123 and 0078: preliminary, cannot be obtained, abnormal.
+_PRELIMINARY, _NOT_OBTAINED, _ABNORMAL = "P", "X", "A"
+_CONTROL_ID_LENGTH = 20
+
+
+def encode_oru(result: StoredResult) -> bytes:
+    """The message in UTF-8 (MSH-18), each segment ending in a carriage return; the same result gives the same bytes.
+
+    A kind that was not assessed has an OBX too, with the status "cannot be obtained" and the reason below it.
+    """
+    report, source = result.report, result.headers.first
+    segments = [_segment("MSH", _header(report)), _segment("PID", _patient(source))]
+    segments.append(_segment("OBR", _request(report, source)))
+    for set_id, (fields, comment) in enumerate(_observations(report), start=1):
+        segments.append(_segment("OBX", {1: str(set_id)} | fields))
+        if comment:
+            segments.append(_segment("NTE", {1: "1", 3: _text(comment)}))
+    return str(Message("\r", segments)).encode()
+
+
+def _segment(name: str, fields: dict[int, str]) -> Segment:
+    """A segment with `fields` by their number, as they are written between the separators."""
+    return Segment("|", [name, *(fields.get(number, "") for number in range(1, max(fields) + 1))])
+
+
+def _text(value: str) -> str:
+    return _CONTROL.sub(" ", value).translate(_ESCAPES)
+
+
+def _components(*values: str) -> str:
+    return "^".join(map(_text, values)).rstrip("^")
+
+
+def _coded(*entries: CodeEntry) -> str:
+    """CE: a code and at most one alternative."""
+    return _components(*(part for entry in entries for part in (entry.value, entry.meaning, entry.scheme)))
+
+
+def _header(report: Report) -> dict[int, str]:
+    identity = int(object_uid(report, "hl7", "ORU").removeprefix("2.25."))
+    return {
+        1: "|",
+        2: "^~\\&",
+        3: DEVICE_NAME.upper(),
+        7: report.created.strftime("%Y%m%d%H%M%S%z"),
+        9: "ORU^R01^ORU_R01",
+        10: f"{identity:032x}"[:_CONTROL_ID_LENGTH],
+        11: "P",
+        12: VERSION,
+        18: "UNICODE UTF-8",
+    }
+
+
+def _patient(source: Dataset) -> dict[int, str]:
+    return {
+        1: "1",
+        3: _components(source.PatientID, "", "", source.get("IssuerOfPatientID", "")) if source.PatientID else "",
+        5: _name(str(source.PatientName)),
+        7: source.PatientBirthDate,
+        8: source.PatientSex,
+    }
+
+
+def _name(dicom_name: str) -> str:
+    """XPN repetitions of a DICOM name: alphabetic, ideographic and phonetic (XPN.8) where it has more than one."""
+    groups = dicom_name.split("=")[:3]
+    repetitions = []
+    for group, representation in zip(groups, "AIP", strict=False):
+        if group:
+            family, given, middle, prefix, suffix = [*group.split("^"), "", "", "", "", ""][:5]
+            names = (family, given, middle, suffix, prefix, "", "L", representation if len(groups) > 1 else "")
+            repetitions.append(_components(*names))
+    return "~".join(repetitions)
+
+
+def _request(report: Report, source: Dataset) -> dict[int, str]:
+    return {
+        1: "1",
+        3: _text(source.AccessionNumber),
+        4: _coded(codes.AI_CHEST_CT, codes.CT_CHEST),
+        7: _study_time(source),
+        # IHE Radiology looks for the accession number here.
+        18: _text(source.AccessionNumber),
+        22: report.created.strftime("%Y%m%d%H%M%S%z"),
+        24: "CT",
+        25: _PRELIMINARY,
+    }
+
+
+def _study_time(source: Dataset) -> str:
+    if not source.StudyDate:
+        return ""
+    time = source.StudyTime.partition(".")[0]
+    if len(time) < 4:
+        return str(source.StudyDate)
+    return f"{source.StudyDate}{time}{source.get('TimezoneOffsetFromUTC', '')}"
+
+
+def _observations(report: Report) -> Iterator[tuple[dict[int, str], str | None]]:
+    """(fields of the OBX, comment below it)"""
+    about = [(codes.STUDY_INSTANCE_UID, report.study_instance_uid), (codes.REVISION, revision_in_words(report))]
+    for entry, words in about:
+        yield _observation("ST", _coded(entry), "", _text(words)), None
+    for number, sentence in enumerate(headline(report), start=1):
+        yield _observation("TX", _coded(codes.IMPRESSION), str(number), _text(sentence)), None
+    yield _observation("TX", _coded(codes.COMMENT), "", _text(report.disclaimer)), None
+    for number, finding in enumerate(report.findings, start=1):
+        yield _answer(finding, report, str(number)), finding.reason
+        for fields in _details(finding, str(number)):
+            yield fields, None
+
+
+def _observation(value_type: str, identifier: str, sub_id: str, value: str, unit: str = "") -> dict[int, str]:
+    return {2: value_type, 3: identifier, 4: sub_id, 5: value, 6: unit, 11: _PRELIMINARY}
+
+
+def _answer(finding: ReportedFinding, report: Report, sub_id: str) -> dict[int, str]:
+    kind, presence = FindingKind(finding.kind), Presence(finding.presence)
+    own = kind_code(kind)
+    titled = CodeEntry(own.value, own.scheme, finding_title(finding))
+    fields = _observation(
+        "CE", _coded(titled, codes.KIND_CODES[kind].finding), sub_id, _coded(codes.PRESENCE_CODES[presence])
+    )
+    fields[8] = _ABNORMAL if presence is Presence.PRESENT else ""
+    fields[11] = _NOT_OBTAINED if presence is Presence.NOT_ASSESSED else _PRELIMINARY
+    fields[17] = _components("", finding.method)
+    device = derive_uid("device", report.model.sha256, report.software_version)
+    fields[18] = _components(f"{report.model.name} {report.model.version}", "", device, "ISO")
+    return fields
+
+
+def _details(finding: ReportedFinding, sub_id: str) -> Iterator[dict[int, str]]:
+    if finding.probability is not None:
+        percent = f"{finding.probability * 100:.1f}"
+        yield _observation("NM", _coded(codes.CERTAINTY_OF_FINDING), sub_id, percent, _coded(codes.UNIT_CODES["%"]))
+    units = {str(unit): entry for unit, entry in codes.UNIT_CODES.items()}
+    for measured in finding.measurements:
+        identifier = _coded(measurement_code(measured), codes.QUANTITY_CODES[Quantity(measured.quantity)].name)
+        value = f"{measured.value:.{decimals(measured.unit, measured.value)}f}"
+        yield _observation("NM", identifier, sub_id, value, _coded(units[measured.unit]))
+    if place(finding):
+        yield _observation("ST", _coded(codes.SITE_IN_WORDS), sub_id, _text(place(finding)))
+    if finding.evidence_grade is not None:
+        grade = codes.EVIDENCE_CODES[EvidenceGrade(finding.evidence_grade)]
+        yield _observation("CE", _coded(codes.EVIDENCE_GRADE), sub_id, _coded(grade))
+    yield _observation("ST", _coded(codes.TRACKING_UID), sub_id, finding.tracking_uid)
