@@ -28,10 +28,11 @@ _LEAST_SURE_SCORE = 10.0
 _LEAST_SURE_WALL_MM3 = 50.0
 _LEAST_WALL_MM3 = 10.0
 _METAL_HU = 2000
-# 130 HU is four times this above blood of 35 HU: in the noisier heart specks of noise would be scored.
-_LARGEST_CORONARY_NOISE_HU = 25.0
-_LARGEST_NOISE_HU = 35.0
+# 130 HU is four times this above blood of 35 HU.
+_LARGEST_NOISE_HU = 25.0
 _NOISE_SIGMAS = 5.0
+# Standard deviation of the smoothing in the slice of a noisier scan, about what a soft kernel would have left out.
+_SMOOTHING_MM = 0.8
 # Every so many voxels along (slice, row, column) are enough to measure noise.
 _SPARSE = (2, 3, 3)
 # In voxels of the network's grid: how far outside the outline calcium may lie, and how near to bone it counts as bone.
@@ -70,7 +71,7 @@ def coronary_artery_calcification(anatomy: Anatomy) -> tuple[Finding, ...]:
     # The left main artery and the start of its branches run beside the pulmonary trunk.
     beside = _dilated(anatomy.mask("pulmonary_trunk"), 1) & _dilated(heart.mask, _TRUNK_MARGIN)
     region = (_dilated(heart.mask, _HEART_MARGIN) | beside) & ~others & ~_deep(heart.mask, anatomy)
-    calcium = find_calcium(anatomy, region, heart.mask, _LARGEST_CORONARY_NOISE_HU)
+    calcium = find_calcium(anatomy, region, heart.mask)
     if isinstance(calcium, str):
         return (not_assessed(anatomy, kind, calcium),)
     score = agatston_score(calcium, anatomy)
@@ -102,7 +103,7 @@ def arterial_wall_calcification(anatomy: Anatomy) -> tuple[Finding, ...]:
     if fault:
         return (not_assessed(anatomy, kind, fault),)
     bones = _dilated(anatomy.mask(*_BONES), _BONE_MARGIN)
-    calcium = find_calcium(anatomy, _dilated(aorta.mask, _AORTA_MARGIN) & ~bones, aorta.mask, _LARGEST_NOISE_HU)
+    calcium = find_calcium(anatomy, _dilated(aorta.mask, _AORTA_MARGIN) & ~bones, aorta.mask)
     if isinstance(calcium, str):
         return (not_assessed(anatomy, kind, calcium),)
     mm3 = _volume_mm3(calcium, anatomy)
@@ -152,18 +153,23 @@ def _scan_fault(anatomy: Anatomy) -> str | None:
     return None
 
 
-def find_calcium(anatomy: Anatomy, region: Mask, organ: Mask, largest_noise_hu: float) -> Calcium | str:
+def find_calcium(anatomy: Anatomy, region: Mask, organ: Mask) -> Calcium | str:
     """What is denser than 130 HU and lies mostly in `region` (network grid); or why none can be told.
 
     Slices much thinner than 3 mm are averaged first, as their noise alone would reach 130 HU; a piece must rise above
-    the noise of the `organ`. Bone that reaches into the region is one large piece with most of it outside.
+    the noise of the `organ`. A noisier scan is smoothed in the slice, which takes the smallest ones away. Bone that
+    reaches into the region is one large piece with most of it outside.
     """
     bounds = ndimage.find_objects(region.astype(np.int8))
     if not bounds:
         return "the outline leaves no place to look for calcium"
     box, hu, averaged = _in_slices(anatomy, anatomy.grid.source_box(grown(bounds[0], 1, region.shape)))
     blood_hu, noise_hu = _tissue(anatomy, organ, hu, box, averaged)
-    if not noise_hu <= largest_noise_hu:
+    if noise_hu > _LARGEST_NOISE_HU:
+        sigma = [0.0, *(_SMOOTHING_MM / mm for mm in anatomy.volume.geometry.spacing_mm[1:])]
+        hu = np.rint(ndimage.gaussian_filter(hu.astype(np.float32), sigma)).astype(np.int16)
+        blood_hu, noise_hu = _tissue(anatomy, organ, hu, box, averaged)
+    if not noise_hu <= _LARGEST_NOISE_HU:
         return f"the noise of {noise_hu:.0f} HU is too high to find calcium"
     mask = hu >= CALCIUM_HU
     dense = np.argwhere(mask)

@@ -23,6 +23,7 @@ _JOINED_MM = 4.0
 _FADED_HU = 1200
 # Electrodes and cables on the skin; what was implanted has skin and fat before it.
 _SKIN_MM = 6.0
+# A vein full of undiluted contrast is as large as a case, but longer.
 _CASE_ML, _CASE_MM = 3.0, (18.0, 90.0)
 _WIRE_MM, _WIRE_SLENDER = 25.0, 6.0
 _MAXIMUM_LISTED = 10
@@ -121,7 +122,7 @@ def _described(mask: Mask, box: Box, mm3: float, anatomy: Anatomy) -> _Metal:
     extent_mm = float(np.linalg.norm(np.ptp(voxels, axis=0)) + min(geometry.spacing_mm))
     # The diameter of a rod of this volume and length: a bent wire is longer than it reaches, so this is no less.
     thickness_mm = 2 * float(np.sqrt(mm3 / extent_mm / np.pi))
-    if mm3 >= 1000 * _CASE_ML and _CASE_MM[0] <= extent_mm:
+    if mm3 >= 1000 * _CASE_ML and _CASE_MM[0] <= extent_mm <= _CASE_MM[1]:
         shape = "case"
     elif extent_mm >= _WIRE_MM and thickness_mm < _WIRE_SLENDER:
         shape = "wire"
