@@ -21,20 +21,38 @@ def send(bundle: bytes, url: str, *, bearer_token: str | None = None) -> None:
     patience. Raises PeerRefused for every other status, and for an answer that is not that of a transaction. Of the
     answer only status and coded issue types are told: its texts may quote the patient.
     """
-    headers = {"Content-Type": MEDIA_TYPE, "Accept": MEDIA_TYPE}
+    response = _answer("POST", url, bearer_token, content=bundle)
+    _require_success(response)
+    answer = _json(response)
+    if (answer.get("resourceType"), answer.get("type")) != ("Bundle", "transaction-response"):
+        raise PeerRefused(f"HTTP status {response.status_code}, but not the answer to a FHIR transaction")
+
+
+def ask(url: str, *, bearer_token: str | None = None) -> None:
+    """Read the server's capability statement. Raises PeerUnreachable or PeerRefused as `send` does."""
+    response = _answer("GET", f"{url.rstrip('/')}/metadata", bearer_token)
+    _require_success(response)
+    if _json(response).get("resourceType") != "CapabilityStatement":
+        raise PeerRefused(f"HTTP status {response.status_code}, but no FHIR server's capability statement")
+
+
+def _answer(method: str, url: str, bearer_token: str | None, content: bytes | None = None) -> httpx.Response:
+    headers = {"Accept": MEDIA_TYPE}
+    if content is not None:
+        headers["Content-Type"] = MEDIA_TYPE
     if bearer_token is not None:
         headers["Authorization"] = f"Bearer {bearer_token}"
     try:
-        response = httpx.post(url, content=bundle, headers=headers, timeout=TIMEOUT_S, follow_redirects=False)
-    except httpx.TransportError as error:
+        return httpx.request(method, url, content=content, headers=headers, timeout=TIMEOUT_S)
+    except httpx.RequestError as error:
         raise PeerUnreachable("no connection, or no answer in time") from error
+
+
+def _require_success(response: httpx.Response) -> None:
     if response.status_code in _LATER:
         raise PeerUnreachable(_told(response))
     if not response.is_success:
         raise PeerRefused(_told(response))
-    answer = _json(response)
-    if (answer.get("resourceType"), answer.get("type")) != ("Bundle", "transaction-response"):
-        raise PeerRefused(f"HTTP status {response.status_code}, but not the answer to a FHIR transaction")
 
 
 def _told(response: httpx.Response) -> str:

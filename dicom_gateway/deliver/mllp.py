@@ -1,6 +1,8 @@
 """Results to an HL7 v2 interface engine: one message and its acknowledgement over MLLP."""
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import hl7
 
@@ -23,14 +25,26 @@ def send(message: bytes, host: str, port: int) -> None:
     for an answer that acknowledges something else. Of the answer only its codes are told: texts may quote the patient.
     """
     control_id = message.split(b"|", 10)[9].decode()
+    with _connection(host, port) as connection:
+        connection.sendall(_START + message + _END)
+        answer = _answer(connection)
+    _require_accepted(answer, control_id)
+
+
+def connect(host: str, port: int) -> None:
+    """Whether somebody listens there; MLLP has no question to ask. Raises PeerUnreachable."""
+    with _connection(host, port):
+        pass
+
+
+@contextmanager
+def _connection(host: str, port: int) -> Iterator[socket.socket]:
     try:
         with socket.create_connection((host, port), timeout=CONNECTION_TIMEOUT_S) as connection:
             connection.settimeout(RESPONSE_TIMEOUT_S)
-            connection.sendall(_START + message + _END)
-            answer = _answer(connection)
+            yield connection
     except (OSError, UnicodeError) as error:
         raise PeerUnreachable("no connection, or it ended before the acknowledgement") from error
-    _require_accepted(answer, control_id)
 
 
 def _answer(connection: socket.socket) -> bytes:

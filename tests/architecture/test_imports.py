@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "monai", "onnxruntime")
+HEAVY = ("torch", "monai", "onnxruntime", "reportlab", "fhir", "hl7", "httpx")
 
 
 def test_import_contracts_are_kept() -> None:
@@ -20,8 +20,8 @@ def test_import_contracts_are_kept() -> None:
 @pytest.mark.parametrize(
     "module", ["dicom_gateway.cli", "dicom_gateway.web.app", "dicom_gateway.receive.listener", "dicom_gateway.service"]
 )
-def test_light_processes_do_not_load_the_network_libraries(module: str) -> None:
-    """The listener, the web app and the command line start without torch, monai and onnxruntime."""
+def test_light_processes_do_not_load_heavy_libraries(module: str) -> None:
+    """The listener, the web app and the command line start without the network and without the writers of documents."""
     code = f"import sys, {module}; print(*[m for m in {HEAVY!r} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.split() == []

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from dicom_gateway.deliver.fhir import send
+from dicom_gateway.deliver.fhir import ask, send
 from dicom_gateway.errors import DeliveryError, PeerRefused, PeerUnreachable
 
 BUNDLE = b'{"resourceType": "Bundle", "type": "transaction"}'
@@ -32,12 +32,15 @@ class _Handler(BaseHTTPRequestHandler):
     server: FhirServer
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.posted.append((self.path, dict(self.headers), body))
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(self.server.answer)))
         self.end_headers()
         self.wfile.write(self.server.answer)
+
+    def do_GET(self) -> None:
+        self.do_POST()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -103,3 +106,14 @@ def test_nobody_there_is_unreachable() -> None:
         send(BUNDLE, url)
     with pytest.raises(PeerUnreachable):
         send(BUNDLE, "http://no-such-host.invalid/fhir")
+
+
+def test_a_server_is_asked_for_its_capabilities() -> None:
+    with fhir_server(200, {"resourceType": "CapabilityStatement"}) as server:
+        ask(server.url + "/", bearer_token="secret")
+    ((path, headers, _),) = server.posted
+    assert (path, headers["Authorization"]) == ("/fhir/metadata", "Bearer secret")
+    with fhir_server(200, {"resourceType": "Patient"}) as server, pytest.raises(PeerRefused):
+        ask(server.url)
+    with fhir_server(401, {}) as server, pytest.raises(PeerRefused, match="401"):
+        ask(server.url)

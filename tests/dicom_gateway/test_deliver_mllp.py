@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from dicom_gateway.deliver.mllp import send
+from dicom_gateway.deliver.mllp import connect, send
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 
 MESSAGE = "MSH|^~\\&|ONESCAN||||20260110||ORU^R01^ORU_R01|ID-1|P|2.5.1\rPID|1||P-1||王^小东\r".encode()
@@ -92,5 +92,7 @@ def test_nobody_there_is_unreachable() -> None:
         host, port = server.server_address
     with pytest.raises(PeerUnreachable):
         send(MESSAGE, host, port)
+    with pytest.raises(PeerUnreachable):
+        connect(host, port)
     with pytest.raises(PeerUnreachable):
         send(MESSAGE, "no-such-host.invalid", port)
