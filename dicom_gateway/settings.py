@@ -53,7 +53,7 @@ class Destination(BaseModel):
     host: Annotated[str, StringConstraints(min_length=1)] = Field(description="Host name or address.")
     port: Port = Field(description="TCP port.")
     objects: Annotated[tuple[ResultObject, ...], Field(min_length=1)] = Field(
-        default=("sr", "sc"),
+        default=("sr", "seg", "sc"),
         description="What to send, in this order: 'sr' (structured report), 'seg' (segmentation), 'sc' (summary page), "
         "'marks' (outlines as an SR), 'key_images', 'ko' (key object selection), 'gsps' (presentation states), 'pdf', "
         "'sr_comprehensive', 'sr_enhanced', 'sr_text' (the SR in older classes; 'sr' falls back to them by itself).",

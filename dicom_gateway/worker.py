@@ -21,6 +21,7 @@ from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs import engine as job_engine
 from dicom_gateway.jobs.housekeeping import DEAD_AFTER_S, Housekeeper, beat, stop_beating
 from dicom_gateway.jobs.queue import JobQueue
+from dicom_gateway.report.objects import ENCODERS, read_result
 from dicom_gateway.settings import Destination, Settings
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import REPORT_NAME, result_path
@@ -223,8 +224,6 @@ class Worker:
 
 def encoder_of(folder: Path, source_files: Sequence[Path]) -> Encode:
     """Makes result objects of the record in a result folder; the record is read when the first one is wanted."""
-    from dicom_gateway.report.objects import ENCODERS, read_result
-
     read = cache(partial(read_result, folder, source_files))
     return lambda name: ENCODERS[name](read())
 

@@ -36,6 +36,7 @@ from dicom_gateway.store.ledger import (
     record_report,
 )
 from dicom_gateway.store.schema import DeliveryState, StudyState, create_tables, open_database
+from imaging.uids import derive_uid
 from models.findings import FindingKind
 
 NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC).timestamp()
@@ -177,7 +178,7 @@ def finding(kind: str, presence: str, **values: Any) -> ReportedFinding:
         "kind": kind,
         "presence": presence,
         "method": "anatomy head, threshold",
-        "tracking_uid": f"2.25.{abs(hash((kind, values.get('lesion'))))}",
+        "tracking_uid": derive_uid("sample", kind, str(values.get("lesion"))),
         "evidence_grade": None if presence == "not_assessed" else "C",
         "measurements": tuple(measured),
     }

@@ -37,9 +37,7 @@ def analyse(files, folder: Path, revision: int, created: datetime) -> str:
     time.sleep(SECONDS)
     folder.mkdir(parents=True, exist_ok=True)
     report_uid = derive_uid(study, str(revision))
-    report = refused_report(
-        study, report_uid=report_uid, series_instance_uid=None, revision=revision, created=created
-    )
+    report = refused_report(study, report_uid=report_uid, series_instance_uid=None, revision=revision, created=created)
     (folder / REPORT_NAME).write_text(report.model_dump_json(), encoding="utf-8")
     return "refused"
 

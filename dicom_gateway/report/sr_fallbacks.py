@@ -12,10 +12,10 @@ from pydicom.uid import UID, BasicTextSRStorage, ComprehensiveSRStorage, Enhance
 from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
 from dicom_gateway.report.content import Report, ReportedFinding
+from dicom_gateway.report.instance import object_uid
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import finding_in_words
-from imaging.uids import derive_uid
 
 _SERIES_NUMBERS = {ComprehensiveSRStorage: 9011, EnhancedSRStorage: 9012, BasicTextSRStorage: 9013}
 _KINDS = {ComprehensiveSRStorage: "SR-COMPREHENSIVE", EnhancedSRStorage: "SR-ENHANCED", BasicTextSRStorage: "SR-TEXT"}
@@ -64,8 +64,8 @@ def _as_text(sr: Dataset, report: Report) -> Dataset:
 def _in_class(sr: Dataset, report: Report, sop_class: UID) -> Dataset:
     ds = deepcopy(sr)
     ds.SOPClassUID = sop_class
-    ds.SOPInstanceUID = derive_uid(report.report_uid, "sop", _KINDS[sop_class])
-    ds.SeriesInstanceUID = derive_uid(report.report_uid, "series", _KINDS[sop_class])
+    ds.SOPInstanceUID = object_uid(report, "sop", _KINDS[sop_class])
+    ds.SeriesInstanceUID = object_uid(report, "series", _KINDS[sop_class])
     ds.SeriesNumber = _SERIES_NUMBERS[sop_class]
     ds.file_meta.MediaStorageSOPClassUID = sop_class
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID

@@ -12,8 +12,11 @@ from pynetdicom import AE
 from running import ROOT, end, free_port, make_settings, pacs, role, start_role, storescu, wait_until
 
 from dicom_gateway.operate import list_parked, replay, service_status
+from dicom_gateway.report.content import Report
+from dicom_gateway.report.instance import object_uid
 from dicom_gateway.settings import Destination
 from dicom_gateway.store import index
+from dicom_gateway.store.files import REPORT_NAME, result_path
 from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
 from imaging.uids import derive_uid
 
@@ -78,10 +81,10 @@ def write_study(folder: Path, name: str, count: int = 3) -> str:
     return uid
 
 
-def results(uid: str, revision: int = 1) -> dict[str, int]:
+def results(settings, uid: str, revision: int = 1) -> dict[str, int]:
     """What a destination must have received: SR and summary page of a study, each once."""
-    report_uid = derive_uid(uid, str(revision))
-    return {derive_uid(report_uid, "sop", kind): 1 for kind in ("SR", "SC")}
+    record = Report.model_validate_json((settings.data_dir / result_path(uid, revision) / REPORT_NAME).read_bytes())
+    return {object_uid(record, "sop", kind, "1"): 1 for kind in ("SR", "SC")}
 
 
 def in_state(settings, state, count=1):
@@ -114,7 +117,7 @@ def test_every_study_reaches_every_destination_once(tmp_path, database_url):
             wait_until(lambda: all_delivered(settings, 6), "six deliveries")
             assert in_state(settings, StudyState.REFUSED, 3)
     for peer in (first, second):
-        assert peer.received == {key: 1 for uid in uids for key in results(uid)}
+        assert peer.received == {key: 1 for uid in uids for key in results(settings, uid)}
     assert sorted(row[0] for row in analyses(tmp_path)) == sorted(uids)
 
 
@@ -130,7 +133,7 @@ def test_worker_killed_in_mid_analysis(tmp_path, database_url):
             end(worker)
             with role(settings, "worker", own_worker(tmp_path)):
                 wait_until(lambda: all_delivered(settings, 1), "delivery after the restart", 90)
-    assert peer.received == results(uid)
+    assert peer.received == results(settings, uid)
     first, second = analyses(tmp_path)
     # The same time of creation, so that the second run makes the very same objects.
     assert first == second
@@ -162,7 +165,7 @@ def test_listener_killed_in_mid_association(tmp_path):
         engine.dispose()
     assert len(acknowledged) == 25
     assert stored == {*acknowledged, images[30].SOPInstanceUID}
-    assert peer.received == results(uid)
+    assert peer.received == results(settings, uid)
     assert analyses(tmp_path)[0][2] == "26"
     assert list(settings.incoming_dir.iterdir()) == []
 
@@ -182,7 +185,7 @@ def test_everything_killed_again_and_again(tmp_path):
         with role(settings, "listener"), role(settings, "worker", own_worker(tmp_path)):
             wait_until(lambda: all_delivered(settings, 4), "four deliveries")
     # A kill between the peer's acknowledgement and our note of it may send an object twice, under the same UID.
-    assert set(peer.received) == {key for uid in uids for key in results(uid)}
+    assert set(peer.received) == {key for uid in uids for key in results(settings, uid)}
 
 
 def test_a_study_that_kills_its_worker_is_parked_and_replayable(tmp_path):
@@ -207,7 +210,7 @@ def test_a_study_that_kills_its_worker_is_parked_and_replayable(tmp_path):
             assert len(replay(settings, uid)) == 1
             wait_until(lambda: all_delivered(settings, 1), "delivery after the replay")
             end(worker)
-    assert peer.received == results(uid)
+    assert peer.received == results(settings, uid)
 
 
 def test_failed_analysis_is_visible_without_patient_data_and_replayable(tmp_path):
@@ -244,8 +247,8 @@ def test_destination_away_is_tried_again_and_refusal_is_parked(tmp_path):
             with pacs(port) as back:
                 assert replay(settings, parked.job_id) == (parked.job_id,)
                 wait_until(lambda: all_delivered(settings, 2), "both deliveries")
-                assert back.received == results(uid)
-    assert refusing.received == results(uid)
+                assert back.received == results(settings, uid)
+    assert refusing.received == results(settings, uid)
 
 
 def test_last_attempt_is_parked(tmp_path):
@@ -276,5 +279,5 @@ def test_late_image_amends_the_report(tmp_path):
             # Nothing new: nothing happens.
             assert storescu(settings, tmp_path / "out").returncode == 0
             assert in_state(settings, StudyState.REFUSED)
-    assert peer.received == results(uid, 1) | results(uid, 2)
+    assert peer.received == results(settings, uid, 1) | results(settings, uid, 2)
     assert [row[1:3] for row in analyses(tmp_path)] == [["1", "3"], ["2", "4"]]
