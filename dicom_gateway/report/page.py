@@ -2,26 +2,10 @@
 
 from collections.abc import Mapping
 
+from dicom_gateway.report import printed
 from dicom_gateway.report.canvas import DIM, PANEL, RED, TEXT, Canvas
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.headline import by_urgency, headline, not_assessed_by_reason
-from dicom_gateway.report.printed import (
-    ASSESSED,
-    COLUMNS,
-    IMPRESSION,
-    KEY_IMAGES,
-    NOT_ASSESSED,
-    QUALITY,
-    TITLE,
-    WARNING,
-    Omitted,
-    assessed_rows,
-    caption,
-    origin_lines,
-    quality_counts,
-    rejected_lines,
-    study_line,
-)
 from dicom_gateway.report.wording import finding_title, revision_in_words
 from imaging.render import Colour, Rgb
 
@@ -56,14 +40,14 @@ def draw_page(report: Report, study_date: str, key_images: Mapping[str, Rgb]) ->
 
 def _header(canvas: Canvas, report: Report, study_date: str) -> None:
     canvas.space(26)
-    canvas.text(TITLE, 32, bold=True)
+    canvas.text(printed.TITLE, 32, bold=True)
     canvas.space(4)
-    canvas.text(WARNING, 19, RED, bold=True)
+    canvas.text(printed.WARNING, 19, RED, bold=True)
     canvas.space(6)
     if report.revision > 1:
         canvas.text(revision_in_words(report), 19, _AMBER, bold=True)
         canvas.space(6)
-    canvas.text(study_line(report, study_date), 17, DIM)
+    canvas.text(printed.study_line(report, study_date), 17, DIM)
     canvas.space(14)
 
 
@@ -75,7 +59,7 @@ def _section(canvas: Canvas, title: str) -> None:
 
 
 def _headline(canvas: Canvas, report: Report) -> None:
-    _section(canvas, IMPRESSION)
+    _section(canvas, printed.IMPRESSION)
     for sentence in headline(report):
         canvas.row([("•", 24, DIM), (sentence, canvas.inner_width - 24, TEXT)], 20)
         canvas.space(4)
@@ -85,20 +69,20 @@ def _key_images(canvas: Canvas, report: Report, key_images: Mapping[str, Rgb]) -
     shown = [f for f in by_urgency(report.findings) if f.key_image in key_images]
     if not shown:
         return
-    _section(canvas, KEY_IMAGES)
-    captions = [(key_images[f.key_image or ""], finding_title(f), caption(f)) for f in shown]
+    _section(canvas, printed.KEY_IMAGES)
+    captions = [(key_images[f.key_image or ""], finding_title(f), printed.caption(f)) for f in shown]
     canvas.pictures(captions, _PICTURES_A_ROW)
 
 
 def _table(canvas: Canvas, report: Report) -> None:
-    rows = list(assessed_rows(report))
+    rows = list(printed.assessed_rows(report))
     if not rows:
         return
-    _section(canvas, ASSESSED)
-    canvas.row([(t, w, DIM) for t, w in zip(COLUMNS, _COLUMNS_PX, strict=True)], 15, indent_px=10, padding_px=3)
+    _section(canvas, printed.ASSESSED)
+    canvas.row([(t, w, DIM) for t, w in zip(printed.COLUMNS, _COLUMNS_PX, strict=True)], 15, indent_px=10, padding_px=3)
     for row in rows:
         background = PANEL if row.group % 2 == 0 else None
-        if isinstance(row, Omitted):
+        if isinstance(row, printed.Omitted):
             cells = [(row.text, canvas.inner_width, DIM)]
         else:
             colours = (TEXT, _ANSWER_COLOURS[row.finding.presence], TEXT, TEXT, DIM, DIM)
@@ -110,26 +94,26 @@ def _not_assessed(canvas: Canvas, report: Report) -> None:
     groups = not_assessed_by_reason(report)
     if not groups:
         return
-    _section(canvas, NOT_ASSESSED)
+    _section(canvas, printed.NOT_ASSESSED)
     width = canvas.inner_width * 2 // 5
     for reason, names in groups.items():
         canvas.row([(", ".join(names), width, TEXT), (reason, canvas.inner_width - width, DIM)], 16)
 
 
 def _quality(canvas: Canvas, report: Report) -> None:
-    _section(canvas, QUALITY)
+    _section(canvas, printed.QUALITY)
     for issue in report.quality:
         if issue.verdict != "pass":
             colour = RED if issue.verdict == "reject" else _AMBER
             canvas.row([(issue.verdict, 90, colour), (issue.message, canvas.inner_width - 90, TEXT)], 16)
-    for which, why in rejected_lines(report):
+    for which, why in printed.rejected_lines(report):
         canvas.row([(which, 110, DIM), (why, canvas.inner_width - 110, TEXT)], 16)
-    canvas.text(quality_counts(report), 16, DIM)
+    canvas.text(printed.quality_counts(report), 16, DIM)
 
 
 def _footer(canvas: Canvas, report: Report) -> None:
     canvas.space(16)
     canvas.rule()
     canvas.space(8)
-    for line in origin_lines(report):
+    for line in printed.origin_lines(report):
         canvas.text(line, 14, DIM)

@@ -17,27 +17,9 @@ from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Flowable, HRFlowable, Image, KeepTogether, Paragraph, SimpleDocTemplate, Spacer, Table
 
+from dicom_gateway.report import printed
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.headline import by_urgency, headline, not_assessed_by_reason
-from dicom_gateway.report.printed import (
-    ASSESSED,
-    COLUMNS,
-    IMPRESSION,
-    KEY_IMAGES,
-    NOT_ASSESSED,
-    QUALITY,
-    TITLE,
-    WARNING,
-    Omitted,
-    assessed_rows,
-    caption,
-    origin_lines,
-    person_name,
-    quality_counts,
-    rejected_lines,
-    study_line,
-    written_date,
-)
 from dicom_gateway.report.typefaces import Typeface, printable, runs
 from dicom_gateway.report.wording import finding_title, revision_in_words
 from imaging.render import Rgb
@@ -62,7 +44,7 @@ def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb]) -> 
     """
     _register_fonts()
     target = io.BytesIO()
-    patient = f"{person_name(source.PatientName)}, ID {source.PatientID or 'unknown'}"
+    patient = f"{printed.person_name(source.PatientName)}, ID {source.PatientID or 'unknown'}"
 
     class NumberedCanvas(Canvas):  # type: ignore[misc]
         """Writes the foot of each page when the number of pages is known."""
@@ -79,7 +61,7 @@ def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb]) -> 
         def save(self) -> None:
             for number, page in enumerate(self._pages, start=1):
                 self.__dict__.update(page)
-                words = f"{patient}   ·   {WARNING}   ·   page {number} of {len(self._pages)}"
+                words = f"{patient}   ·   {printed.WARNING}   ·   page {number} of {len(self._pages)}"
                 foot = _paragraph(words, 6.5, _DIM)
                 foot.wrap(_WIDTH, _MARGIN)
                 foot.drawOn(self, _MARGIN, 7 * mm)
@@ -93,9 +75,9 @@ def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb]) -> 
         rightMargin=_MARGIN - _FRAME_PADDING,
         topMargin=12 * mm,
         bottomMargin=_MARGIN,
-        title=TITLE,
+        title=printed.TITLE,
         author=f"OneScan {report.software_version}",
-        subject=WARNING,
+        subject=printed.WARNING,
         lang="en-US",
         invariant=1,
     )
@@ -149,6 +131,7 @@ def _table_of(rows: list[list[Any]], shares: tuple[float, ...], *style: Any, rep
         rows,
         [share * _WIDTH for share in shares],
         repeatRows=repeated_rows,
+        splitInRow=1,
         style=[("VALIGN", (0, 0), (-1, -1), "TOP"), font, *tight, *flat, *style],
     )
 
@@ -161,35 +144,35 @@ def _section(title: str) -> list[Flowable]:
 def _header(report: Report, source: Dataset) -> list[Flowable]:
     sex = {"M": "male", "F": "female", "O": "other"}.get(source.PatientSex, "unknown")
     time = source.StudyTime[:4]
-    when = written_date(source.StudyDate) + (f" {time[:2]}:{time[2:]}" if len(time) == 4 else "")
+    when = printed.written_date(source.StudyDate) + (f" {time[:2]}:{time[2:]}" if len(time) == 4 else "")
     fields = (
-        ("Patient", person_name(source.PatientName)),
+        ("Patient", printed.person_name(source.PatientName)),
         ("Patient ID", source.PatientID or "unknown"),
-        ("Born", written_date(source.PatientBirthDate)),
+        ("Born", printed.written_date(source.PatientBirthDate)),
         ("Sex", sex),
         ("Study date", when),
         ("Accession number", source.AccessionNumber or "none"),
         ("Description", source.get("StudyDescription", "none")),
-        ("Referred by", person_name(source.ReferringPhysicianName)),
+        ("Referred by", printed.person_name(source.ReferringPhysicianName)),
     )
     cells = [(_paragraph(name, 7.5, _DIM), _paragraph(value, 8.5, bold=True)) for name, value in fields]
     rows = [[*left, *right] for left, right in zip(cells[::2], cells[1::2], strict=True)]
     amended = [_paragraph(revision_in_words(report), 9, _RED, bold=True)] if report.revision > 1 else []
     return [
-        _paragraph(TITLE, 16, bold=True),
+        _paragraph(printed.TITLE, 16, bold=True),
         Spacer(0, 2),
-        _paragraph(WARNING, 9, _RED, bold=True),
+        _paragraph(printed.WARNING, 9, _RED, bold=True),
         *amended,
         Spacer(0, 5),
         _table_of(rows, (0.14, 0.36, 0.16, 0.34), ("BACKGROUND", (0, 0), (-1, -1), _BAND)),
         Spacer(0, 4),
-        _paragraph(study_line(report, source.StudyDate), 8, _DIM),
+        _paragraph(printed.study_line(report, source.StudyDate), 8, _DIM),
     ]
 
 
 def _headline(report: Report) -> list[Flowable]:
     rows = [[_paragraph("•", 9.5, _DIM), _paragraph(sentence, 9.5)] for sentence in headline(report)]
-    return [*_section(IMPRESSION), _table_of(rows, (0.02, 0.98))]
+    return [*_section(printed.IMPRESSION), _table_of(rows, (0.02, 0.98))]
 
 
 def _key_images(report: Report, key_images: Mapping[str, Rgb]) -> list[Flowable]:
@@ -201,13 +184,13 @@ def _key_images(report: Report, key_images: Mapping[str, Rgb]) -> list[Flowable]
             [
                 Image(_png(key_images[f.key_image or ""]), side, side, kind="proportional"),
                 _paragraph(finding_title(f), 7.5, bold=True),
-                _paragraph(caption(f), 7, _DIM),
+                _paragraph(printed.caption(f), 7, _DIM),
             ]
             for f in shown[start : start + _PICTURES_A_ROW]
         ]
         empty: list[Any] = [""] * (_PICTURES_A_ROW - len(row))
         table = _table_of([[*row, *empty]], (1 / _PICTURES_A_ROW,) * _PICTURES_A_ROW)
-        flowables.append(KeepTogether([*(_section(KEY_IMAGES) if start == 0 else ()), table]))
+        flowables.append(KeepTogether([*(_section(printed.KEY_IMAGES) if start == 0 else ()), table]))
     return flowables
 
 
@@ -219,11 +202,11 @@ def _png(picture: Rgb) -> io.BytesIO:
 
 
 def _table(report: Report) -> list[Flowable]:
-    rows: list[list[Any]] = [[_paragraph(title, 7, _DIM) for title in COLUMNS]]
+    rows: list[list[Any]] = [[_paragraph(title, 7, _DIM) for title in printed.COLUMNS]]
     style: list[Any] = [("LINEBELOW", (0, 0), (-1, 0), 0.3, _DIM)]
-    for n, row in enumerate(assessed_rows(report), start=1):
+    for n, row in enumerate(printed.assessed_rows(report), start=1):
         style.append(("BACKGROUND", (0, n), (-1, n), _BAND if row.group % 2 == 0 else white))
-        if isinstance(row, Omitted):
+        if isinstance(row, printed.Omitted):
             rows.append([_paragraph(row.text, 7.5, _DIM)])
             style.append(("SPAN", (0, n), (-1, n)))
             continue
@@ -231,22 +214,22 @@ def _table(report: Report) -> list[Flowable]:
         rows.append([_paragraph(text, 7.5, colour) for text, colour in zip(row.cells, colours, strict=True)])
     if len(rows) == 1:
         return []
-    return [*_section(ASSESSED), _table_of(rows, _COLUMN_SHARES, *style, repeated_rows=1)]
+    return [*_section(printed.ASSESSED), _table_of(rows, _COLUMN_SHARES, *style, repeated_rows=1)]
 
 
 def _not_assessed(report: Report) -> list[Flowable]:
     groups = not_assessed_by_reason(report)
     rows = [[_paragraph(", ".join(names), 7.5), _paragraph(why, 7.5, _DIM)] for why, names in groups.items()]
-    return [*_section(NOT_ASSESSED), _table_of(rows, (0.45, 0.55))] if rows else []
+    return [*_section(printed.NOT_ASSESSED), _table_of(rows, (0.45, 0.55))] if rows else []
 
 
 def _quality(report: Report) -> list[Flowable]:
     notable = [(issue.verdict, issue.message) for issue in report.quality if issue.verdict != "pass"]
-    lines = [*notable, *rejected_lines(report), ("", quality_counts(report))]
+    lines = [*notable, *printed.rejected_lines(report), ("", printed.quality_counts(report))]
     rows = [[_paragraph(which, 7.5, _DIM), _paragraph(words, 7.5)] for which, words in lines]
-    return [*_section(QUALITY), _table_of(rows, (0.10, 0.90))]
+    return [*_section(printed.QUALITY), _table_of(rows, (0.10, 0.90))]
 
 
 def _origin(report: Report) -> list[Flowable]:
-    lines = [_paragraph(line, 6.5, _DIM) for line in origin_lines(report)]
+    lines = [_paragraph(line, 6.5, _DIM) for line in printed.origin_lines(report)]
     return [Spacer(0, 8), KeepTogether([HRFlowable("100%", 0.5, color=_DIM, spaceAfter=2), *lines])]

@@ -1,8 +1,10 @@
 """The Encapsulated PDF as dciodvfy and poppler see it."""
 
 import io
+import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,20 @@ def test_dcmtk_gives_the_document_back(make_case: MakeCase, tmp_path: Path) -> N
     out = tmp_path / "dcmtk.pdf"
     subprocess.run([tool("dcm2pdf"), str(dicom), str(out)], check=True)
     assert out.read_bytes().rstrip(b"\0") == document.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "reason", ["a reason that a careful author made long, " * 200, "x" * 3000, "右肺上叶结节，" * 300]
+)
+def test_there_is_room_for_everything(reason: str, make_case: MakeCase, tmp_path: Path) -> None:
+    case = make_case("findings", PatientName="王" * 60, StudyDescription="y" * 64)
+    findings = tuple(f.model_copy(update={"reason": reason, "site": reason[:200]}) for f in case.report.findings)
+    long_case = replace(case, report=case.report.model_copy(update={"findings": findings}))
+    _, document = stored(long_case, tmp_path)
+    text = "".join(words(document).split())
+    assert text.count("".join(reason[-20:].split())) >= len({f.kind for f in findings if f.presence != "not_assessed"})
+    box = re.search(r"Page size:\s+([\d.]+) x ([\d.]+)", poppler("pdfinfo", str(document)))
+    assert box is not None
+    width, height = map(float, box.groups())
+    right_edges = re.findall(r'xMax="([\d.]+)" yMax="([\d.]+)"', poppler("pdftotext", "-bbox", str(document), "-"))
+    assert all(float(x) < width - 20 and float(y) < height - 5 for x, y in right_edges)
