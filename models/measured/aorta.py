@@ -8,7 +8,8 @@ from scipy import ndimage
 
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity
-from models.measured.outline import Outline, not_assessed, opened, outline_of, slice_region
+from models.measured.answer import answer, not_assessed
+from models.measured.outline import Outline, opened, outline_of, slice_region
 from models.measured.tube import Sections, Skeleton, measure_sections
 
 FloatArray = npt.NDArray[np.float64]
@@ -74,11 +75,10 @@ def aortic_dilatation(anatomy: Anatomy) -> tuple[Finding, ...]:
     site, widest = max(found.segments.items(), key=lambda item: item[1].diameter_mm)
     presence, reason = _presence(widest.diameter_mm, missing)
     return (
-        Finding(
-            kind=kind,
-            presence=presence,
-            tracking_uid=anatomy.tracking_uid(kind),
-            evidence_grade=None,
+        answer(
+            anatomy,
+            kind,
+            presence,
             method="mean of greatest and least width perpendicular to the centreline of the network's outline, border "
             f"by attenuation, without the root; present from {DILATED_MM:g} mm",
             reason=reason,

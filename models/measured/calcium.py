@@ -10,9 +10,10 @@ from scipy import ndimage
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity, Region
 from models.measure import region_of
+from models.measured.answer import answer, not_assessed
 from models.measured.aorta import outline_fault
 from models.measured.heart import heart_fault
-from models.measured.outline import Box, grown, not_assessed, outline_of
+from models.measured.outline import Box, grown, outline_of
 
 Mask = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
@@ -77,11 +78,10 @@ def coronary_artery_calcification(anatomy: Anatomy) -> tuple[Finding, ...]:
     score = agatston_score(calcium, anatomy)
     presence, reason = _coronary_presence(score)
     return (
-        Finding(
-            kind=kind,
-            presence=presence,
-            tracking_uid=anatomy.tracking_uid(kind),
-            evidence_grade=None,
+        answer(
+            anatomy,
+            kind,
+            presence,
             method=f"Agatston score from {CALCIUM_HU} HU in the outlined heart without the aorta, scaled to 3 mm slices"
             "; an estimate without ECG gating",
             reason=reason,
@@ -109,11 +109,10 @@ def arterial_wall_calcification(anatomy: Anatomy) -> tuple[Finding, ...]:
     mm3 = _volume_mm3(calcium, anatomy)
     presence, reason = _wall_presence(mm3)
     return (
-        Finding(
-            kind=kind,
-            presence=presence,
-            tracking_uid=anatomy.tracking_uid(kind),
-            evidence_grade=None,
+        answer(
+            anatomy,
+            kind,
+            presence,
             method=f"volume from {CALCIUM_HU} HU in and next to the network's outline of the aorta",
             reason=reason,
             site="thoracic aorta",

@@ -10,7 +10,8 @@ from scipy import ndimage
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Laterality, Measurement, Presence, Quantity, Region
 from models.measure import region_of
-from models.measured.outline import Box, not_assessed
+from models.measured.answer import answer, not_assessed
+from models.measured.outline import Box
 
 Mask = npt.NDArray[np.bool_]
 
@@ -55,11 +56,10 @@ def medical_device(anatomy: Anatomy) -> tuple[Finding, ...]:
     presence = Presence.PRESENT if certain else Presence.INDETERMINATE if parts else Presence.ABSENT
     doubt = _PERHAPS_CONTRAST if presence is Presence.INDETERMINATE else None
     count = (Measurement(quantity=Quantity.LESION_COUNT, value=float(len(pieces)), unit="1"),) if pieces else ()
-    study = Finding(
-        kind=kind,
-        presence=presence,
-        tracking_uid=anatomy.tracking_uid(kind),
-        evidence_grade=None,
+    study = answer(
+        anatomy,
+        kind,
+        presence,
         method=f"pieces above {_threshold(anatomy)} HU inside the body",
         reason="; ".join(filter(None, (doubt, _NO_PLASTIC))),
         site=parts[0].site if len(parts) == 1 else None,
@@ -141,11 +141,10 @@ def _piece(anatomy: Anatomy, piece: _Metal, number: int) -> Finding:
         "wire": "slender metal, as of a wire, lead or row of clips",
         "metal": "piece of metal",
     }
-    return Finding(
-        kind=kind,
-        presence=Presence.PRESENT if certain else Presence.INDETERMINATE,
-        tracking_uid=anatomy.tracking_uid(kind, str(number)),
-        evidence_grade=None,
+    return answer(
+        anatomy,
+        kind,
+        Presence.PRESENT if certain else Presence.INDETERMINATE,
         method="connected piece brighter than bone",
         reason=None if certain else _PERHAPS_CONTRAST,
         site=f"{place}: {words[piece.shape]}",

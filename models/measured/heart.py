@@ -7,7 +7,8 @@ from imaging.geometry import Point
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity, Region
 from models.measure import region_of
-from models.measured.outline import Box, Outline, not_assessed, opened, outline_of
+from models.measured.answer import answer, not_assessed
+from models.measured.outline import Box, Outline, opened, outline_of
 
 Mask = npt.NDArray[np.bool_]
 
@@ -43,11 +44,10 @@ def cardiomegaly(anatomy: Anatomy) -> tuple[Finding, ...]:
     ratio = heart_mm / thorax_mm
     presence, reason = _presence(ratio)
     return (
-        Finding(
-            kind=kind,
-            presence=presence,
-            tracking_uid=anatomy.tracking_uid(kind),
-            evidence_grade=None,
+        answer(
+            anatomy,
+            kind,
+            presence,
             method="greatest transverse width of the network's heart outline, without its vessels, in one axial slice "
             f"over that of the inner thorax; present from {ENLARGED_RATIO:g}",
             reason=reason,

@@ -10,7 +10,7 @@ from scipy import ndimage
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity, Region
 from models.measure import region_of
-from models.measured.outline import not_assessed
+from models.measured.answer import answer, not_assessed
 
 Mask = npt.NDArray[np.bool_]
 
@@ -52,11 +52,10 @@ def hepatic_steatosis(anatomy: Anatomy) -> tuple[Finding, ...]:
     else:
         reasons = (*reasons, "the spleen could not be measured for comparison")
     return (
-        Finding(
-            kind=kind,
-            presence=presence,
-            tracking_uid=anatomy.tracking_uid(kind),
-            evidence_grade=None,
+        answer(
+            anatomy,
+            kind,
+            presence,
             method=f"attenuation of the liver {_DEPTH_MM:g} mm and more inside the network's outline; present below "
             f"{STEATOSIS_HU:g} HU, absent from {NORMAL_LIVER_HU:g} HU",
             reason="; ".join(reasons) or None,

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from imaging.geometry import Geometry
 from models.anatomy import Anatomy
-from models.findings import Finding, FindingKind, Presence, Region
+from models.findings import Region
 from models.measure import region_of
 
 Mask = npt.NDArray[np.bool_]
@@ -72,17 +72,6 @@ def grown(box: Box, voxels: int, shape: tuple[int, ...]) -> Box:
         slice(max(0, part.start - voxels), min(n, part.stop + voxels)) for part, n in zip(box, shape, strict=True)
     )
     return z, y, x
-
-
-def not_assessed(anatomy: Anatomy, kind: FindingKind, reason: str) -> Finding:
-    return Finding(
-        kind=kind,
-        presence=Presence.NOT_ASSESSED,
-        tracking_uid=anatomy.tracking_uid(kind),
-        evidence_grade=None,
-        method="none",
-        reason=reason,
-    )
 
 
 def slice_region(anatomy: Anatomy, mask: Mask, centre_mm: FloatArray, radius_mm: float) -> Region | None:

@@ -7,8 +7,9 @@ import numpy.typing as npt
 
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity
+from models.measured.answer import answer, not_assessed
 from models.measured.aorta import measure_aorta
-from models.measured.outline import not_assessed, outline_of, slice_region
+from models.measured.outline import outline_of, slice_region
 from models.measured.tube import Sections, Skeleton, measure_sections
 
 FloatArray = npt.NDArray[np.float64]
@@ -53,11 +54,10 @@ def pulmonary_artery_enlargement(anatomy: Anatomy) -> tuple[Finding, ...]:
     if ratio is not None:
         measurements.append(Measurement(quantity=Quantity.PULMONARY_TRUNK_TO_AORTA_RATIO, value=ratio, unit="{ratio}"))
     return (
-        Finding(
-            kind=kind,
-            presence=presence,
-            tracking_uid=anatomy.tracking_uid(kind),
-            evidence_grade=None,
+        answer(
+            anatomy,
+            kind,
+            presence,
             method="diameter perpendicular to the centreline of the network's outline, border by attenuation; "
             f"present from {LIMIT_MEN_MM:g} mm",
             reason=reason,

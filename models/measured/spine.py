@@ -8,7 +8,8 @@ import numpy.typing as npt
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity, Region
 from models.measure import region_of
-from models.measured.outline import Box, not_assessed
+from models.measured.answer import answer, not_assessed
+from models.measured.outline import Box
 from models.measured.vertebrae import StraightSpine, Vertebra, axes_at, find_vertebrae, point_on, straighten
 
 # Semiquantitative grades by height lost: 20, 25, 40 % (Genant et al., J Bone Miner Res 1993;8:1137).
@@ -55,11 +56,10 @@ def vertebral_compression_fracture(anatomy: Anatomy) -> tuple[Finding, ...]:
     grey = "a loss of height of 20 to 25 % may be a mild fracture or a normal variant"
     reasons = [grey] if presence is Presence.INDETERMINATE else []
     reasons += [seen] if len(losses) < len(bodies) else []
-    study = Finding(
-        kind=kind,
-        presence=presence,
-        tracking_uid=anatomy.tracking_uid(kind),
-        evidence_grade=None,
+    study = answer(
+        anatomy,
+        kind,
+        presence,
         method="heights between the end plates of each body, in a reformat along the spine; present from 25 % loss",
         reason="; ".join(reasons) or None,
         site=parts[0].site if len(parts) == 1 else _span(anatomy, spine, bodies, sorted(losses)),
@@ -93,11 +93,10 @@ def low_bone_density(anatomy: Anatomy) -> tuple[Finding, ...]:
     hu = bodies[typical].trabecular_hu
     presence, reason = _density(hu, anatomy.sharp_kernel)
     return (
-        Finding(
-            kind=kind,
-            presence=presence,
-            tracking_uid=anatomy.tracking_uid(kind),
-            evidence_grade=None,
+        answer(
+            anatomy,
+            kind,
+            presence,
             method="trabecular attenuation of the lowest three whole vertebral bodies, the median body; present below "
             f"{OSTEOPOROSIS_HU:g} HU, absent from {NORMAL_DENSITY_HU:g} HU, bands for 120 kV",
             reason=reason,
@@ -134,11 +133,10 @@ def _fracture(
     kind = FindingKind.VERTEBRAL_COMPRESSION_FRACTURE
     anterior, middle, posterior = bodies[at].heights_mm or (0.0, 0.0, 0.0)
     certain = loss >= GENANT_LOSS[1]
-    return Finding(
-        kind=kind,
-        presence=Presence.PRESENT if certain else Presence.INDETERMINATE,
-        tracking_uid=anatomy.tracking_uid(kind, str(number)),
-        evidence_grade=None,
+    return answer(
+        anatomy,
+        kind,
+        Presence.PRESENT if certain else Presence.INDETERMINATE,
         method="heights between the end plates in a reformat along the spine",
         reason=None if certain else "a loss of height of 20 to 25 % may be a normal variant",
         site=_span(anatomy, spine, bodies, [at]),
