@@ -387,7 +387,7 @@ def show_model(
 
 @app.command()
 def doctor(config: ConfigOption = None) -> None:
-    """Check ports, disk, database, model and destinations (by C-ECHO). Exit code 1 when something is wrong."""
+    """Check ports, disk, database, model and destinations. Exit code 1 when something is wrong."""
     from dicom_gateway.operate import doctor as run_checks
 
     checks = run_checks(Settings.load(config))

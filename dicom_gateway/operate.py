@@ -24,7 +24,7 @@ from dicom_gateway.jobs.engine import prepare_jobs
 from dicom_gateway.jobs.housekeeping import newest_beat_age_s
 from dicom_gateway.jobs.queue import JobQueue, parse_job_id
 from dicom_gateway.report.wording import outcome_in_words
-from dicom_gateway.settings import Destination, Settings
+from dicom_gateway.settings import AnyDestination, Destination, FhirDestination, Hl7Destination, Settings
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import DeliveryState, StudyState, create_tables, open_database, study
 from models.errors import ModelError
@@ -378,12 +378,29 @@ def _check_port(name: str, host: str, port: int, is_ours: Callable[[], bool], se
     return Check(name=name, ok=True, detail=f"{host}:{port} is free (the service is not running)")
 
 
-def _check_destination(settings: Settings, peer: Destination) -> Check:
+def _check_destination(settings: Settings, peer: AnyDestination) -> Check:
     name = f"destination {peer.name}"
-    where = f"{peer.ae_title} at {peer.host}:{peer.port}"
     try:
-        echo(peer, calling_ae_title=settings.ae_title)
-    except DeliveryError as error:
-        advice = f"Check address and AE title; the peer must know {settings.ae_title}."
-        return Check(name=name, ok=False, detail=f"{where}: {error}", advice=advice)
-    return Check(name=name, ok=True, detail=f"{where} answers C-ECHO")
+        how = _call(settings, peer)
+    except (DeliveryError, ConfigurationError) as error:
+        advice = "Check its address."
+        if isinstance(peer, Destination):
+            advice = f"Check address and AE title; the peer must know {settings.ae_title}."
+        return Check(name=name, ok=False, detail=f"{peer.address}: {error}", advice=advice)
+    return Check(name=name, ok=True, detail=f"{peer.address} {how}")
+
+
+def _call(settings: Settings, peer: AnyDestination) -> str:
+    """What the destination did when it was called, in words. Raises DeliveryError and ConfigurationError."""
+    from dicom_gateway.deliver import fhir, mllp
+
+    match peer:
+        case FhirDestination():
+            fhir.ask(peer.url, bearer_token=peer.bearer_token())
+            return "answers with its capabilities"
+        case Hl7Destination():
+            mllp.connect(peer.host, peer.port)
+            return "takes connections"
+        case _:
+            echo(peer, calling_ae_title=settings.ae_title)
+            return "answers C-ECHO"

@@ -3,9 +3,19 @@
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from dicom_gateway.errors import ConfigurationError
@@ -41,14 +51,18 @@ TransferSyntax = Literal["ExplicitVRLittleEndian", "ImplicitVRLittleEndian", "RL
 UNCOMPRESSED: tuple[TransferSyntax, ...] = ("ExplicitVRLittleEndian", "ImplicitVRLittleEndian")
 
 
-class Destination(BaseModel):
-    """A C-STORE peer that wants results, and the profile of what it is given."""
-
+class _Named(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = Field(
         description="Name in logs, pages and commands: letters, digits, '-' and '_'."
     )
+
+
+class Destination(_Named):
+    """A C-STORE peer that wants results, and the profile of what it is given."""
+
+    kind: Literal["dicom"] = Field(default="dicom", description="'dicom': results are stored there by C-STORE.")
     ae_title: AeTitle = Field(description="AE title the destination answers to.")
     host: Annotated[str, StringConstraints(min_length=1)] = Field(description="Host name or address.")
     port: Port = Field(description="TCP port.")
@@ -67,6 +81,10 @@ class Destination(BaseModel):
         default="ISO_IR 192", description="Character set of what is sent: 'ISO_IR 192' (UTF-8) or 'GB18030'."
     )
 
+    @property
+    def address(self) -> str:
+        return f"{self.ae_title} at {self.host}:{self.port}"
+
     @field_validator("objects", "transfer_syntaxes")
     @classmethod
     def _named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -80,6 +98,71 @@ class Destination(BaseModel):
         if not set(value) & set(UNCOMPRESSED):
             raise ValueError(f"at least one of {' and '.join(UNCOMPRESSED)} is needed: only pictures can be compressed")
         return value
+
+
+class FhirDestination(_Named):
+    """A FHIR R4 server that wants reports."""
+
+    objects: ClassVar[tuple[str, ...]] = ("fhir",)
+
+    kind: Literal["fhir"] = Field(description="'fhir': each report is posted as one FHIR R4 transaction.")
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$")] = Field(
+        description="Base address of the server."
+    )
+    bearer_token_file: Path | None = Field(
+        default=None, description="File with the token that the server asks for; unset: none is sent."
+    )
+    patient_identifier_system: str | None = Field(
+        default=None,
+        description="What the server calls the identifier system (a URI) of the Patient ID; unset: any system.",
+    )
+
+    @property
+    def address(self) -> str:
+        return self.url
+
+    def bearer_token(self) -> str | None:
+        """Raises ConfigurationError where the file cannot be read."""
+        if self.bearer_token_file is None:
+            return None
+        try:
+            return self.bearer_token_file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"cannot read bearer_token_file of {self.name}") from error
+
+
+class Hl7Destination(_Named):
+    """An HL7 v2 interface engine that wants reports."""
+
+    objects: ClassVar[tuple[str, ...]] = ("hl7",)
+
+    kind: Literal["hl7"] = Field(description="'hl7': each report is sent as one HL7 v2.5.1 ORU^R01 over MLLP.")
+    host: Annotated[str, StringConstraints(min_length=1)] = Field(description="Host name or address.")
+    port: Port = Field(description="TCP port.")
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+_KINDS = ("dicom", "fhir", "hl7")
+
+
+def _kind_of(destination: Any) -> str | None:
+    kind = destination.get("kind", "dicom") if isinstance(destination, dict) else getattr(destination, "kind", None)
+    return kind if kind in _KINDS else None
+
+
+AnyDestination = Annotated[
+    Annotated[Destination, Tag("dicom")]
+    | Annotated[FhirDestination, Tag("fhir")]
+    | Annotated[Hl7Destination, Tag("hl7")],
+    Discriminator(
+        _kind_of,
+        custom_error_type="destination_kind",
+        custom_error_message=f"a destination's kind is one of {', '.join(_KINDS)}",
+    ),
+]
 
 
 class Settings(BaseSettings):
@@ -129,7 +212,7 @@ class Settings(BaseSettings):
     inference_threads: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Threads of the network; 0: as many as there are cores."
     )
-    destinations: tuple[Destination, ...] = Field(
+    destinations: tuple[AnyDestination, ...] = Field(
         default=(), description="Where results are sent, and what each destination is given."
     )
     delivery_attempts: Annotated[int, Field(ge=1)] = Field(
@@ -185,7 +268,9 @@ class Settings(BaseSettings):
                 f'{error}: its variable is given as JSON, for example [{{"name": "pacs", "ae_title": "PACS", ...}}]'
             ) from error
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            # The kind of a destination stands in the location of a mistake in it; it is no name of a setting.
+            where = [".".join(str(part) for part in e["loc"] if part not in _KINDS) for e in error.errors()]
+            wrong = "; ".join(f"{loc}: {e['msg']}" for loc, e in zip(where, error.errors(), strict=True))
             raise ConfigurationError(f"settings ({chosen or 'ONESCAN_* variables'}): {wrong}") from error
 
     @property

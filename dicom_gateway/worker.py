@@ -15,14 +15,18 @@ import sqlalchemy as sa
 import structlog
 from pydantic import ValidationError
 
+from dicom_gateway.deliver import fhir, mllp
 from dicom_gateway.deliver.dimse import Encode, send
-from dicom_gateway.errors import PeerRefused, PeerUnreachable
+from dicom_gateway.errors import ConfigurationError, PeerRefused, PeerUnreachable
 from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs import engine as job_engine
 from dicom_gateway.jobs.housekeeping import DEAD_AFTER_S, Housekeeper, beat, stop_beating
 from dicom_gateway.jobs.queue import JobQueue
+from dicom_gateway.report.content import Report
+from dicom_gateway.report.fhir import encode_bundle
+from dicom_gateway.report.hl7 import encode_oru
 from dicom_gateway.report.objects import ENCODERS, read_result
-from dicom_gateway.settings import Destination, Settings
+from dicom_gateway.settings import AnyDestination, FhirDestination, Hl7Destination, Settings
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import REPORT_NAME, result_path
 from dicom_gateway.store.schema import DeliveryState, ObjectOutcome, StudyState, open_database
@@ -92,7 +96,7 @@ class Worker:
                     self._try_again(row, attempt, attempts_left, str(error))
                 else:
                     self._park(row, attempt, str(error))
-            except PeerRefused as error:
+            except (PeerRefused, ConfigurationError) as error:
                 self._park(row, attempt, str(error))
             except Exception as error:  # noqa: BLE001  # edge: any other failure needs a person
                 self._park(row, attempt, type(error).__name__)
@@ -151,7 +155,7 @@ class Worker:
                 self._open_delivery(connection, study_instance_uid, revision, peer)
 
     def _open_delivery(
-        self, connection: sa.Connection, study_instance_uid: str, revision: int, peer: Destination
+        self, connection: sa.Connection, study_instance_uid: str, revision: int, peer: AnyDestination
     ) -> None:
         if ledger.open_delivery(
             connection, study_instance_uid, revision, peer.name, objects=peer.objects, now=time.time()
@@ -168,12 +172,23 @@ class Worker:
     def _send(self, row: index.DeliveryRow) -> tuple[ObjectOutcome, ...]:
         """Send what the destination's profile names today, made of the stored record."""
         peers = {peer.name: peer for peer in self.settings.destinations}
-        data_dir = self.settings.data_dir
+        peer, data_dir = peers[row.destination], self.settings.data_dir
         images = index.list_instances(self.engine, row.study_instance_uid, row.revision)
-        encode = encoder_of(
-            data_dir / result_path(row.study_instance_uid, row.revision), [data_dir / image.path for image in images]
-        )
-        return send(encode, peers[row.destination], calling_ae_title=self.settings.ae_title)
+        folder = data_dir / result_path(row.study_instance_uid, row.revision)
+        source_files = [data_dir / image.path for image in images]
+        match peer:
+            case FhirDestination():
+                bundle = encode_bundle(
+                    read_result(folder, source_files),
+                    earlier=earlier_reports(folder, row.revision),
+                    patient_identifier_system=peer.patient_identifier_system,
+                )
+                fhir.send(bundle, peer.url, bearer_token=peer.bearer_token())
+            case Hl7Destination():
+                mllp.send(encode_oru(read_result(folder, source_files)), peer.host, peer.port)
+            case _:
+                return send(encoder_of(folder, source_files), peer, calling_ae_title=self.settings.ae_title)
+        return (ObjectOutcome(name=peer.kind, sent_as=peer.kind, instances=1),)
 
     def _try_again(self, row: index.DeliveryRow, attempt: int, attempts_left: int, reason: str) -> None:
         delay_s = retry_delay_s(self.settings, attempts_left)
@@ -228,6 +243,12 @@ def encoder_of(folder: Path, source_files: Sequence[Path]) -> Encode:
     return lambda name: ENCODERS[name](read())
 
 
+def earlier_reports(folder: Path, revision: int) -> list[Report]:
+    """The records of the revisions before the one in `folder`, as far as they are kept and can be read."""
+    records = [_record(folder.with_name(f"r{number}")) for number in range(1, revision)]
+    return [record for record in records if record is not None]
+
+
 def retry_delay_s(settings: Settings, attempts_left: int) -> float:
     """Seconds until the next of `attempts_left` attempts: doubled each time, one hour at most."""
     doublings = settings.delivery_attempts - 1 - attempts_left
@@ -268,13 +289,15 @@ def finished_outcome(folder: Path, created: datetime) -> str | None:
 
     Another time of creation means another job: the index may have been rebuilt and count its revisions anew.
     """
-    from dicom_gateway.report.content import Report
+    record = _record(folder)
+    return record.outcome if record is not None and record.created == created else None
 
+
+def _record(folder: Path) -> Report | None:
     try:
-        record = Report.model_validate_json((folder / REPORT_NAME).read_bytes())
+        return Report.model_validate_json((folder / REPORT_NAME).read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
-    return record.outcome if record.created == created else None
 
 
 def run_worker(

@@ -46,7 +46,7 @@ def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb]) -> 
     target = io.BytesIO()
     patient = f"{printed.person_name(source.PatientName)}, ID {source.PatientID or 'unknown'}"
 
-    class NumberedCanvas(Canvas):  # type: ignore[misc]
+    class NumberedCanvas(Canvas):
         """Writes the foot of each page when the number of pages is known."""
 
         def __init__(self, *arguments: Any, **more: Any) -> None:

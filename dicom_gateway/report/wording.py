@@ -81,6 +81,8 @@ OBJECT_NAMES = {
     "sr_comprehensive": "Comprehensive SR",
     "sr_enhanced": "Enhanced SR",
     "sr_text": "Basic Text SR",
+    "fhir": "FHIR transaction",
+    "hl7": "HL7 message",
 }
 
 _UNIT_NAMES = {"mm3": "mm³", "1": "", "{ratio}": "", "[hnsf'U]": "HU"}

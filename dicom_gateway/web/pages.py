@@ -208,7 +208,7 @@ def shown_settings(settings: Settings) -> list[tuple[str, str, str]]:
     """Name, value and description of every setting; a password in the database's URL is left out."""
     values: dict[str, Any] = settings.model_dump(mode="json")
     values["database_url"] = sa.make_url(settings.database).render_as_string(hide_password=True)
-    values["destinations"] = [f"{d.name} ({d.ae_title} at {d.host}:{d.port})" for d in settings.destinations]
+    values["destinations"] = [f"{d.name} ({d.address})" for d in settings.destinations]
     return [
         (name, ", ".join(value) if isinstance(value, list) else str(value), field.description or "")
         for name, field in Settings.model_fields.items()

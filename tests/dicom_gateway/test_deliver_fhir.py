@@ -1,60 +1,12 @@
 """Delivery to a FHIR server, on the wire."""
 
-import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
 import pytest
+from receivers import fhir_server
 
 from dicom_gateway.deliver.fhir import ask, send
 from dicom_gateway.errors import DeliveryError, PeerRefused, PeerUnreachable
 
 BUNDLE = b'{"resourceType": "Bundle", "type": "transaction"}'
-TAKEN = {"resourceType": "Bundle", "type": "transaction-response", "entry": [{"response": {"status": "201 Created"}}]}
-
-
-class FhirServer(HTTPServer):
-    """Answers every POST alike and keeps what was posted."""
-
-    def __init__(self, status: int, answer: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.status, self.answer = status, answer
-        self.posted: list[tuple[str, dict[str, str], bytes]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/fhir"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: FhirServer
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.posted.append((self.path, dict(self.headers), body))
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", str(len(self.server.answer)))
-        self.end_headers()
-        self.wfile.write(self.server.answer)
-
-    def do_GET(self) -> None:
-        self.do_POST()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def fhir_server(status: int, answer: object = TAKEN) -> Iterator[FhirServer]:
-    content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-    with FhirServer(status, content) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 def test_a_transaction_is_posted_to_the_base_url() -> None:

@@ -1,11 +1,7 @@
 """Delivery to an HL7 interface engine, on the wire."""
 
-import socketserver
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
+from receivers import acknowledgement, hl7_engine
 
 from dicom_gateway.deliver.mllp import connect, send
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
@@ -13,49 +9,10 @@ from dicom_gateway.errors import PeerRefused, PeerUnreachable
 MESSAGE = "MSH|^~\\&|ONESCAN||||20260110||ORU^R01^ORU_R01|ID-1|P|2.5.1\rPID|1||P-1||王^小东\r".encode()
 
 
-class Engine(socketserver.TCPServer):
-    """Reads one message a connection and answers with `answer`, in pieces of one byte; None hangs up."""
-
-    def __init__(self, answer: bytes | None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.answer = answer
-        self.received: list[bytes] = []
-
-
-class _Handler(socketserver.StreamRequestHandler):
-    server: Engine
-
-    def handle(self) -> None:
-        message = b""
-        while not message.endswith(b"\x1c\r"):
-            message += self.rfile.read(1)
-        self.server.received.append(message)
-        for byte in self.server.answer or b"":
-            self.wfile.write(bytes([byte]))
-
-
-@contextmanager
-def engine(answer: bytes | None) -> Iterator[Engine]:
-    with Engine(answer) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def acknowledgement(code: str, control_id: str = "ID-1", more: str = "", separator: str = "|") -> bytes:
-    lines = [
-        f"MSH|^~\\&|ENGINE||ONESCAN||20260110||ACK^R01|1|P|2.5.1\rMSA|{code}|{control_id}|no Wang XiaoDong\r",
-        more,
-    ]
-    return f"\x0b{''.join(lines)}\x1c\r".replace("|", separator).encode()
-
-
 @pytest.mark.parametrize("code", ["AA", "CA"])
 @pytest.mark.parametrize("separator", ["|", "#"])
 def test_a_message_is_framed_and_its_acceptance_awaited(code: str, separator: str) -> None:
-    with engine(acknowledgement(code, separator=separator)) as server:
+    with hl7_engine(acknowledgement(code, separator=separator)) as server:
         send(MESSAGE, *server.server_address)
     assert server.received == [b"\x0b" + MESSAGE + b"\x1c\r"]
 
@@ -74,7 +31,7 @@ def test_a_message_is_framed_and_its_acceptance_awaited(code: str, separator: st
     ],
 )
 def test_a_no_is_told_by_its_codes_alone(answer: bytes, told: str) -> None:
-    with engine(answer) as server, pytest.raises(PeerRefused) as caught:
+    with hl7_engine(answer) as server, pytest.raises(PeerRefused) as caught:
         send(MESSAGE, *server.server_address)
     assert str(caught.value).endswith(told)
     assert "Wang" not in str(caught.value)
@@ -83,12 +40,12 @@ def test_a_no_is_told_by_its_codes_alone(answer: bytes, told: str) -> None:
 
 @pytest.mark.parametrize("answer", [None, b"\x0bMSH|^~\\&|ENGINE"])
 def test_no_whole_answer_is_unreachable(answer: bytes | None) -> None:
-    with engine(answer) as server, pytest.raises(PeerUnreachable):
+    with hl7_engine(answer) as server, pytest.raises(PeerUnreachable):
         send(MESSAGE, *server.server_address)
 
 
 def test_nobody_there_is_unreachable() -> None:
-    with engine(None) as server:
+    with hl7_engine(None) as server:
         host, port = server.server_address
     with pytest.raises(PeerUnreachable):
         send(MESSAGE, host, port)

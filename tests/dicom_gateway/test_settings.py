@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dicom_gateway.errors import ConfigurationError
-from dicom_gateway.settings import Destination, Settings
+from dicom_gateway.settings import Destination, FhirDestination, Hl7Destination, Settings
 
 EXAMPLE = Path(__file__).parents[2] / "onescan.example.toml"
 
@@ -24,12 +24,14 @@ def uncommented(text: str) -> str:
 def test_every_setting_is_documented_in_the_example():
     example = tomllib.loads(uncommented(EXAMPLE.read_text()))
     assert set(example) == set(Settings.model_fields)
-    assert set(example["destinations"][0]) == set(Destination.model_fields)
+    kinds = (Destination, FhirDestination, Hl7Destination)
+    assert [set(named) for named in example["destinations"]] == [set(kind.model_fields) for kind in kinds]
+    assert tuple(map(type, Settings(**example).destinations)) == kinds
 
 
 def test_every_setting_says_what_it_is():
-    for fields in (Settings.model_fields, Destination.model_fields):
-        assert [name for name, field in fields.items() if not field.description] == []
+    for documented in (Settings, Destination, FhirDestination, Hl7Destination):
+        assert [name for name, field in documented.model_fields.items() if not field.description] == []
 
 
 def test_the_example_states_the_defaults():
@@ -97,6 +99,9 @@ def test_without_any_file_the_defaults_hold(tmp_path, monkeypatch):
         ('ae_title = "A TITLE THAT IS TOO LONG"\n', "ae_title"),
         ('ae_title = "BACK\\\\SLASH"\n', "ae_title"),
         ('[[destinations]]\nname = "a/b"\nae_title = "X"\nhost = "h"\nport = 1\n', "destinations.0.name"),
+        ('[[destinations]]\nname = "a"\nkind = "fax"\n', "destinations.0: .*dicom, fhir, hl7"),
+        ('[[destinations]]\nname = "a"\nkind = "fhir"\nurl = "ftp://x"\n', "destinations.0.url"),
+        ('[[destinations]]\nname = "a"\nkind = "hl7"\nhost = "h"\n', "destinations.0.port"),
         (2 * '[[destinations]]\nname = "a"\nae_title = "X"\nhost = "h"\nport = 1\n', "same name"),
         ("this is not TOML", "not TOML"),
     ],
@@ -106,6 +111,27 @@ def test_a_mistake_is_named(tmp_path, text, named):
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=named):
         Settings.load(path)
+
+
+def test_destinations_of_every_kind_survive_the_way_to_the_worker():
+    named = [
+        {"name": "pacs", "ae_title": "PACS", "host": "h", "port": 104},
+        {"name": "ehr", "kind": "fhir", "url": "https://h/r4", "bearer_token_file": "/run/token"},
+        {"name": "engine", "kind": "hl7", "host": "h", "port": 2575},
+    ]
+    settings = Settings(destinations=named)
+    assert [peer.objects for peer in settings.destinations[1:]] == [("fhir",), ("hl7",)]
+    assert Settings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_a_token_is_read_when_it_is_needed(tmp_path):
+    file = tmp_path / "token"
+    peer = FhirDestination(name="ehr", kind="fhir", url="https://h/r4", bearer_token_file=file)
+    with pytest.raises(ConfigurationError, match="bearer_token_file of ehr"):
+        peer.bearer_token()
+    file.write_text("secret\n")
+    assert peer.bearer_token() == "secret"
+    assert peer.model_copy(update={"bearer_token_file": None}).bearer_token() is None
 
 
 def test_a_missing_file_is_named(tmp_path):

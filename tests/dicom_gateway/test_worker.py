@@ -1,5 +1,6 @@
 """The worker's two jobs and its start, on a real index and with real peers; the engine runs in the durability tests."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import StringIO
@@ -8,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from factories import save_ct
 from pydicom.uid import BasicTextSRStorage
+from receivers import acknowledgement, fhir_server, hl7_engine
 from rich.console import Console
 from running import make_settings, pacs
 from structlog.testing import capture_logs
@@ -15,7 +17,8 @@ from web_samples import refused_report, sample_report
 
 from dicom_gateway import operate
 from dicom_gateway.jobs.queue import JobQueue
-from dicom_gateway.settings import Destination, Settings
+from dicom_gateway.report.content import Report
+from dicom_gateway.settings import Destination, FhirDestination, Hl7Destination, Settings
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import StoredFile, instance_path, result_path
 from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
@@ -98,6 +101,96 @@ def test_delivery_of_a_destination_that_was_away_is_not_lost(worker, peer):
     worker.deliver_report(STUDY, 1, "pacs", 2, 3)
     assert only_delivery(worker).state is DeliveryState.DELIVERED
     assert sum(peer.received.values()) == 2
+
+
+def sending_to(worker, peer):
+    return replace(worker, settings=worker.settings.model_copy(update={"destinations": (peer,)}))
+
+
+def test_a_report_goes_to_a_fhir_server_as_a_transaction(worker, tmp_path):
+    (tmp_path / "token").write_text("secret")
+    with fhir_server(200) as server:
+        peer = FhirDestination(name="pacs", kind="fhir", url=server.url, bearer_token_file=tmp_path / "token")
+        worker = sending_to(worker, peer)
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    ((_, headers, body),) = server.posted
+    assert headers["Authorization"] == "Bearer secret"
+    assert f"urn:oid:{STUDY}".encode() in body
+    row = only_delivery(worker)
+    assert (row.state, row.objects) == (DeliveryState.DELIVERED, ("fhir",))
+    assert [(o.name, o.sent_as, o.instances) for o in row.outcomes] == [("fhir", "fhir", 1)]
+
+
+def test_a_report_goes_to_an_hl7_engine_as_a_message(worker):
+    with hl7_engine(acknowledgement("AA")) as engine:
+        host, port = engine.server_address
+        worker = sending_to(worker, Hl7Destination(name="pacs", kind="hl7", host=host, port=port))
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    (message,) = engine.received
+    assert f"|{STUDY}|".encode() in message
+    row = only_delivery(worker)
+    assert (row.state, row.objects) == (DeliveryState.DELIVERED, ("hl7",))
+
+
+@pytest.mark.parametrize("kind", ["fhir", "hl7"])
+def test_a_message_is_tried_again_and_parked_like_a_dicom_delivery(worker, kind):
+    def answering(status, code):
+        return fhir_server(status, {}) if kind == "fhir" else hl7_engine(code and acknowledgement(code))
+
+    def at(server):
+        host, port = server.server_address
+        if kind == "fhir":
+            return FhirDestination(name="pacs", kind="fhir", url=f"http://{host}:{port}/r4")
+        return Hl7Destination(name="pacs", kind="hl7", host=host, port=port)
+
+    with answering(503, None) as busy:
+        worker = sending_to(worker, at(busy))
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    assert only_delivery(worker).state is DeliveryState.DELAYED
+    worker.deliver_report(STUDY, 1, "pacs", 2, 2)
+    assert (only_delivery(worker).state, only_delivery(worker).attempts) == (DeliveryState.DELAYED, 2)
+    with answering(422, "AE") as refusing, capture_logs() as logs:
+        worker = sending_to(worker, at(refusing))
+        worker.deliver_report(STUDY, 1, "pacs", 3, 1)
+    row = only_delivery(worker)
+    assert row.state is DeliveryState.PARKED
+    assert row.last_error == ("HTTP status 422" if kind == "fhir" else "acknowledgement AE")
+    assert "Wang" not in str(logs)
+    assert operate.replay(worker.settings, STUDY) == (f"deliver:{STUDY}:r1:pacs",)
+
+
+def test_a_transaction_cancels_what_only_an_earlier_revision_reported(worker):
+    with fhir_server(200) as server:
+        worker = sending_to(worker, FhirDestination(name="pacs", kind="fhir", url=server.url))
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        first = worker.settings.data_dir / result_path(STUDY, 1) / "report.json"
+        record = Report.model_validate_json(first.read_bytes())
+        lesion = record.findings[0].model_copy(update={"lesion": 1})
+        first.write_text(record.model_copy(update={"findings": (*record.findings, lesion)}).model_dump_json())
+        worker.analyse_study(STUDY, receive(worker, 2), CREATED + 1)
+        worker.deliver_report(STUDY, 2, "pacs", 1, 3)
+    ((_, _, body),) = server.posted
+    assert [e["resource"]["status"] for e in json.loads(body)["entry"]].count("cancelled") == 1
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_doctor_calls_destinations_of_every_kind(worker, is_there):
+    with fhir_server(200, {"resourceType": "CapabilityStatement"}) as server, hl7_engine(None) as engine:
+        host, port = engine.server_address
+        peers = (
+            FhirDestination(name="ehr", kind="fhir", url=server.url),
+            Hl7Destination(name="engine", kind="hl7", host=host, port=port),
+        )
+        settings = worker.settings.model_copy(update={"destinations": peers})
+        if is_there:
+            checks = operate.doctor(settings)
+    if not is_there:
+        checks = operate.doctor(settings)
+    called = {check.name: check.ok for check in checks if check.name.startswith("destination ")}
+    assert called == {"destination ehr": is_there, "destination engine": is_there}
 
 
 def test_a_delivery_notes_what_was_sent_and_in_place_of_what(worker):
