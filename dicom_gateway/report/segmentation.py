@@ -5,6 +5,7 @@ given images of one pixel, from which it makes everything but the pixels; those 
 """
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -168,9 +169,13 @@ def _one_pixel_sources(result: StoredResult, grid: SliceGrid) -> list[Dataset]:
 
 def _source(header: Dataset, grid: SliceGrid) -> Dataset:
     source = Dataset()
-    source.update(header)
-    # finish() names the persons; highdicom warns with a name in the text if that has one component.
+    # A copy of each element: assigning to one that is shared would change the header itself.
+    source.update(deepcopy(header))
+    # finish() names the persons; highdicom warns with a name in the text if that has one component. The elements are
+    # shared with the header: these are taken out before others come in their place.
+    del source.PatientName, source.ReferringPhysicianName
     source.PatientName = source.ReferringPhysicianName = ""
+    source.pop("FrameOfReferenceUID", None)
     source.FrameOfReferenceUID = grid.frame_of_reference_uid
     source.Rows = source.Columns = 1
     return source

@@ -325,7 +325,25 @@ def compose(volume: Volume | None, findings: Sequence[Finding], **more: Any) -> 
     return compose_report(**(values | more))
 
 
+def all_kinds_outlined(volume: Volume) -> list[Finding]:
+    """Every kind present and outlined, every third with two lesions; some outlines overlap."""
+    found = []
+    for n, kind in enumerate(FindingKind):
+        z, y, x = 1 + n, 20 + 2 * n, 60 - n
+        first = region((slice(z, z + 4), slice(y, y + 9), slice(x, x + 12)), volume)
+        second = region((slice(z + 2, z + 5), slice(y - 12, y - 3), slice(x + 14, x + 18)), volume)
+        is_sided = kind in (FindingKind.PULMONARY_NODULE, FindingKind.PLEURAL_EFFUSION)
+        side = Laterality.LEFT if is_sided else None
+        found.append(finding(kind, Presence.PRESENT, region=first, laterality=side))
+        if n % 3 == 0:
+            lesions = enumerate((first, second), start=1)
+            found += [finding(kind, Presence.PRESENT, i, region=r, laterality=side) for i, r in lesions]
+    return found
+
+
 def make_findings(scenario: str, volume: Volume) -> list[Finding]:
+    if scenario == "all outlined":
+        return all_kinds_outlined(volume)
     if scenario == "negative":
         return [finding(kind, Presence.ABSENT, probability=0.02, operating_point=0.5) for kind in FindingKind]
     return full_findings(volume)
