@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import pydicom.uid
@@ -158,7 +158,10 @@ def _raise_why_not(association: Association) -> None:
 
 def _prepared(data_set: Dataset, transfer_syntax: UID, character_set: str) -> Dataset:
     """The same elements as the destination wants them encoded, without memory of how they were before."""
-    prepared = Dataset(data_set)
+    prepared = Dataset()
+    for element in data_set:
+        # Not the element itself: assigning to a keyword changes the element that is there.
+        prepared.add(copy(element))
     prepared.file_meta = deepcopy(data_set.file_meta)
     prepared.SpecificCharacterSet = character_set
     if transfer_syntax.keyword in UNCOMPRESSED:

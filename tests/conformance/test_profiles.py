@@ -1,0 +1,99 @@
+"""What arrives at a destination, by its profile: each object of its class, and still content for the judges."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import pydicom.uid
+import pytest
+from conformance.test_dicom_results import complaints
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.filewriter import dcmwrite
+from pynetdicom import AE, evt
+from running import free_port
+
+from dicom_gateway.deliver.dimse import send
+from dicom_gateway.deliver.profile import SOP_CLASSES
+from dicom_gateway.report.objects import ENCODERS
+from dicom_gateway.report.stored import StoredResult
+from dicom_gateway.report.wording import OBJECT_NAMES
+from dicom_gateway.settings import Destination, ResultObject, TransferSyntax
+
+EVERYTHING = get_args(ResultObject)
+NAME = "Wang^XiaoDong=王^小东"
+
+
+def test_every_kind_of_object_can_be_named_encoded_and_sent() -> None:
+    assert set(EVERYTHING) == set(ENCODERS) == set(SOP_CLASSES)
+    assert set(EVERYTHING) <= set(OBJECT_NAMES)
+
+
+@pytest.fixture(scope="module")
+def chinese(make_case: Callable[..., StoredResult]) -> StoredResult:
+    return make_case("findings", PatientName=NAME, StudyDescription="胸部CT平扫")
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_objects_are_of_the_class_that_is_proposed_for_them(name: str, chinese: StoredResult) -> None:
+    objects = ENCODERS[name](chinese)
+    assert objects
+    assert {str(ds.SOPClassUID) for ds in objects} == {SOP_CLASSES[name]}
+
+
+def test_encoding_one_object_changes_no_other(chinese: StoredResult) -> None:
+    for encode in ENCODERS.values():
+        for ds in encode(chinese):
+            assert str(ds.PatientName) == NAME
+
+
+@contextmanager
+def receiver(folder: Path) -> Iterator[int]:
+    """A peer that takes everything and writes it as it came."""
+
+    def keep(event: Any) -> int:
+        path = folder / f"{event.request.AffectedSOPInstanceUID}.dcm"
+        ds = event.dataset
+        ds.file_meta = event.file_meta
+        dcmwrite(path, ds, enforce_file_format=True)
+        return 0x0000
+
+    entity = AE(ae_title="PACS")
+    for sop_class in set(SOP_CLASSES.values()):
+        entity.add_supported_context(sop_class, [getattr(pydicom.uid, keyword) for keyword in get_args(TransferSyntax)])
+    port = free_port()
+    entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    try:
+        yield port
+    finally:
+        entity.shutdown()
+
+
+@pytest.mark.parametrize("character_set", ["ISO_IR 192", "GB18030"])
+@pytest.mark.parametrize("syntaxes", [("ImplicitVRLittleEndian",), ("RLELossless", "ExplicitVRLittleEndian")])
+def test_what_arrives_is_content_for_the_judges(
+    syntaxes: tuple[TransferSyntax, ...], character_set: Any, chinese: StoredResult, tmp_path: Path
+) -> None:
+    sent: list[Dataset] = []
+
+    def encode(name: ResultObject) -> tuple[Dataset, ...]:
+        objects = ENCODERS[name](chinese)
+        sent.extend(objects)
+        return objects
+
+    with receiver(tmp_path) as port:
+        profile = {"objects": EVERYTHING, "transfer_syntaxes": syntaxes, "character_set": character_set}
+        peer = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=port, **profile)
+        outcomes = send(encode, peer, calling_ae_title="ONESCAN")
+    assert [(o.name, o.sent_as, o.reason) for o in outcomes] == [(name, name, None) for name in EVERYTHING]
+    assert sum(o.instances for o in outcomes) == len(sent)
+    for ds in sent:
+        path = tmp_path / f"{ds.SOPInstanceUID}.dcm"
+        assert complaints(path) == []
+        arrived = dcmread(path)
+        assert arrived.SpecificCharacterSet == character_set
+        assert (str(arrived.PatientName), arrived.StudyDescription) == (NAME, "胸部CT平扫")
+        assert arrived.file_meta.TransferSyntaxUID.keyword in syntaxes
+        if "PixelData" in ds:
+            assert (arrived.pixel_array == ds.pixel_array).all()
