@@ -140,12 +140,14 @@ class Pacs:
     """A receiving peer; `received` counts C-STOREs by SOP Instance UID, `status` is what it answers.
 
     `digests` has those of everything that came under a UID, taken or not: more than one is a changed object.
+    `answers` come before `status`, one a C-STORE; None aborts the association.
     """
 
     port: int
     received: Counter[str] = field(default_factory=Counter)
     digests: dict[str, set[str]] = field(default_factory=dict)
     status: int = 0x0000
+    answers: list[int | None] = field(default_factory=list)
 
 
 @contextmanager
@@ -157,9 +159,13 @@ def pacs(port: int | None = None, sop_classes: tuple[Any, ...] | None = None) ->
         uid = str(event.request.AffectedSOPInstanceUID)
         content = hashlib.sha256(event.request.DataSet.getvalue()).hexdigest()
         peer.digests.setdefault(uid, set()).add(content)
-        if peer.status == 0x0000:
+        status = peer.answers.pop(0) if peer.answers else peer.status
+        if status is None:
+            event.assoc.abort()
+            return 0x0000
+        if status == 0x0000:
             peer.received[uid] += 1
-        return peer.status
+        return status
 
     entity = AE(ae_title="PACS")
     entity.add_supported_context(Verification)
@@ -170,3 +176,32 @@ def pacs(port: int | None = None, sop_classes: tuple[Any, ...] | None = None) ->
         yield peer
     finally:
         entity.shutdown()
+
+
+@contextmanager
+def restricted_storescp(folder: Path, *sop_classes: str) -> Iterator[tuple[int, Path]]:
+    """DCMTK's storescp that takes only these classes (DCMTK's names), uncompressed: its port and folder."""
+    program = dcmtk("storescp")
+    if program is None:
+        pytest.skip("DCMTK (storescp) is not installed")
+    lines = ["[[TransferSyntaxes]]", "[Uncompressed]"]
+    lines += ["TransferSyntax1 = LocalEndianExplicit", "TransferSyntax2 = LittleEndianImplicit"]
+    lines += ["[[PresentationContexts]]", "[Restricted]"]
+    lines += [f"PresentationContext{n} = {name}\\Uncompressed" for n, name in enumerate(sop_classes, start=1)]
+    lines += ["[[Profiles]]", "[Restricted]", "PresentationContexts = Restricted"]
+    profile, received, port = folder / "restricted.cfg", folder / "received", free_port()
+    profile.write_text("\n".join(lines))
+    received.mkdir()
+    command = [program, "-xf", str(profile), "Restricted", "-od", str(received), "-aet", "PACS", str(port)]
+    process = subprocess.Popen(command)
+    try:
+        wait_until(lambda: _is_open(port), "storescp listens")
+        yield port, received
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -7,9 +7,26 @@ from pathlib import Path
 
 import pytest
 from factories import make_ct_dataset, save_ct
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom import dcmread
+from pydicom.uid import (
+    ComprehensiveSRStorage,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
 from pynetdicom import AE
-from running import ROOT, end, free_port, make_settings, pacs, role, start_role, storescu, wait_until
+from running import (
+    ROOT,
+    end,
+    free_port,
+    make_settings,
+    pacs,
+    restricted_storescp,
+    role,
+    start_role,
+    storescu,
+    wait_until,
+)
 
 from dicom_gateway.operate import list_parked, replay, service_status
 from dicom_gateway.report.content import Report
@@ -249,6 +266,37 @@ def test_destination_away_is_tried_again_and_refusal_is_parked(tmp_path):
                 wait_until(lambda: all_delivered(settings, 2), "both deliveries")
                 assert back.received == results(settings, uid)
     assert refusing.received == results(settings, uid)
+
+
+def test_a_receiver_in_trouble_gets_the_same_objects_in_the_end(tmp_path):
+    """It drops the association in mid delivery, is full, and drops it at the first object; then it is well."""
+    uid = write_study(tmp_path / "out", "trouble")
+    with pacs() as peer:
+        peer.answers = [0x0000, None, 0xA700, None]
+        settings = make_settings(tmp_path, destinations=(to(peer),))
+        with role(settings, "listener"), role(settings, "worker", own_worker(tmp_path)):
+            assert storescu(settings, tmp_path / "out").returncode == 0
+            wait_until(lambda: all_delivered(settings, 1), "the delivery")
+    # What was acknowledged before the association broke comes once more, under the same UID with the same bytes.
+    assert set(peer.received) == set(results(settings, uid))
+    assert {uid: len(digests) for uid, digests in peer.digests.items()} == results(settings, uid)
+
+
+def test_a_receiver_without_3d_sr_and_segmentations_gets_what_it_takes(tmp_path):
+    write_study(tmp_path / "out", "restricted")
+    classes = ("ComprehensiveSRStorage", "SecondaryCaptureImageStorage")
+    with restricted_storescp(tmp_path, *classes) as (port, received):
+        peer = Destination(name="old", ae_title="PACS", host="127.0.0.1", port=port)
+        settings = make_settings(tmp_path, destinations=(peer,))
+        with role(settings, "listener"), role(settings, "worker", own_worker(tmp_path)):
+            assert storescu(settings, tmp_path / "out").returncode == 0
+            wait_until(lambda: all_delivered(settings, 1), "the delivery")
+    classes = {str(dcmread(path).SOPClassUID) for path in received.iterdir()}
+    assert classes == {ComprehensiveSRStorage, SecondaryCaptureImageStorage}
+    engine = open_database(settings.database)
+    (row,) = index.list_deliveries(engine)
+    engine.dispose()
+    assert [(o.name, o.sent_as) for o in row.outcomes] == [("sr", "sr_comprehensive"), ("seg", None), ("sc", "sc")]
 
 
 def test_last_attempt_is_parked(tmp_path):

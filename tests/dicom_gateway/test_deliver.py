@@ -1,7 +1,5 @@
 """Results sent to real peers: what is negotiated, what stands in for what is refused, which "no" is worth a retry."""
 
-import subprocess
-from collections import Counter
 from contextlib import contextmanager
 from io import BytesIO
 
@@ -23,7 +21,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 from pynetdicom import AE, evt
-from running import DEADLINE_S, dcmtk, free_port, pacs, wait_until
+from running import free_port, pacs, restricted_storescp
 
 from dicom_gateway.deliver.dimse import echo, send
 from dicom_gateway.deliver.profile import SOP_CLASSES
@@ -281,74 +279,28 @@ def test_unknown_calling_title_is_refusal():
         deliver(at(port))
 
 
-def abort(event):
-    event.assoc.abort()
-    return 0x0000
-
-
 def test_abort_is_tried_again():
-    with scp([(evt.EVT_C_STORE, abort)]) as port, pytest.raises(PeerUnreachable):
-        deliver(at(port))
+    with pacs() as peer:
+        peer.answers = [None]
+        with pytest.raises(PeerUnreachable):
+            deliver(at(peer.port))
 
 
-def test_the_same_bytes_after_a_broken_association_and_full_disks():
+def test_the_same_bytes_after_a_broken_association_and_a_full_disk():
     """The destination drops the association after the first object, then is full, then well again."""
-    files = []
-
-    def keep_or_fail(event):
-        files.append((str(event.request.AffectedSOPInstanceUID), event.request.DataSet.getvalue()))
-        if len(files) == 2:
-            return abort(event)
-        return 0xA700 if len(files) == 3 else 0x0000
-
-    with scp([(evt.EVT_C_STORE, keep_or_fail)]) as port:
+    with pacs() as peer:
+        peer.answers = [0x0000, None, 0xA700]
         for _ in range(2):
             with pytest.raises(PeerUnreachable):
-                deliver(at(port))
-        deliver(at(port))
-    assert Counter(uid for uid, _ in files) == {uid_of("sr"): 3, uid_of("sc"): 2}
-    assert len(set(files)) == 2
-
-
-@contextmanager
-def dcmtk_storescp(folder, *contexts):
-    """DCMTK's storescp with a profile that takes only these (class, transfer syntaxes), by DCMTK's names."""
-    program = dcmtk("storescp")
-    if program is None:
-        pytest.skip("DCMTK (storescp) is not installed")
-    profile = folder / "restricted.cfg"
-    lines = ["[[TransferSyntaxes]]", "[Uncompressed]"]
-    lines += ["TransferSyntax1 = LocalEndianExplicit", "TransferSyntax2 = LittleEndianImplicit"]
-    lines += ["[[PresentationContexts]]", "[Restricted]"]
-    lines += [f"PresentationContext{n} = {c}\\Uncompressed" for n, c in enumerate(contexts, start=1)]
-    lines += ["[[Profiles]]", "[Restricted]", "PresentationContexts = Restricted"]
-    profile.write_text("\n".join(lines))
-    port = free_port()
-    received = folder / "received"
-    received.mkdir()
-    command = [program, "-xf", str(profile), "Restricted", "-od", str(received), "-aet", "PACS", str(port)]
-    process = subprocess.Popen(command)
-    try:
-        wait_until(lambda: is_listening(port), "storescp listens", DEADLINE_S)
-        yield port, received
-    finally:
-        process.kill()
-        process.wait()
-
-
-def is_listening(port):
-    try:
-        echo(at(port), calling_ae_title="ONESCAN")
-    except PeerUnreachable:
-        return False
-    except PeerRefused:
-        pass
-    return True
+                deliver(at(peer.port))
+        deliver(at(peer.port))
+    assert peer.received == {uid_of("sr"): 2, uid_of("sc"): 1}
+    assert {uid: len(digests) for uid, digests in peer.digests.items()} == {uid_of("sr"): 1, uid_of("sc"): 1}
 
 
 def test_dcmtk_with_a_restricted_profile_gets_the_fallback(tmp_path):
     classes = ("EnhancedSRStorage", "SecondaryCaptureImageStorage")
-    with dcmtk_storescp(tmp_path, *classes) as (port, received):
+    with restricted_storescp(tmp_path, *classes) as (port, received):
         outcomes = deliver(at(port, "sr", "seg", "sc"))
     assert outcomes == (sent("sr", "sr_enhanced", REFUSED), left_out("seg"), sent("sc"))
     files = [dcmread(path) for path in received.iterdir()]
