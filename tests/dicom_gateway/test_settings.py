@@ -134,6 +134,35 @@ def test_a_token_is_read_when_it_is_needed(tmp_path):
     assert peer.model_copy(update={"bearer_token_file": None}).bearer_token() is None
 
 
+PEER = '[[destinations]]\nname = "pacs"\nae_title = "X"\nhost = "h"\nport = 1\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ('objects = ["sr", "seg", "sr"]', "named twice: sr"),
+        ('objects = ["sr", "dicom"]', r"destinations\.0\.objects\.1.*'sr_text'"),
+        ("objects = []", r"destinations\.0\.objects"),
+        ('transfer_syntaxes = ["RLELossless"]', "ImplicitVRLittleEndian is needed"),
+        ('transfer_syntaxes = ["1.2.840.10008.1.2"]', "'ExplicitVRLittleEndian'"),
+        ('character_set = "GBK"', "'ISO_IR 192' or 'GB18030'"),
+    ],
+)
+def test_a_mistake_in_a_profile_is_named(tmp_path, line, named):
+    path = tmp_path / "site.toml"
+    path.write_text(PEER + line)
+    with pytest.raises(ConfigurationError, match=named):
+        Settings.load(path)
+
+
+def test_a_destination_without_a_profile_gets_the_default_one(tmp_path):
+    path = tmp_path / "site.toml"
+    path.write_text(PEER)
+    (peer,) = Settings.load(path).destinations
+    assert peer.objects == ("sr", "seg", "sc")
+    assert (peer.transfer_syntaxes[0], peer.character_set) == ("ExplicitVRLittleEndian", "ISO_IR 192")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigurationError, match=r"absent\.toml"):
         Settings.load(tmp_path / "absent.toml")
