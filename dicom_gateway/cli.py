@@ -68,8 +68,8 @@ def analyze(
 ) -> None:
     """Analyse studies from files, without service or database.
 
-    Each study gives [bold]OUT/<StudyInstanceUID>/[/] with report.json, findings.sr.dcm, summary.sc.dcm and key
-    images; all findings together stand in [bold]OUT/findings.csv[/].
+    Each study gives [bold]OUT/<StudyInstanceUID>/[/] with report.json, findings.sr.dcm, summary.sc.dcm,
+    segments.seg.dcm and key images; all findings together stand in [bold]OUT/findings.csv[/].
 
     Exit code 0: all reported. 1: some refused or failed. 2: wrong usage.
     """

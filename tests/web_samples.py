@@ -137,7 +137,7 @@ def publish(
     folder = settings.data_dir / result_path(uid, revision)
     folder.mkdir(parents=True)
     (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
-    for name in ("findings.sr.dcm", "summary.sc.dcm"):
+    for name in ("findings.sr.dcm", "summary.sc.dcm", "segments.seg.dcm", "2_segments.seg.dcm"):
         (folder / name).write_bytes(b"\0" * 128 + b"DICM" + name.encode())
     for finding in report.findings:
         if finding.key_image:

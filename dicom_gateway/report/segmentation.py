@@ -205,7 +205,8 @@ def _description(segment: Segment, report: Report) -> SegmentDescription:
     category = codes.ANATOMICAL_STRUCTURE if is_organ else codes.ABNORMAL_STRUCTURE
     description = SegmentDescription(
         segment_number=segment.number,
-        segment_label=finding_title(finding),
+        # Not by the name of a disease that the organ may be free of.
+        segment_label=f"{kind.site.meaning} (measured)" if is_organ else finding_title(finding),
         segmented_property_category=concept(codes.PHYSICAL_OBJECT if is_device else category),
         segmented_property_type=concept(kind.site if is_organ else kind.finding),
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -260,14 +261,18 @@ def _put_pixels_in(ds: Dataset, grid: SliceGrid, segments: Sequence[Segment]) ->
     ds.Rows, ds.Columns = grid.rows, grid.columns
     by_number = {segment.number: segment.outlined for segment in segments}
     shared = ds.SharedFunctionalGroupsSequence[0]
-    size = grid.rows * grid.columns
-    bits = np.zeros(-(-int(ds.NumberOfFrames) * size // 16) * 16, np.bool_)
-    for n, (frame, z) in enumerate(_frames(ds, grid)):
+    planes = []
+    for frame, z in _frames(ds, grid):
         # A single segment is said once, for all frames.
         groups = frame if "SegmentIdentificationSequence" in frame else shared
         number = int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-        bits[n * size : (n + 1) * size] = by_number[number].plane(z, (grid.rows, grid.columns)).ravel()
-    ds.PixelData = np.packbits(bits, bitorder="little").tobytes()
+        planes.append((by_number[number], z))
+    packed = bytearray()
+    # Eight frames at a time end with a whole byte.
+    for start in range(0, len(planes), 8):
+        bits = [o.plane(z, (grid.rows, grid.columns)).ravel() for o, z in planes[start : start + 8]]
+        packed += np.packbits(np.concatenate(bits), bitorder="little").tobytes()
+    ds.PixelData = bytes(packed) + b"\0" * (len(packed) % 2)
 
 
 def _name_frames(ds: Dataset, grid: SliceGrid) -> None:

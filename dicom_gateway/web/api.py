@@ -87,7 +87,7 @@ def get_report(site: CurrentSite, uid: StudyUid, revision: Revision) -> Response
 
 @router.get(
     "/studies/{uid}/reports/{revision}/{name}",
-    summary="A file of a report: key_<n>.png, findings.sr.dcm or summary.sc.dcm",
+    summary="A file of a report: key_<n>.png, findings.sr.dcm, summary.sc.dcm or segments.seg.dcm",
     response_class=FileResponse,
     responses=_FILE,
 )

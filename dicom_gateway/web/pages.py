@@ -29,7 +29,7 @@ from dicom_gateway.web.findings import arrange, in_short
 from dicom_gateway.web.health import check_health
 from dicom_gateway.web.rendering import render
 from dicom_gateway.web.replays import replay_delivery, replay_study
-from dicom_gateway.web.results import DICOM_OBJECTS, read_report
+from dicom_gateway.web.results import dicom_objects, read_report
 from dicom_gateway.web.security import CUSTOM_HEADER, DestinationName, Revision, StudyUid, require_same_origin
 from dicom_gateway.web.site import CurrentSite, Site
 from dicom_gateway.web.wording import Words, delivery_state
@@ -106,7 +106,7 @@ def study_page(
         revisions=[stored.revision for stored in reports],
         deliveries=list_deliveries(site.engine, uid),
         report_url=base,
-        downloads=DICOM_OBJECTS,
+        downloads=dicom_objects(site.settings, row) if row else {},
         settings=site.settings,
     )
 

@@ -119,7 +119,7 @@ def test_the_report_is_the_stored_bytes(client: httpx.Client, settings: Settings
 def test_key_images_and_dicom_objects_are_served_with_their_types(client: httpx.Client) -> None:
     image = client.get(f"/api/studies/{REPORTED}/reports/1/key_1.png")
     assert (image.headers["content-type"], image.content) == ("image/png", png())
-    for name in ("findings.sr.dcm", "summary.sc.dcm"):
+    for name in ("findings.sr.dcm", "summary.sc.dcm", "segments.seg.dcm", "2_segments.seg.dcm"):
         answer = client.get(f"/api/studies/{REPORTED}/reports/1/{name}")
         assert answer.headers["content-type"] == "application/dicom"
         assert name in answer.headers["content-disposition"]
