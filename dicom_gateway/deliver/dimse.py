@@ -24,7 +24,7 @@ _SUCCESS = 0x0000
 _DUPLICATE_SOP_INSTANCE = 0x0111
 _SOP_CLASS_NOT_SUPPORTED = 0x0122
 _OUT_OF_RESOURCES = range(0xA700, 0xA800)
-_CONTEXT_REFUSED = "the destination does not take this kind of object (presentation context refused)"
+_CONTEXT_REFUSED = "presentation context refused"
 _NOTHING_TAKEN = "the destination takes none of the objects it is to be given"
 _WARNING = range(0xB000, 0xC000)
 
@@ -148,7 +148,7 @@ def _association(
 def _raise_why_not(association: Association) -> None:
     if association.rejected_contexts:
         # Where every context is refused, pynetdicom ends the association by itself.
-        raise PeerRefused(_CONTEXT_REFUSED)
+        raise PeerRefused(f"every {_CONTEXT_REFUSED}")
     if not association.is_rejected:
         raise PeerUnreachable("no connection, or the association was aborted")
     answer = association.acceptor.primitive

@@ -1,4 +1,4 @@
-"""The whole chain beside a real PACS: Orthanc forwards a study, and SR and summary come back into it."""
+"""The whole chain beside a real PACS: Orthanc forwards a study, and the results come back into it."""
 
 import json
 import os
@@ -157,6 +157,8 @@ def test_a_study_in_the_pacs_gets_its_report_once(tmp_path: Path, source: str) -
             httpx.post(rest + "/instances", content=file.read_bytes(), timeout=30).raise_for_status()
         wait_until(lambda: {"SR", "OT"} <= set(_modalities(rest)), "SR and SC are in Orthanc", 180)
         (study,) = httpx.get(rest + "/studies").json()
+        # The summary page is sent last.
+        series = httpx.get(f"{rest}/studies/{study}").json()["Series"]
         sr = httpx.get(f"{rest}/instances/{_modalities(rest)['SR']}/file").content
         _readable(tmp_path, sr)
 
@@ -170,8 +172,9 @@ def test_a_study_in_the_pacs_gets_its_report_once(tmp_path: Path, source: str) -
         assert "not a medical device" in httpx.get(f"{page}/studies/{uid}").text.lower()
 
         time.sleep(6)  # our results made the study stable again: nothing may start over
-        series = httpx.get(f"{rest}/studies/{study}").json()["Series"]
-        assert len(series) == 3
+        assert httpx.get(f"{rest}/studies/{study}").json()["Series"] == series
+        assert len(series) == len(_modalities(rest))
+        assert {"CT", "SR", "OT"} <= set(_modalities(rest)) <= {"CT", "SR", "SEG", "OT"}
         assert len(httpx.get(page + "/api/studies").json()["studies"]) == 1
 
 

@@ -32,7 +32,7 @@ from imaging.uids import derive_uid
 
 SR_CLASSES = (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage, BasicTextSRStorage)
 SC_CLASS = SecondaryCaptureImageStorage
-REFUSED = "the destination does not take this kind of object (presentation context refused)"
+REFUSED = "presentation context refused"
 NAME = "Wang^XiaoDong=王^小东"
 
 

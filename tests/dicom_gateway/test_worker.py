@@ -207,8 +207,8 @@ def test_a_delivery_notes_what_was_sent_and_in_place_of_what(worker):
     told = Console(record=True, width=300, file=StringIO())
     operate.print_status(worker.settings, told)
     text = told.export_text()
-    assert "pacs: Structured report as Basic Text SR: the destination does not take" in text
-    assert "pacs: Summary page left out: the destination does not take" in text
+    assert "pacs: Structured report as Basic Text SR: presentation context refused" in text
+    assert "pacs: Summary page left out: presentation context refused" in text
 
 
 @pytest.mark.parametrize("status", [0xA700, 0xC000])
