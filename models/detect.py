@@ -32,6 +32,7 @@ from models.heads import (
     joined_box,
     joined_mask,
     lesion_candidates,
+    not_lining,
 )
 from models.manifest import ModelManifest, OperatingPoint
 from models.measure import (
@@ -299,9 +300,7 @@ class _Reading:
         if point.probability(float(self._outputs.study_logits[channel])) < point.present_probability:
             return tuple(candidates)
         fluid = self._outputs.lesions[channel] >= point.voxel_threshold
-        reach = round(_LINING_MM / self._grid.geometry.spacing_mm[0])
-        near = ndimage.distance_transform_cdt(~fluid, "chessboard") <= reach
-        return tuple(c for c in candidates if near[c.box][c.mask].mean() < _LINING_SHARE)
+        return not_lining(candidates, fluid, round(_LINING_MM / self._grid.geometry.spacing_mm[0]), _LINING_SHARE)
 
     def _masses(self) -> tuple[tuple[Nodule, ...], float]:
         """Masses by the network for lesions, with the study's score for each, and from which score on they are present.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import cc3d
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from models.findings import Laterality
 
@@ -55,6 +56,14 @@ def candidate_side(
     middle = float(lungs[0] + lungs[-1]) / 2 if len(lungs) else (anatomy.shape[2] - 1) / 2
     centre = float(np.nonzero(candidate.mask)[2].mean()) + candidate.box[2].start
     return Laterality.LEFT if centre > middle else Laterality.RIGHT
+
+
+def not_lining(
+    candidates: Sequence[Candidate], fluid: npt.NDArray[np.bool_], reach: int, share: float
+) -> tuple[Candidate, ...]:
+    """Without the candidates of which `share` or more lies within `reach` voxels of `fluid` (D, H, W)."""
+    near = ndimage.distance_transform_cdt(~fluid, "chessboard") <= reach if fluid.any() else fluid
+    return tuple(c for c in candidates if near[c.box][c.mask].mean() < share)
 
 
 def joined_box(candidates: Sequence[Candidate]) -> Box:

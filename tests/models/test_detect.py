@@ -6,6 +6,7 @@ sides, outlines, measurements, the answer about the study.
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from imaging.volume import Volume
 from models.agreement import averaged
 from models.detect import Detector, unfamiliar
 from models.findings import FindingKind, Laterality, Presence, Quantity
-from models.manifest import Familiarity
+from models.manifest import Familiarity, NoduleNetwork
 from models.measured import RULES
 from models.session import HeadOutputs, ModelSession
 
@@ -146,6 +147,35 @@ def test_a_ball_is_found_where_it_is_whatever_the_orientation(detector: Detector
     assert sizes[Quantity.SHORT_AXIS] == pytest.approx(2 * RADIUS_MM, abs=2.5)
     assert sizes[Quantity.VOLUME] == pytest.approx(4 / 3 * np.pi * RADIUS_MM**3, rel=0.12)
     assert sizes[Quantity.MEAN_ATTENUATION] == pytest.approx(300, abs=40)
+
+
+def test_a_mass_is_described_though_the_nodule_network_sees_none(detector: Detector) -> None:
+    """A ball of 24 mm, judged no nodule: it is too large for the patches, and the lesion network outlines it."""
+    volume, ball = _thorax(np.eye(3), (75.0, 20.0, 50.0))
+    network = NoduleNetwork(
+        weights="none.onnx",
+        sha256="0" * 64,
+        input="patches",
+        minimum_diameter_mm=4.0,
+        present_probability=0.5,
+        absent_probability=0.1,
+        temperature=1.0,
+        bias=0.0,
+        chosen_on="this test",
+    )
+    blind = SimpleNamespace(
+        manifest=detector.manifest.model_copy(update={"nodules": network}),
+        run=detector.session.run,
+        judge=lambda patches: np.full(len(patches), -9.0, np.float32),
+    )
+    findings = Detector(blind).detect(volume, segment_lungs(volume), sharp_kernel=False).findings  # type: ignore[arg-type]
+    study, mass = [f for f in findings if f.kind is FindingKind.PULMONARY_NODULE]
+    assert (study.presence, mass.presence, mass.laterality) == (Presence.PRESENT, Presence.PRESENT, Laterality.LEFT)
+    assert mass.region is not None
+    outline = np.zeros_like(ball)
+    outline[mass.region.box] = mass.region.mask
+    assert 2 * (outline & ball).sum() / (outline.sum() + ball.sum()) > 0.9
+    assert mass.probability == study.probability
 
 
 def test_every_kind_has_one_answer_and_none_is_absent_without_being_assessed(detector: Detector) -> None:
