@@ -271,7 +271,7 @@ def test_pages_load_and_run_nothing_that_the_policy_forbids(client: httpx.Client
 def test_every_key_image_and_download_of_the_page_is_there(client: httpx.Client) -> None:
     page = client.get(f"/studies/{REPORTED}").text
     files = set(re.findall(rf'"(/api/studies/{REPORTED}/[^"]+)"', page))
-    assert len(files) == 4 + 3  # key images; SR, summary page and JSON
+    assert len(files) == 4 + 5  # key images; SR, summary page, two parts of the segments and JSON
     assert all(client.get(file).status_code == 200 for file in files)
 
 
