@@ -112,7 +112,7 @@ def object_name(name: str) -> str:
 
 
 def outcome_in_words(outcome: ObjectOutcome) -> str:
-    """What became of a kind of object: "Summary page", "Structured report as Enhanced SR: ...", "Marks left out: ..."."""
+    """What became of a kind of object: "Summary page", "Structured report as Enhanced SR: ...", "Marks left out"."""
     words = object_name(outcome.name)
     if outcome.sent_as is None:
         words += " left out"
