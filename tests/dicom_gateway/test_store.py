@@ -172,8 +172,8 @@ def test_a_database_of_version_0_1_0_is_brought_up_to_date(tmp_path):
         connection.exec_driver_sql(
             "create table delivery (study_instance_uid varchar(64) not null references study,"
             " revision integer not null, destination varchar(32) not null, objects varchar(32) not null,"
-            " state varchar(16) not null, attempts integer not null, last_error text, next_attempt float, updated float not null,"
-            " primary key (study_instance_uid, revision, destination))"
+            " state varchar(16) not null, attempts integer not null, last_error text,"
+            " next_attempt float, updated float not null, primary key (study_instance_uid, revision, destination))"
         )
         connection.exec_driver_sql(
             "insert into study values ('1.2','reported',1,100,'CT1',1,1,1,1,1,null,'','','','','',null)"
