@@ -98,7 +98,9 @@ def process_study(
             unreadable_file_count=unreadable_file_count,
             timings_s={**clock.seconds, **(detection.timings_s if detection else {})},
         )
-        headers = read_source_headers(_evidence(study, passed.selection.chosen), report.series_instance_uid)
+        headers = read_source_headers(
+            _evidence(study, passed.selection.chosen), report.series_instance_uid, outlines.analysed_instances
+        )
     return StoredResult(report=report, headers=headers, outlines=outlines, key_images=key_images)
 
 

@@ -26,6 +26,8 @@ from dicom_gateway.report.sr_items import (
     concept,
     evaluations,
     finding_site,
+    image_library,
+    insert_before_measurements,
     language,
     nameless,
     observation_context,
@@ -54,6 +56,9 @@ def encode_marks(result: StoredResult) -> tuple[Dataset, ...]:
         title=concept(codes.IMAGING_MEASUREMENT_REPORT),
         language_of_content_item_and_descendants=language(),
     )
+    # Older releases of OHIF read no report without one.
+    sources = {str(mark.source.SOPInstanceUID): mark.source for mark in marks}
+    insert_before_measurements(content[0].ContentSequence, [image_library(list(sources.values()))])
     ds = ComprehensiveSR(
         evidence=nameless(headers),
         content=content,

@@ -45,15 +45,16 @@ def read_result(folder: Path, source_files: Sequence[Path]) -> StoredResult:
     """The stored record in a result folder, with the headers of the files that were analysed.
 
     Raises OSError or ValueError (a pydantic.ValidationError is one) when the record is missing or damaged, and
-    UnreadableInstance when no source file can be read. A record of a version without outlines has none.
+    UnreadableInstance when an image that was analysed cannot be read again. A record of an older version has no outlines.
     """
     report = Report.model_validate_json((folder / REPORT_NAME).read_bytes())
-    outlines = folder / OUTLINES_NAME
+    written = folder / OUTLINES_NAME
+    outlines = read_outlines(written.read_bytes()) if written.exists() else Outlines()
     names = dict.fromkeys(f.key_image for f in report.findings if f.key_image)
     return StoredResult(
         report=report,
-        headers=read_source_headers(source_files, report.series_instance_uid),
-        outlines=read_outlines(outlines.read_bytes()) if outlines.exists() else Outlines(),
+        headers=read_source_headers(source_files, report.series_instance_uid, outlines.analysed_instances),
+        outlines=outlines,
         key_images={name: _picture(folder / name) for name in names},
     )
 

@@ -102,6 +102,11 @@ class Outlines:
     grid: SliceGrid | None = None
     by_tracking_uid: Mapping[str, Outlined] = field(default_factory=dict)
 
+    @property
+    def analysed_instances(self) -> frozenset[str] | None:
+        """SOP Instance UIDs of the slices that were analysed; None where none were."""
+        return None if self.grid is None else frozenset(self.grid.sop_instance_uids)
+
 
 def outlines_of(findings: Sequence[Finding], slices: Sequence[Slice]) -> Outlines:
     """The regions of `findings`, which were found in the volume made of `slices` (in any order).

@@ -7,7 +7,7 @@ data lack elements, hold values outside their VR and declare the wrong character
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -50,21 +50,28 @@ class SourceHeaders:
         return self.instances[0]
 
 
-def read_source_headers(paths: Iterable[Path], series_instance_uid: str | None = None) -> SourceHeaders:
+def read_source_headers(
+    paths: Iterable[Path], series_instance_uid: str | None = None, instances: Collection[str] | None = None
+) -> SourceHeaders:
     """Sanitised headers of the readable DICOM files among `paths` of one series, or of the first one's study.
 
-    In the order of their SOP Instance UIDs, whatever the order of the files: results shall not depend on it.
-    For a refused study any of its files will do. Raises UnreadableInstance when not one of them can be used.
+    In the order of their SOP Instance UIDs, whatever the order of the files: results shall not depend on it, nor on
+    what arrived later, so `instances` limits them to what was analysed. For a refused study any of its files will do.
+    Raises UnreadableInstance when one of `instances` or, without them, every file cannot be used.
     """
     # What breaks the standard but names patient or study stays as the PACS knows it; pydicom would warn of it.
     with disable_value_validation():
         headers = [header for path in paths if (header := _read(path)) is not None]
     if series_instance_uid is not None:
         headers = [header for header in headers if header.SeriesInstanceUID == series_instance_uid]
+    if instances is not None:
+        headers = [header for header in headers if header.SOPInstanceUID in instances]
     if not headers:
         raise UnreadableInstance("no file has the headers a result needs")
     study_instance_uid = headers[0].StudyInstanceUID
     of_study = {str(h.SOPInstanceUID): h for h in headers if h.StudyInstanceUID == study_instance_uid}
+    if instances is not None and len(of_study) < len(instances):
+        raise UnreadableInstance("not every image that was analysed can be read again")
     return SourceHeaders(tuple(of_study[uid] for uid in sorted(of_study)))
 
 

@@ -1,15 +1,10 @@
 """The report as a Comprehensive 3D SR: TID 1500 with a group for each answer, TID 1411 if segmented, else 1501."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from highdicom.sr import (
     Comprehensive3DSR,
-    ContainerContentItem,
-    ContentItem,
     ContentSequence,
     FindingSite,
-    ImageContentItem,
     Measurement,
     MeasurementReport,
     MeasurementsAndQualitativeEvaluations,
@@ -45,8 +40,11 @@ from dicom_gateway.report.segmentation import (
 from dicom_gateway.report.sr_items import (
     algorithm_identification,
     concept,
+    container,
     evaluations,
     finding_site,
+    image_library,
+    insert_before_measurements,
     language,
     nameless,
     observation_context,
@@ -112,28 +110,13 @@ def _add_sections(root: ContentSequence, report: Report, by_uid: dict[str, Datas
     """Impressions and image library before the groups, what was analysed after them; TID 1500 is extensible."""
     impressions = [_text(codes.IMPRESSION, sentence) for sentence in headline(report)]
     impressions.append(_text(codes.COMMENT, report.disclaimer))
-    sections = [_container(codes.IMPRESSIONS, impressions)]
+    sections = [container(codes.IMPRESSIONS, impressions)]
     key_uids = dict.fromkeys(f.key_sop_instance_uid for f in report.findings if f.key_sop_instance_uid)
-    images = [_library_entry(by_uid[uid]) for uid in key_uids if uid in by_uid]
+    images = [by_uid[uid] for uid in key_uids if uid in by_uid]
     if images:
-        group = _container(codes.IMAGE_LIBRARY_GROUP, images)
-        sections.append(_container(codes.IMAGE_LIBRARY, [group]))
-    measurements = next(
-        i for i, item in enumerate(root) if item.ConceptNameCodeSequence[0] == standard.DCM.ImagingMeasurements
-    )
-    for offset, section in enumerate(sections):
-        root.insert(measurements + offset, section)
-    root.append(_container(codes.STUDY_RECORD, _study_record(report)))
-
-
-def _library_entry(source: Dataset) -> ImageContentItem:
-    """TID 1601 without its optional descriptors, which repeat the image's own header."""
-    return ImageContentItem(
-        name=concept(codes.SOURCE),
-        referenced_sop_class_uid=source.SOPClassUID,
-        referenced_sop_instance_uid=source.SOPInstanceUID,
-        relationship_type=_CONTAINS,
-    )
+        sections.append(image_library(images))
+    insert_before_measurements(root, sections)
+    root.append(container(codes.STUDY_RECORD, _study_record(report)))
 
 
 def _separate(item: Dataset) -> None:
@@ -142,12 +125,6 @@ def _separate(item: Dataset) -> None:
         item.ContinuityOfContent = "SEPARATE"
     for child in item.get("ContentSequence", ()):
         _separate(child)
-
-
-def _container(name: CodeEntry, items: Sequence[ContentItem]) -> ContainerContentItem:
-    container = ContainerContentItem(name=concept(name), relationship_type=_CONTAINS)
-    container.ContentSequence = ContentSequence(items)
-    return container
 
 
 def _study_record(report: Report) -> list[TextContentItem]:

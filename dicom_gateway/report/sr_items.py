@@ -1,16 +1,22 @@
 """Content items that the structured reports of one result share."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 from highdicom.sr import (
     AlgorithmIdentification,
     CodedConcept,
+    ContainerContentItem,
+    ContentItem,
+    ContentSequence,
     DeviceObserverIdentifyingAttributes,
     FindingSite,
+    ImageContentItem,
     LanguageOfContentItemAndDescendants,
     ObservationContext,
     ObserverContext,
     QualitativeEvaluation,
+    RelationshipTypeValues,
 )
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes as standard
@@ -87,3 +93,31 @@ def nameless(headers: SourceHeaders) -> tuple[Dataset, ...]:
     first = deepcopy(headers.first)
     first.PatientName = first.ReferringPhysicianName = ""
     return (first, *headers.instances[1:])
+
+
+def container(name: CodeEntry, items: Sequence[ContentItem]) -> ContainerContentItem:
+    """A section of the tree."""
+    section = ContainerContentItem(name=concept(name), relationship_type=RelationshipTypeValues.CONTAINS)
+    section.ContentSequence = ContentSequence(items)
+    return section
+
+
+def image_library(sources: Sequence[Dataset]) -> ContainerContentItem:
+    """TID 1600 of these images, without the optional descriptors, which repeat each image's own header."""
+    images = [
+        ImageContentItem(
+            name=concept(codes.SOURCE),
+            referenced_sop_class_uid=source.SOPClassUID,
+            referenced_sop_instance_uid=source.SOPInstanceUID,
+            relationship_type=RelationshipTypeValues.CONTAINS,
+        )
+        for source in sources
+    ]
+    return container(codes.IMAGE_LIBRARY, [container(codes.IMAGE_LIBRARY_GROUP, images)])
+
+
+def insert_before_measurements(root: ContentSequence, sections: Sequence[ContentItem]) -> None:
+    """Puts sections where TID 1500 has its image library."""
+    at = next(i for i, item in enumerate(root) if item.ConceptNameCodeSequence[0] == standard.DCM.ImagingMeasurements)
+    for offset, section in enumerate(sections):
+        root.insert(at + offset, section)

@@ -31,6 +31,7 @@ from dicom_gateway.report.instance import object_uid
 from dicom_gateway.report.objects import ENCODERS, read_result
 from dicom_gateway.report.source_headers import read_source_headers
 from dicom_gateway.report.stored import StoredResult
+from imaging.errors import UnreadableInstance
 
 # Those that are made of outlines and key images; a study without a finding has none of them.
 OF_FINDINGS = ("seg", "marks", "key_images", "ko", "gsps")
@@ -149,15 +150,18 @@ def test_the_stored_record_gives_the_same_bytes_whatever_the_order_of_the_files(
     report, outlines, key_images = reported("findings")
     report = report.model_copy(update={"series_instance_uid": "1.2.3.4.1"})
     files = write_ct(tmp_path / "ct")
-    # A series of the study that was not analysed is no source.
-    files += write_ct(tmp_path / "other", 3, SeriesInstanceUID="1.2.3.4.7", SOPInstanceUID="1.2.3.4.7.1")[:1]
+    # Neither a series that was not analysed nor an image that came later is a source.
+    files += write_ct(tmp_path / "other", 1, SeriesInstanceUID="1.2.3.4.7", SOPInstanceUID="1.2.3.4.7.1")
     headers = read_source_headers(files, "1.2.3.4.1")
+    files += write_ct(tmp_path / "late", SLICES + 1)[-1:]
     result = StoredResult(report=report, headers=headers, outlines=outlines, key_images=key_images)
     written = {path.name: path.read_bytes() for path in write_result(result, tmp_path / "result")}
     random.Random(1).shuffle(files)
     read = read_result(tmp_path / "result", files)
     for name in ("sr", "sc", *OF_FINDINGS):
         assert list(map(encoded, ENCODERS[name](read))) == list(map(encoded, ENCODERS[name](result))), name
+    with pytest.raises(UnreadableInstance):
+        read_result(tmp_path / "result", files[: SLICES // 2])
     assert written["segments.seg.dcm"] == encoded(ENCODERS["seg"](read)[0])
 
 
