@@ -11,12 +11,17 @@ _END = "<!-- end: written by models.evaluation.card -->"
 
 def write_tables(manifest: ModelManifest, card: Path) -> None:
     """Replace what stands between the two marks of the card. Raises ValueError when the marks are missing."""
+    write_between(_BEGIN, _END, tables(manifest), card)
+
+
+def write_between(begin: str, end: str, written: str, card: Path) -> None:
+    """Replace what stands between two marks of a file. Raises ValueError when it does not hold them once each."""
     text = card.read_text()
-    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
-        raise ValueError(f"{card.name} does not hold the marks {_BEGIN} and {_END} once each")
-    before, _, rest = text.partition(_BEGIN)
-    after = rest.partition(_END)[2]
-    card.write_text(f"{before}{_BEGIN}\n\n{tables(manifest)}\n{_END}{after}")
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{card.name} does not hold the marks {begin} and {end} once each")
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2]
+    card.write_text(f"{before}{begin}\n\n{written}\n{end}{after}")
 
 
 def tables(manifest: ModelManifest) -> str:

@@ -1,4 +1,4 @@
-"""The emphysema rule on patches that experts labelled: `python -m models.evaluation.patches EmphysemaPatches.mat`.
+"""The emphysema rule on labelled patches: `python -m models.evaluation.patches EmphysemaPatches.mat --card CARD.md`.
 
 The file is that of the Chest Imaging Platform: `EmphyPatch[0, k]` holds patches of class k as (31, 31, n) HU.
 """
@@ -11,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy.io import loadmat
 
-from models.evaluation.card import with_interval
+from models.evaluation.card import with_interval, write_between
 from models.evaluation.statistics import auroc, auroc_interval
 from models.manifest import Interval
 from models.measure import EMPHYSEMA_HU
 
 CLASSES = ("normal", "paraseptal", "panlobular", "centrilobular mild", "centrilobular moderate", "centrilobular severe")
 _NORMAL = CLASSES[0]
+_BEGIN = "<!-- begin: written by models.evaluation.patches -->"
+_END = "<!-- end: written by models.evaluation.patches -->"
 
 
 def low_attenuation_percent(file: Path) -> Mapping[str, npt.NDArray[np.float64]]:
@@ -39,17 +41,26 @@ def separation(percent: Mapping[str, npt.NDArray[np.float64]]) -> Mapping[str, t
     return areas
 
 
+def table(percent: Mapping[str, npt.NDArray[np.float64]]) -> str:
+    """The figures as Markdown."""
+    areas = separation(percent)
+    lines = ["| patches | n | median LAA-950 (%) | AUROC against normal |", "|---|--:|--:|--:|"]
+    for name, values in percent.items():
+        shown = with_interval(*areas.get(name, (None, None)))
+        lines.append(f"| {name} | {len(values)} | {np.median(values):.1f} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    percent = low_attenuation_percent(parser.parse_args().file)
-    areas = separation(percent)
-    print("| patches | n | median LAA-950 (%) | AUROC against normal |")
-    print("|---|--:|--:|--:|")
-    for name, values in percent.items():
-        shown = with_interval(*areas.get(name, (None, None)))
-        print(f"| {name} | {len(values)} | {np.median(values):.1f} | {shown} |")
+    parser.add_argument("--card", type=Path, help="model card whose table is to be written")
+    arguments = parser.parse_args()
+    written = table(low_attenuation_percent(arguments.file))
+    print(written, end="")
+    if arguments.card:
+        write_between(_BEGIN, _END, written, arguments.card)
 
 
 if __name__ == "__main__":
