@@ -45,7 +45,7 @@ def read_result(folder: Path, source_files: Sequence[Path]) -> StoredResult:
     """The stored record in a result folder, with the headers of the files that were analysed.
 
     Raises OSError or ValueError (a pydantic.ValidationError is one) when the record is missing or damaged, and
-    UnreadableInstance when an image that was analysed cannot be read again. A record of an older version has no outlines.
+    UnreadableInstance when an image that was analysed cannot be read again. Older records have no outlines.
     """
     report = Report.model_validate_json((folder / REPORT_NAME).read_bytes())
     written = folder / OUTLINES_NAME
