@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from dicom_gateway.errors import ConfigurationError
@@ -64,6 +65,7 @@ def run_listener(settings: Settings, stop: threading.Event) -> None:
     from dicom_gateway.receive.reconcile import reconcile
     from dicom_gateway.store.files import sweep
     from dicom_gateway.store.schema import open_database
+    from dicom_gateway.store.traits import rule_of_study
 
     engine = open_database(settings.database)
     sweep(settings.incoming_dir)
@@ -74,6 +76,7 @@ def run_listener(settings: Settings, stop: threading.Event) -> None:
         quiet_period_s=settings.quiet_period_s,
         quiet_period_single_image_s=settings.quiet_period_single_image_s,
     )
+    rule_of = partial(rule_of_study, engine, settings)
     _wait_for_port(settings.dicom_host, settings.dicom_port)
     entity = start_listener(reception)
     emit(Event.LISTENER_READY, ae_title=settings.ae_title, port=settings.dicom_port)
@@ -82,7 +85,7 @@ def run_listener(settings: Settings, stop: threading.Event) -> None:
         try:
             end_lost_associations(reception)
             open_studies = reception.associations.studies()
-            close_quiet_studies(engine, jobs, rules, open_studies=open_studies, now=time.time())
+            close_quiet_studies(engine, jobs, rules, open_studies=open_studies, now=time.time(), rule_of=rule_of)
         except Exception as error:  # noqa: BLE001  # edge: the port stays open while studies cannot be closed
             # Mostly a database that is busy, full or away: the studies stay as they are and the next round comes.
             emit(Event.COMPLETION_FAILED, level="error", error=type(error).__name__)

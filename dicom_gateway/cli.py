@@ -1,15 +1,19 @@
 """The command `onescan`."""
 
 import os
+import re
 import sys
 import tempfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.settings import Settings
@@ -407,9 +411,62 @@ def status(config: ConfigOption = None) -> None:
 
 
 @app.command()
+def rules(
+    since: Annotated[
+        str, typer.Option(help="How far to look back, by a study's last image: 12h, 7d, 4w ...", metavar="TIME")
+    ] = "7d",
+    config: ConfigOption = None,
+) -> None:
+    """What the rules would have done with the studies that are stored. Nothing is changed.
+
+    Try other rules in a copy of the settings file: [bold]onescan rules --config COPY[/].
+    """
+    from dicom_gateway.dry_run import tally
+    from dicom_gateway.operate import try_rules
+    from dicom_gateway.report.wording import rule_conditions, rule_outcome
+
+    settings = Settings.load(config)
+    beginning = datetime.now(UTC) - _period(since)
+    with _progress() as progress:
+        task = progress.add_task("reading headers", total=None)
+        trials = try_rules(settings, beginning, lambda done, total: progress.update(task, completed=done, total=total))
+    table = Table("last image", "study", "sender", "body part", "rule", "would be", "is")
+    for trial in trials:
+        study = trial.study
+        table.add_row(
+            f"{study.last_received.astimezone():%Y-%m-%d %H:%M}",
+            Text(study.study_instance_uid, overflow="fold"),
+            Text(study.calling_ae_title),
+            Text(", ".join(sorted(filter(None, trial.traits.body_part)))),
+            trial.rule.name if trial.rule else "none",
+            rule_outcome(trial.rule),
+            study.state.value,
+        )
+    if trials:
+        out.print(table)
+    totals = Table("rule", "when", "studies", "would be")
+    for rule, number in tally(settings.rules, trials):
+        name, when = (rule.name, Text(rule_conditions(rule))) if rule else ("none", "no rule fits")
+        totals.add_row(name, when, str(number), rule_outcome(rule))
+    out.print(totals)
+    out.print(f"{len(trials)} studies since {beginning.astimezone():%Y-%m-%d %H:%M}.", highlight=False)
+
+
+def _period(text: str) -> timedelta:
+    told = re.fullmatch(r"(\d{1,4})([hdw])", text.strip())
+    if told is None:
+        err.print(f"[red]--since {escape(text)}:[/] write a number and h, d or w, for example 7d.")
+        raise typer.Exit(USAGE_ERROR)
+    return timedelta(**{{"h": "hours", "d": "days", "w": "weeks"}[told[2]]: int(told[1])})
+
+
+@app.command()
 def replay(
     what: Annotated[
-        str | None, typer.Argument(help="A job id as `onescan status` shows it, or a Study Instance UID.")
+        str | None,
+        typer.Argument(
+            help="A job id as `onescan status` shows it, or a Study Instance UID, also of a study that a rule excludes."
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything that is parked.")] = False,
     config: ConfigOption = None,

@@ -29,6 +29,7 @@ class Event(enum.StrEnum):
     FILE_MISSING = "file_missing"
     STUDY_REOPENED = "study_reopened"
     STUDY_COMPLETE = "study_complete"
+    STUDY_EXCLUDED = "study_excluded"
     COMPLETION_FAILED = "completion_failed"
     WORKER_READY = "worker_ready"
     ANALYSIS_STARTED = "analysis_started"

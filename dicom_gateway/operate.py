@@ -8,22 +8,24 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import sqlalchemy as sa
 from rich.console import Console
 from rich.table import Table
 
+from dicom_gateway import dry_run
 from dicom_gateway.deliver.dimse import echo
 from dicom_gateway.errors import ConfigurationError, DeliveryError, PeerRefused
 from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs.engine import prepare_jobs
 from dicom_gateway.jobs.housekeeping import newest_beat_age_s
 from dicom_gateway.jobs.queue import JobQueue, parse_job_id
-from dicom_gateway.report.wording import outcome_in_words
+from dicom_gateway.report.wording import excluded_in_words, outcome_in_words
 from dicom_gateway.settings import AnyDestination, Destination, FhirDestination, Hl7Destination, Settings
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import DeliveryState, StudyState, create_tables, open_database, study
@@ -45,7 +47,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkedJob:
-    """Work that waits for a person: a failed analysis (`destination` None) or a parked delivery."""
+    """Work that waits for a person: a failed analysis (`destination` None) or a parked delivery.
+
+    A study that a rule keeps from being analysed is such work only where somebody asks for that study.
+    """
 
     job_id: str
     study_instance_uid: str
@@ -58,14 +63,15 @@ class ParkedJob:
 class ServiceStatus:
     """The service at a glance; `worker_seen_s` is None when no worker ever ran.
 
-    `not_as_asked` counts, of the latest deliveries, what a destination was sent in another class or not at all:
-    (destination, in words) -> deliveries.
+    `excluded` counts the studies that each rule keeps from being analysed. `not_as_asked` counts, of the latest
+    deliveries, what a destination was sent in another class or not at all: (destination, in words) -> deliveries.
     """
 
     counts: index.Counts
     waiting_jobs: dict[str, int]
     worker_seen_s: float | None
     parked: tuple[ParkedJob, ...]
+    excluded: Mapping[str, int]
     not_as_asked: dict[tuple[str, str], int]
 
 
@@ -90,6 +96,7 @@ def service_status(settings: Settings) -> ServiceStatus:
             waiting_jobs=jobs.waiting(),
             worker_seen_s=newest_beat_age_s(engine),
             parked=_parked(engine),
+            excluded=index.count_excluded(engine),
             not_as_asked=_not_as_asked(engine),
         )
 
@@ -103,6 +110,7 @@ def list_parked(settings: Settings) -> tuple[ParkedJob, ...]:
 def replay(settings: Settings, what: str | None) -> tuple[str, ...]:
     """Start parked work again: a job id of `list_parked`, all of a study by its UID, or everything for None.
 
+    A study that a rule keeps from being analysed is analysed when it is named, not with everything.
     Returns the ids started. Raises ConfigurationError as `service_status`.
     """
     with _opened(settings) as (engine, jobs):
@@ -112,6 +120,14 @@ def replay(settings: Settings, what: str | None) -> tuple[str, ...]:
     for job_id in started:
         emit(Event.REPLAYED, job=job_id)
     return started
+
+
+def try_rules(
+    settings: Settings, since: datetime, on_progress: Callable[[int, int], None]
+) -> tuple[dry_run.Trial, ...]:
+    """What the rules would have done with the studies heard of since then. Raises as `service_status`."""
+    with _opened(settings) as (engine, _):
+        return dry_run.try_rules(engine, settings, since, on_progress=on_progress)
 
 
 def print_status(settings: Settings, console: Console) -> None:
@@ -128,6 +144,8 @@ def print_status(settings: Settings, console: Console) -> None:
         console.print(f"{number} jobs wait or run in queue {name}")
     for (destination, words), number in status.not_as_asked.items():
         console.print(f"{destination}: {words} ({number} of the latest deliveries)", soft_wrap=True)
+    for rule, number in status.excluded.items():
+        console.print(f"{excluded_in_words(rule)}: {number} studies")
     for job in status.parked:
         console.print(f"parked: {job.job_id}  {job.error}", soft_wrap=True)
 
@@ -175,19 +193,19 @@ def _study_of(what: str) -> str:
 
 
 def _parked(engine: sa.Engine, study_instance_uid: str | None = None) -> tuple[ParkedJob, ...]:
-    """Everything parked, or that of one study."""
+    """Everything parked, or that of one study, to which its analysis belongs where a rule has kept it from it."""
     if study_instance_uid is None:
         failed = index.list_studies(engine, limit=None, state=StudyState.FAILED)
     else:
         row = index.get_study(engine, study_instance_uid)
-        failed = (row,) if row is not None and row.state is StudyState.FAILED else ()
+        failed = (row,) if row is not None and row.state in (StudyState.FAILED, StudyState.EXCLUDED) else ()
     analyses = [
         ParkedJob(
             job_id=f"study:{row.study_instance_uid}:r{row.revision}:0",
             study_instance_uid=row.study_instance_uid,
             revision=row.revision,
             destination=None,
-            error=row.error or "",
+            error=excluded_in_words(row.rule or "") if row.state is StudyState.EXCLUDED else row.error or "",
         )
         for row in failed
     ]
@@ -220,23 +238,26 @@ def _replay(engine: sa.Engine, jobs: JobQueue, settings: Settings, job: ParkedJo
     with engine.begin() as connection:
         if job.destination is None:
             row = connection.execute(
-                sa.select(study.c.queued_at, study.c.priority).where(
+                sa.select(study.c.state, study.c.queued_at, study.c.priority).where(
                     study.c.study_instance_uid == job.study_instance_uid
                 )
             ).one()
+            # An analysis on request has not been queued before; the report carries the time it was asked for.
+            queued_at = now if row.state == StudyState.EXCLUDED else row.queued_at
             changed = ledger.change_study(
                 connection,
                 job.study_instance_uid,
                 job.revision,
                 to=StudyState.QUEUED,
-                since=(StudyState.FAILED,),
+                since=(StudyState.FAILED, StudyState.EXCLUDED),
+                queued_at=queued_at,
             )
             if changed:
                 jobs.submit_analysis(
                     connection,
                     job.study_instance_uid,
                     job.revision,
-                    created=row.queued_at,
+                    created=queued_at,
                     priority=row.priority,
                     run=int(now * 1000),
                 )

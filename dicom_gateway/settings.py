@@ -165,6 +165,53 @@ AnyDestination = Annotated[
 ]
 
 
+# Stripped, as blanks around a DICOM value mean nothing (PS3.5 6.2).
+Pattern = Annotated[str, StringConstraints(strip_whitespace=True, max_length=64)]
+Patterns = Annotated[tuple[Pattern, ...], Field(min_length=1)]
+AgeYears = Annotated[int, Field(ge=0, le=150)]
+TEXT_CONDITIONS = ("calling_ae_title", "modality", "body_part", "study_description", "station_name")
+
+
+class Rule(_Named):
+    """Whether studies that meet all of its conditions are analysed, and where their reports go.
+
+    A condition on text names one or more patterns with the wild cards of DICOM queries (PS3.4 C.2.2.2.4), case ignored:
+    '*' stands for any text, '?' for one character, '' for a value that is missing.
+    """
+
+    calling_ae_title: Patterns | None = Field(default=None, description="AE title that sent the study.")
+    modality: Patterns | None = Field(default=None, description="Modality of any of its series.")
+    body_part: Patterns | None = Field(default=None, description="Body Part Examined of any of its series.")
+    study_description: Patterns | None = Field(default=None, description="Study Description.")
+    station_name: Patterns | None = Field(default=None, description="Station Name of any of its series.")
+    minimum_age_years: AgeYears | None = Field(
+        default=None, description="Least age of the patient in completed years. An unknown age meets no condition."
+    )
+    maximum_age_years: AgeYears | None = Field(
+        default=None, description="Greatest age of the patient in completed years: 17 for children."
+    )
+    analyse: bool = Field(
+        default=True, description="false: the study is kept, and analysed only when an operator asks for it."
+    )
+    destinations: tuple[str, ...] | None = Field(
+        default=None, description="Names of the destinations of its report; [] for none. Unset: all destinations."
+    )
+
+    @field_validator(*TEXT_CONDITIONS, mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> Self:
+        least, greatest = self.minimum_age_years, self.maximum_age_years
+        if all(value is None for value in (least, greatest, *(getattr(self, name) for name in TEXT_CONDITIONS))):
+            raise ValueError(f'rule {self.name} has no condition; for every study write modality = "*"')
+        if least is not None and greatest is not None and least > greatest:
+            raise ValueError(f"rule {self.name}: minimum_age_years is greater than maximum_age_years")
+        return self
+
+
 class Settings(BaseSettings):
     """One immutable value. Arguments win over variables, variables over the file, the file over defaults."""
 
@@ -215,6 +262,11 @@ class Settings(BaseSettings):
     destinations: tuple[AnyDestination, ...] = Field(
         default=(), description="Where results are sent, and what each destination is given."
     )
+    rules: tuple[Rule, ...] = Field(
+        default=(),
+        description="Which studies are analysed and where their reports go: the first rule that fits decides. "
+        "A study that none fits is analysed, and its report goes to every destination.",
+    )
     delivery_attempts: Annotated[int, Field(ge=1)] = Field(
         default=32,
         description="Attempts to deliver to an unreachable destination before the delivery is parked; with the "
@@ -246,6 +298,20 @@ class Settings(BaseSettings):
         names = [destination.name for destination in self.destinations]
         if len(set(names)) != len(names):
             raise ValueError("two destinations have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_named_once_and_lead_somewhere(self) -> Self:
+        names = [rule.name for rule in self.rules]
+        if len(set(names)) != len(names):
+            raise ValueError("two rules have the same name")
+        known = [destination.name for destination in self.destinations]
+        for rule in self.rules:
+            if unknown := [name for name in rule.destinations or () if name not in known]:
+                raise ValueError(
+                    f"rule {rule.name}: no destination is named {', '.join(unknown)}"
+                    f" (there are: {', '.join(known) or 'none'})"
+                )
         return self
 
     @classmethod

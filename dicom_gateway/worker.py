@@ -145,6 +145,8 @@ class Worker:
     def _finish(self, study_instance_uid: str, revision: int, folder: Path, created: float, outcome: str) -> None:
         """Report, state and deliveries in one transaction."""
         state = StudyState.REFUSED if outcome == "refused" else StudyState.REPORTED
+        applied = index.get_applied_rule(self.engine, study_instance_uid, revision)
+        wanted = None if applied is None else applied.destinations
         with self.engine.begin() as connection:
             ledger.record_report(
                 connection, study_instance_uid, revision, folder=folder, created=created, outcome=outcome
@@ -152,7 +154,8 @@ class Worker:
             # Not if a late image opened the study again meanwhile: then it is RECEIVING its next revision.
             ledger.change_study(connection, study_instance_uid, revision, to=state, since=(StudyState.ANALYSING,))
             for peer in self.settings.destinations:
-                self._open_delivery(connection, study_instance_uid, revision, peer)
+                if wanted is None or peer.name in wanted:
+                    self._open_delivery(connection, study_instance_uid, revision, peer)
 
     def _open_delivery(
         self, connection: sa.Connection, study_instance_uid: str, revision: int, peer: AnyDestination

@@ -14,6 +14,7 @@ from pynetdicom.sop_class import Verification
 
 from dicom_gateway.deliver.profile import SOP_CLASSES, proposed_contexts, ways_of_sending
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
+from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_gateway.settings import UNCOMPRESSED, Destination, ResultObject
 from dicom_gateway.store.schema import ObjectOutcome
 
@@ -22,7 +23,7 @@ RESPONSE_TIMEOUT_S = 60
 _REJECTED_PERMANENT = 1
 _SUCCESS = 0x0000
 _DUPLICATE_SOP_INSTANCE = 0x0111
-_SOP_CLASS_NOT_SUPPORTED = 0x0122
+SOP_CLASS_NOT_SUPPORTED = 0x0122
 _OUT_OF_RESOURCES = range(0xA700, 0xA800)
 _CONTEXT_REFUSED = "presentation context refused"
 _NOTHING_TAKEN = "the destination takes none of the objects it is to be given"
@@ -61,7 +62,7 @@ def send(encode: Encode, destination: Destination, *, calling_ae_title: str) -> 
 def echo(destination: Destination, *, calling_ae_title: str) -> None:
     """C-ECHO. Raises PeerUnreachable or PeerRefused when the destination does not answer with success."""
     with _association(destination, calling_ae_title, {str(Verification): (ImplicitVRLittleEndian,)}) as association:
-        _require_success(_asked(association.send_c_echo))
+        require_success(_asked(association.send_c_echo))
 
 
 class _ClassRefused(Exception):
@@ -113,11 +114,11 @@ class _Delivery:
         syntax = next(uid for uid in wanted if uid in self._accepted[sop_class])
         prepared = _prepared(data_set, syntax, self._destination.character_set)
         response = _asked(self._association.send_c_store, prepared)
-        if response.get("Status") == _SOP_CLASS_NOT_SUPPORTED:
+        if response.get("Status") == SOP_CLASS_NOT_SUPPORTED:
             del self._accepted[sop_class]
-            self._refused[sop_class] = f"status 0x{_SOP_CLASS_NOT_SUPPORTED:04X}"
+            self._refused[sop_class] = f"status 0x{SOP_CLASS_NOT_SUPPORTED:04X}"
             raise _ClassRefused(self._refused[sop_class])
-        _require_success(response)
+        require_success(response)
 
 
 @contextmanager
@@ -126,6 +127,8 @@ def _association(
 ) -> Iterator[Association]:
     """An association on which at least one of the SOP classes was accepted."""
     entity = AE(ae_title=calling_ae_title)
+    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.connection_timeout = entity.acse_timeout = CONNECTION_TIMEOUT_S
     entity.dimse_timeout = entity.network_timeout = RESPONSE_TIMEOUT_S
     for sop_class, transfer_syntaxes in contexts.items():
@@ -179,7 +182,8 @@ def _asked(request: Callable[..., Dataset], *arguments: Any) -> Dataset:
         raise PeerUnreachable("the association ended before everything was sent") from error
 
 
-def _require_success(response: Dataset) -> None:
+def require_success(response: Dataset) -> None:
+    """Raises PeerUnreachable for a C-STORE or C-ECHO response that another attempt may better, else PeerRefused."""
     if "Status" not in response:
         raise PeerUnreachable("no answer, or an abort")
     status = int(response.Status)

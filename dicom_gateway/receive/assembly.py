@@ -1,13 +1,14 @@
 """When a study is complete: nobody is sending it any more, and it has been quiet for a while."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs.queue import JobQueue
-from dicom_gateway.store import ledger
+from dicom_gateway.settings import Rule
+from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import StudyState, study
 
 
@@ -47,17 +48,24 @@ def is_complete(row: ReceivingStudy, rules: QuietRules, *, open_studies: Collect
 
 
 def close_quiet_studies(
-    engine: sa.Engine, jobs: JobQueue, rules: QuietRules, *, open_studies: Collection[str], now: float
+    engine: sa.Engine,
+    jobs: JobQueue,
+    rules: QuietRules,
+    *,
+    open_studies: Collection[str],
+    now: float,
+    rule_of: Callable[[str], Rule | None] = lambda _study_instance_uid: None,
 ) -> tuple[str, ...]:
-    """Queue every complete study; the study's state and its job change in one transaction.
+    """Queue every complete study, or keep it aside where its rule says so; state and job change in one transaction.
 
     Returns the Study Instance UIDs. An image that arrives meanwhile wins: the study stays open.
     """
     closed = []
     for row in _receiving(engine):
-        if is_complete(row, rules, open_studies=open_studies, now=now) and _close(engine, jobs, row, now):
-            emit(Event.STUDY_COMPLETE, study_instance_uid=row.study_instance_uid, revision=row.revision)
-            closed.append(row.study_instance_uid)
+        if is_complete(row, rules, open_studies=open_studies, now=now):
+            rule = rule_of(row.study_instance_uid)
+            if _close(engine, jobs, row, rule, now):
+                closed.append(row.study_instance_uid)
     return tuple(closed)
 
 
@@ -68,10 +76,20 @@ def _receiving(engine: sa.Engine) -> tuple[ReceivingStudy, ...]:
         return tuple(ReceivingStudy(**row) for row in connection.execute(query).mappings())
 
 
-def _close(engine: sa.Engine, jobs: JobQueue, row: ReceivingStudy, now: float) -> bool:
+def _close(engine: sa.Engine, jobs: JobQueue, row: ReceivingStudy, rule: Rule | None, now: float) -> bool:
     uid = row.study_instance_uid
+    # A report that is out already is amended by late images, whatever they make of the study.
+    analyse = rule is None or rule.analyse or index.get_report(engine, uid) is not None
+    to = StudyState.QUEUED if analyse else StudyState.EXCLUDED
     with engine.begin() as connection:
-        done = ledger.close_study(connection, uid, revision=row.revision, last_received=row.last_received, now=now)
-        if done:
+        if not ledger.close_study(
+            connection, uid, revision=row.revision, last_received=row.last_received, now=now, to=to
+        ):
+            return False
+        if rule is not None:
+            ledger.record_rule(connection, uid, row.revision, rule=rule.name, destinations=rule.destinations)
+        if analyse:
             jobs.submit_analysis(connection, uid, row.revision, created=now, priority=row.priority)
-    return done
+    event = Event.STUDY_COMPLETE if analyse else Event.STUDY_EXCLUDED
+    emit(event, study_instance_uid=uid, revision=row.revision, rule=rule and rule.name)
+    return True

@@ -11,13 +11,8 @@ from pynetdicom.sop_class import CTImageStorage, EnhancedCTImageStorage, Verific
 
 from dicom_gateway.errors import ConflictingInstance, StorageFull
 from dicom_gateway.events import Event, emit
-from dicom_gateway.receive.reception import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-    Reception,
-    release_study,
-    take,
-)
+from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_gateway.receive.reception import Reception, release_study, take
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.settings import ANY_AE_TITLE, Settings
 from imaging.volume import TRANSFER_SYNTAXES as DECODED_SYNTAXES

@@ -15,15 +15,14 @@ from pydicom.uid import UID
 
 from dicom_gateway.errors import StorageFull
 from dicom_gateway.events import Event, emit
+from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_gateway.jobs.queue import ROUTINE, STAT
 from dicom_gateway.receive.header import read_header
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.settings import Settings
 from dicom_gateway.store import files, ledger
-from imaging.uids import derive_uid, is_safe_uid
+from imaging.uids import is_safe_uid
 
-IMPLEMENTATION_CLASS_UID = UID(derive_uid("onescan", "implementation", "1"))
-IMPLEMENTATION_VERSION_NAME = "ONESCAN_1"
 _LOCKS = 64
 
 

@@ -42,11 +42,7 @@ _SYSTEMS = {
     "RADLEX": "http://radlex.org",
     "UCUM": "http://unitsofmeasure.org",
     codes.PRIVATE_SCHEME: f"urn:oid:{codes.PRIVATE_SCHEME_UID}",
-}
-_INTERPRETATIONS = {
-    "present": ("POS", "Positive"),
-    "absent": ("NEG", "Negative"),
-    "indeterminate": ("IND", "Indeterminate"),
+    **{scheme: f"{_TERMINOLOGY}/{scheme}" for scheme in codes.HL7_SCHEMES},
 }
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 # Required bindings (R4 4.0.1) of what is written here, by resource or data type and element.
@@ -200,10 +196,6 @@ def _concept(*entries: CodeEntry | None, text: str | None = None) -> _Json:
     return {"coding": [_coding(entry) for entry in entries if entry is not None], "text": text}
 
 
-def _hl7_concept(system: str, code: str, display: str) -> _Json:
-    return {"coding": [{"system": f"{_TERMINOLOGY}/{system}", "code": code, "display": display}]}
-
-
 def _subject(source: Dataset, system: str | None) -> _Json:
     name = person_name(source.PatientName)
     if not source.PatientID:
@@ -241,11 +233,11 @@ def _device(report: Report) -> _Json:
 
 def _imaging_study(report: Report, source: Dataset, subject: _Json) -> _Json:
     accession = {
-        "type": _hl7_concept("v2-0203", "ACSN", "Accession ID"),
+        "type": _concept(codes.ACCESSION_ID),
         "value": source.AccessionNumber,
     }
     analysed = report.analysed_series
-    ct = _coding(CodeEntry("CT", "DCM", "Computed Tomography"))
+    ct = _coding(codes.CT_MODALITY)
     series = analysed and {
         "uid": report.series_instance_uid,
         "number": analysed.series_number,
@@ -281,7 +273,7 @@ def _observation(finding: ReportedFinding, report: Report, context: _Json) -> _J
         "resourceType": "Observation",
         "identifier": [_identifier(uid), _identifier(finding.tracking_uid)],
         "status": "preliminary",
-        "category": [_hl7_concept("observation-category", "imaging", "Imaging")],
+        "category": [_concept(codes.IMAGING)],
         "code": _finding_code(finding),
         **context,
         **_answer(finding),
@@ -304,14 +296,10 @@ def _finding_code(finding: ReportedFinding) -> _Json:
 def _answer(finding: ReportedFinding) -> _Json:
     answer = codes.PRESENCE_CODES[Presence(finding.presence)]
     if finding.presence == "not_assessed":
-        absent = _hl7_concept("data-absent-reason", "not-performed", "Not Performed")
         text = f"{answer.meaning}: {finding.reason}" if finding.reason else answer.meaning
-        return {"dataAbsentReason": {"coding": [*absent["coding"], _coding(answer)], "text": text}}
-    code, display = _INTERPRETATIONS[finding.presence]
-    return {
-        "valueCodeableConcept": _concept(answer),
-        "interpretation": [_hl7_concept("v3-ObservationInterpretation", code, display)],
-    }
+        return {"dataAbsentReason": _concept(codes.NOT_PERFORMED, answer, text=text)}
+    interpretation = codes.INTERPRETATION_CODES[Presence(finding.presence)]
+    return {"valueCodeableConcept": _concept(answer), "interpretation": [_concept(interpretation)]}
 
 
 def _components(finding: ReportedFinding) -> list[_Json]:
@@ -358,10 +346,10 @@ def _cancelled(finding: ReportedFinding, report: Report, context: _Json) -> _Jso
         "resourceType": "Observation",
         "identifier": [_identifier(uid)],
         "status": "cancelled",
-        "category": [_hl7_concept("observation-category", "imaging", "Imaging")],
+        "category": [_concept(codes.IMAGING)],
         "code": _finding_code(finding),
         **context,
-        "dataAbsentReason": _hl7_concept("data-absent-reason", "not-applicable", "Not Applicable") | {"text": words},
+        "dataAbsentReason": _concept(codes.NOT_APPLICABLE, text=words),
     }
     return _entry(resource, uid)
 
@@ -376,7 +364,7 @@ def _diagnostic_report(report: Report, shared: _Json, study: _Json) -> _Json:
         # The second is that of the same revision's structured report.
         "identifier": [_identifier(uid), _identifier(object_uid(report, "sop", "SR", "1"))],
         "status": "preliminary",
-        "category": [_hl7_concept("v2-0074", "RAD", "Radiology"), _hl7_concept("v2-0074", "CT", "CAT Scan")],
+        "category": [_concept(codes.RADIOLOGY), _concept(codes.CT_SCAN)],
         "code": _concept(codes.CT_CHEST),
         **shared,
         "result": [{"reference": _full_url("Observation", _observation_uid(f, report))} for f in report.findings],

@@ -5,6 +5,7 @@ All observations of one answer have its number in OBX-4; OBX-3 begins with a cod
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from hl7 import Message, Segment
 from pydicom.dataset import Dataset
@@ -144,7 +145,7 @@ def _observation(value_type: str, identifier: str, sub_id: str, value: str, unit
 def _answer(finding: ReportedFinding, report: Report, sub_id: str) -> dict[int, str]:
     kind, presence = FindingKind(finding.kind), Presence(finding.presence)
     own = kind_code(kind)
-    titled = CodeEntry(own.value, own.scheme, finding_title(finding))
+    titled = replace(own, meaning=finding_title(finding))
     fields = _observation(
         "CE", _coded(titled, codes.KIND_CODES[kind].finding), sub_id, _coded(codes.PRESENCE_CODES[presence])
     )

@@ -60,13 +60,15 @@ def instance_arguments(
 
 def private_coding_scheme() -> CodingSchemeIdentificationItem:
     """Declares 99ONESCAN in the Coding Scheme Identification Sequence (PS3.3 C.12.1.1.4)."""
-    return CodingSchemeIdentificationItem(
+    item = CodingSchemeIdentificationItem(
         designator=PRIVATE_SCHEME,
         name=PRIVATE_SCHEME_NAME,
         version=PRIVATE_SCHEME_VERSION,
-        uid=PRIVATE_SCHEME_UID,
         responsible_organization=MANUFACTURER,
     )
+    # highdicom writes it only beside a registry, in which ours is not.
+    item.CodingSchemeUID = PRIVATE_SCHEME_UID
+    return item
 
 
 def local_time(report: Report, headers: SourceHeaders) -> datetime:

@@ -3,14 +3,14 @@
 The standard's codes do not: "Enlarged" is said of the heart and of the aorta, with the site in another place.
 """
 
-from dicom_gateway.report.codes import PRIVATE_SCHEME, CodeEntry
+from dicom_gateway.report.codes import CodeEntry, private_code
 from dicom_gateway.report.content import ReportedMeasurement
 from dicom_gateway.report.wording import KIND_NAMES, QUANTITY_NAMES
 from models.findings import FindingKind, Quantity
 
 
 def kind_code(kind: FindingKind) -> CodeEntry:
-    return CodeEntry(kind.value, PRIVATE_SCHEME, KIND_NAMES[kind])
+    return private_code(kind.value, KIND_NAMES[kind])
 
 
 def measurement_code(measurement: ReportedMeasurement) -> CodeEntry:
@@ -18,5 +18,5 @@ def measurement_code(measurement: ReportedMeasurement) -> CodeEntry:
     quantity, side = Quantity(measurement.quantity), measurement.laterality
     name = QUANTITY_NAMES[quantity]
     if side is None:
-        return CodeEntry(quantity.value, PRIVATE_SCHEME, name)
-    return CodeEntry(f"{quantity.value}.{side}", PRIVATE_SCHEME, f"{side} {name}")
+        return private_code(quantity.value, name)
+    return private_code(f"{quantity.value}.{side}", f"{side} {name}")

@@ -17,7 +17,7 @@ from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import finding_in_words
 
-_SERIES_NUMBERS = {ComprehensiveSRStorage: 9011, EnhancedSRStorage: 9012, BasicTextSRStorage: 9013}
+SERIES_NUMBERS = {ComprehensiveSRStorage: 9011, EnhancedSRStorage: 9012, BasicTextSRStorage: 9013}
 _KINDS = {ComprehensiveSRStorage: "SR-COMPREHENSIVE", EnhancedSRStorage: "SR-ENHANCED", BasicTextSRStorage: "SR-TEXT"}
 
 
@@ -66,7 +66,7 @@ def _in_class(sr: Dataset, report: Report, sop_class: UID) -> Dataset:
     ds.SOPClassUID = sop_class
     ds.SOPInstanceUID = object_uid(report, "sop", _KINDS[sop_class])
     ds.SeriesInstanceUID = object_uid(report, "series", _KINDS[sop_class])
-    ds.SeriesNumber = _SERIES_NUMBERS[sop_class]
+    ds.SeriesNumber = SERIES_NUMBERS[sop_class]
     ds.file_meta.MediaStorageSOPClassUID = sop_class
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     _drop_coordinates_in_space(ds)

@@ -84,7 +84,7 @@ def evaluations(finding: ReportedFinding) -> list[QualitativeEvaluation]:
 
 def language() -> LanguageOfContentItemAndDescendants:
     """TID 1204: what our sentences are written in."""
-    return LanguageOfContentItemAndDescendants(CodedConcept("en-US", "RFC5646", "English (United States)"))
+    return LanguageOfContentItemAndDescendants(concept(codes.ENGLISH))
 
 
 def nameless(headers: SourceHeaders) -> tuple[Dataset, ...]:

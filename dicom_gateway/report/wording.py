@@ -1,6 +1,7 @@
 """Finding kinds, quantities and numbers in plain words, for every output a person reads."""
 
 from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement
+from dicom_gateway.settings import TEXT_CONDITIONS, Rule
 from dicom_gateway.store.schema import ObjectOutcome
 from models.findings import FindingKind, Laterality, Quantity
 
@@ -111,6 +112,15 @@ def object_name(name: str) -> str:
     return OBJECT_NAMES.get(name, name)
 
 
+_CONDITION_NAMES = {
+    "calling_ae_title": "calling AE title",
+    "modality": "modality",
+    "body_part": "body part",
+    "study_description": "study description",
+    "station_name": "station",
+}
+
+
 def outcome_in_words(outcome: ObjectOutcome) -> str:
     """What became of a kind of object: "Summary page", "Structured report as Enhanced SR: ...", "Marks left out"."""
     words = object_name(outcome.name)
@@ -123,6 +133,36 @@ def outcome_in_words(outcome: ObjectOutcome) -> str:
     if outcome.reason:
         words += f": {outcome.reason}"
     return words[:1].upper() + words[1:]
+
+
+def excluded_in_words(rule: str) -> str:
+    """Why a study is not analysed."""
+    return f"Not analysed: rule {rule}"
+
+
+def rule_conditions(rule: Rule) -> str:
+    """When a rule fits: "body part CHEST or THORAX*, age 18 to 80"."""
+    words = [
+        f"{_CONDITION_NAMES[name]} {' or '.join(pattern or 'missing' for pattern in patterns)}"
+        for name in TEXT_CONDITIONS
+        if (patterns := getattr(rule, name)) is not None
+    ]
+    least, greatest = rule.minimum_age_years, rule.maximum_age_years
+    if least is not None and greatest is not None:
+        words.append(f"age {least} to {greatest}")
+    elif least is not None:
+        words.append(f"age {least} or more")
+    elif greatest is not None:
+        words.append(f"age up to {greatest}")
+    return ", ".join(words)
+
+
+def rule_outcome(rule: Rule | None) -> str:
+    """What is done with a study that a rule fits, or that none does: "Analysed, report to pacs, ehr"."""
+    if rule is None or rule.destinations is None:
+        return "Analysed, report to all destinations" if rule is None or rule.analyse else "Not analysed"
+    names = ", ".join(rule.destinations) or "no destination"
+    return f"Analysed, report to {names}" if rule.analyse else f"Not analysed; on request report to {names}"
 
 
 def decimals(unit: str, value: float) -> int:

@@ -11,12 +11,24 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dicom_gateway.store.schema import DeliveryState, ObjectOutcome, StudyState, delivery, instance, report, study
+from dicom_gateway.store.schema import (
+    DeliveryState,
+    ObjectOutcome,
+    StudyState,
+    applied_rule,
+    delivery,
+    instance,
+    report,
+    study,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyRow:
-    """One study as the index has it. `error` is set for FAILED; late images add one to `revision`."""
+    """One study as the index has it. `error` is set for FAILED; late images add one to `revision`.
+
+    `rule` is the name of the rule that decided about this revision, None where none fitted or it is not complete yet.
+    """
 
     study_instance_uid: str
     state: StudyState
@@ -32,6 +44,15 @@ class StudyRow:
     description: str
     accession_number: str
     error: str | None
+    rule: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedRule:
+    """What a rule said when a revision of a study was complete; `destinations` are those of its report, None: all."""
+
+    rule: str
+    destinations: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,15 +107,23 @@ class Counts:
 
 
 def list_studies(
-    engine: sa.Engine, limit: int | None, offset: int = 0, state: StudyState | None = None, search: str | None = None
+    engine: sa.Engine,
+    limit: int | None,
+    offset: int = 0,
+    state: StudyState | None = None,
+    search: str | None = None,
+    since: datetime | None = None,
 ) -> tuple[StudyRow, ...]:
     """Studies, the one heard of last first; in one state where given, all of them for `limit` None.
 
-    `search` is looked for in patient name, patient ID, accession number and description, ignoring case.
+    `search` is looked for in patient name, patient ID, accession number and description, ignoring case; `since` is
+    when the last image came at the earliest.
     """
-    query = sa.select(study).order_by(study.c.last_received.desc(), study.c.study_instance_uid)
+    query = _studies().order_by(study.c.last_received.desc(), study.c.study_instance_uid)
     if state is not None:
         query = query.where(study.c.state == state)
+    if since is not None:
+        query = query.where(study.c.last_received >= since.timestamp())
     if search:
         columns = (study.c.patient_name, study.c.patient_id, study.c.accession_number, study.c.description)
         query = query.where(sa.or_(*(column.icontains(search, autoescape=True) for column in columns)))
@@ -104,10 +133,35 @@ def list_studies(
 
 def get_study(engine: sa.Engine, study_instance_uid: str) -> StudyRow | None:
     """The study, or None when we never received it."""
-    query = sa.select(study).where(study.c.study_instance_uid == study_instance_uid)
+    query = _studies().where(study.c.study_instance_uid == study_instance_uid)
     with engine.connect() as connection:
         row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _study(row)
+
+
+def get_applied_rule(engine: sa.Engine, study_instance_uid: str, revision: int) -> AppliedRule | None:
+    """The rule that decided about a revision; None where none fitted."""
+    query = sa.select(applied_rule.c.rule, applied_rule.c.destinations).where(
+        applied_rule.c.study_instance_uid == study_instance_uid, applied_rule.c.revision == revision
+    )
+    with engine.connect() as connection:
+        row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    return AppliedRule(rule=row.rule, destinations=None if row.destinations is None else tuple(row.destinations))
+
+
+def count_excluded(engine: sa.Engine) -> Mapping[str, int]:
+    """How many studies each rule keeps from being analysed."""
+    query = (
+        sa.select(applied_rule.c.rule, sa.func.count())
+        .select_from(study.join(applied_rule, _decided))
+        .where(study.c.state == StudyState.EXCLUDED)
+        .group_by(applied_rule.c.rule)
+        .order_by(applied_rule.c.rule)
+    )
+    with engine.connect() as connection:
+        return {rule: count for rule, count in connection.execute(query)}
 
 
 def get_report(engine: sa.Engine, study_instance_uid: str, revision: int | None = None) -> ReportRow | None:
@@ -167,6 +221,18 @@ def list_instances(engine: sa.Engine, study_instance_uid: str, revision: int) ->
         return tuple(_instance(row) for row in connection.execute(query).mappings())
 
 
+def list_series_samples(engine: sa.Engine, study_instance_uid: str, revision: int) -> tuple[Path, ...]:
+    """A stored file of each series that the study has at `revision`, always the same one."""
+    query = (
+        sa.select(sa.func.min(instance.c.path))
+        .where(instance.c.study_instance_uid == study_instance_uid, instance.c.revision <= revision)
+        .group_by(instance.c.series_instance_uid)
+        .order_by(instance.c.series_instance_uid)
+    )
+    with engine.connect() as connection:
+        return tuple(Path(path) for (path,) in connection.execute(query))
+
+
 def find_instance(engine: sa.Engine, sop_instance_uid: str) -> InstanceRow | None:
     """The stored instance of this UID, or None."""
     query = sa.select(instance).where(instance.c.sop_instance_uid == sop_instance_uid)
@@ -187,6 +253,13 @@ def counts(engine: sa.Engine) -> Counts:
 
 
 _Row = Mapping[Any, Any]
+_decided = sa.and_(
+    applied_rule.c.study_instance_uid == study.c.study_instance_uid, applied_rule.c.revision == study.c.revision
+)
+
+
+def _studies() -> sa.Select[Any]:
+    return sa.select(study, applied_rule.c.rule).select_from(study.outerjoin(applied_rule, _decided))
 
 
 def _utc(epoch_s: float) -> datetime:

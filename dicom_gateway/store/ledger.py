@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from dicom_gateway.errors import ConflictingInstance
 from dicom_gateway.store.files import StoredFile
-from dicom_gateway.store.schema import DeliveryState, StudyState, delivery, instance, report, study
+from dicom_gateway.store.schema import DeliveryState, StudyState, applied_rule, delivery, instance, report, study
 
 ROUTINE_PRIORITY = 100
 
@@ -91,9 +91,15 @@ def mark_released(connection: sa.Connection, study_instance_uids: frozenset[str]
 
 
 def close_study(
-    connection: sa.Connection, study_instance_uid: str, *, revision: int, last_received: float, now: float
+    connection: sa.Connection,
+    study_instance_uid: str,
+    *,
+    revision: int,
+    last_received: float,
+    now: float,
+    to: StudyState = StudyState.QUEUED,
 ) -> bool:
-    """RECEIVING -> QUEUED, unless something arrived since the row was read; whether it was done."""
+    """RECEIVING -> QUEUED or EXCLUDED, unless something arrived since the row was read; whether it was done."""
     done = connection.execute(
         sa.update(study)
         .where(
@@ -102,9 +108,28 @@ def close_study(
             study.c.revision == revision,
             study.c.last_received == last_received,
         )
-        .values(state=StudyState.QUEUED, queued_at=now)
+        .values(state=to, queued_at=now)
     )
     return done.rowcount == 1
+
+
+def record_rule(
+    connection: sa.Connection,
+    study_instance_uid: str,
+    revision: int,
+    *,
+    rule: str,
+    destinations: tuple[str, ...] | None,
+) -> None:
+    """Note which rule decided about a revision and where its report goes (None: everywhere)."""
+    connection.execute(
+        sa.insert(applied_rule).values(
+            study_instance_uid=study_instance_uid,
+            revision=revision,
+            rule=rule,
+            destinations=None if destinations is None else list(destinations),
+        )
+    )
 
 
 def change_study(
@@ -115,6 +140,7 @@ def change_study(
     to: StudyState,
     since: tuple[StudyState, ...],
     error: str | None = None,
+    **values: Any,
 ) -> bool:
     """Move the study to another state if it is still at this revision and in one of `since`; whether it was."""
     done = connection.execute(
@@ -124,7 +150,7 @@ def change_study(
             study.c.revision == revision,
             study.c.state.in_(since),
         )
-        .values(state=to, error=error)
+        .values(**values, state=to, error=error)
     )
     return done.rowcount == 1
 

@@ -14,9 +14,13 @@ metadata = sa.MetaData()
 
 
 class StudyState(enum.StrEnum):
-    """RECEIVING -> QUEUED -> ANALYSING -> REPORTED, REFUSED or FAILED; a late instance: RECEIVING again."""
+    """RECEIVING -> QUEUED -> ANALYSING -> REPORTED, REFUSED or FAILED; a late instance: RECEIVING again.
+
+    EXCLUDED instead of QUEUED: a rule of the site says that it is not analysed, unless a person asks for it.
+    """
 
     RECEIVING = "receiving"
+    EXCLUDED = "excluded"
     QUEUED = "queued"
     ANALYSING = "analysing"
     REPORTED = "reported"
@@ -71,6 +75,17 @@ study = sa.Table(
     sa.Column("description", sa.Text, nullable=False),
     sa.Column("accession_number", sa.Text, nullable=False),
     sa.Column("error", sa.Text, nullable=True),
+)
+
+# The rule that decided about a revision when it was complete; no row: none fitted.
+applied_rule = sa.Table(
+    "applied_rule",
+    metadata,
+    sa.Column("study_instance_uid", sa.ForeignKey("study.study_instance_uid"), primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True),
+    sa.Column("rule", sa.String(32), nullable=False),
+    # Names of the destinations of the report; null: all.
+    sa.Column("destinations", sa.JSON(none_as_null=True), nullable=True),
 )
 
 instance = sa.Table(

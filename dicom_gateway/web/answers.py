@@ -29,6 +29,7 @@ class Study(_Answer):
     description: str
     accession_number: str
     error: str | None = Field(description="Why the analysis failed, for state failed.")
+    rule: str | None = Field(description="Name of the rule that decided about this revision; null: none fitted.")
 
 
 class StudyPage(_Answer):

@@ -1,7 +1,8 @@
-"""Server-rendered pages: study list, report, deliveries, evidence, system."""
+"""Server-rendered pages: study list, report, deliveries, rules, evidence, system."""
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
@@ -10,9 +11,11 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from dicom_gateway import operate
+from dicom_gateway.dry_run import tally, try_rules
 from dicom_gateway.errors import NotFound
 from dicom_gateway.evidence import known_about
 from dicom_gateway.report.content import Report
+from dicom_gateway.report.wording import rule_conditions, rule_outcome
 from dicom_gateway.settings import ANY_AE_TITLE, Settings
 from dicom_gateway.store.index import (
     DeliveryRow,
@@ -40,6 +43,8 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 _STUDIES_PER_PAGE = 25
 _DELIVERIES_SHOWN = 200
+_TRIALS_SHOWN = 500
+_DAYS = (1, 7, 30, 90)
 BackTo = Literal["study", "deliveries"]
 
 
@@ -130,6 +135,23 @@ def deliveries_page(request: Request, site: CurrentSite, state: DeliveryState | 
     )
 
 
+@router.get("/rules")
+def rules_page(request: Request, site: CurrentSite, days: Annotated[int, Query(ge=1, le=366)] = 7) -> HTMLResponse:
+    """The rules, and what they would have done with the studies of the last days."""
+    since = datetime.now(UTC) - timedelta(days=days)
+    trials = try_rules(site.engine, site.settings, since, limit=_TRIALS_SHOWN) if site.settings.rules else ()
+    return render(
+        request,
+        "rules.html",
+        rules=site.settings.rules,
+        trials=trials,
+        totals=tally(site.settings.rules, trials),
+        is_cut=len(trials) == _TRIALS_SHOWN,
+        days=days,
+        choices=_DAYS,
+    )
+
+
 @router.get("/system")
 def system_page(request: Request, site: CurrentSite, checks: bool = False) -> HTMLResponse:
     """Health and settings; with `checks` also the checks of `onescan doctor`, which call every destination."""
@@ -209,6 +231,7 @@ def shown_settings(settings: Settings) -> list[tuple[str, str, str]]:
     values: dict[str, Any] = settings.model_dump(mode="json")
     values["database_url"] = sa.make_url(settings.database).render_as_string(hide_password=True)
     values["destinations"] = [f"{d.name} ({d.address})" for d in settings.destinations]
+    values["rules"] = [f"{r.name} ({rule_conditions(r)}: {rule_outcome(r)})" for r in settings.rules]
     return [
         (name, ", ".join(value) if isinstance(value, list) else str(value), field.description or "")
         for name, field in Settings.model_fields.items()

@@ -10,7 +10,16 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 
 from dicom_gateway.report.content import DISCLAIMER
-from dicom_gateway.report.wording import PRESENCE_NAMES, finding_title, format_number, outcome_in_words, place
+from dicom_gateway.report.wording import (
+    PRESENCE_NAMES,
+    excluded_in_words,
+    finding_title,
+    format_number,
+    outcome_in_words,
+    place,
+    rule_conditions,
+    rule_outcome,
+)
 from dicom_gateway.web import wording
 
 _environment = jinja2.Environment(
@@ -23,6 +32,7 @@ _environment = jinja2.Environment(
 _environment.filters |= {
     "day": wording.day,
     "delivery_state": wording.delivery_state,
+    "excluded": excluded_in_words,
     "finding_title": finding_title,
     "format_number": format_number,
     "kind": wording.kind,
@@ -34,6 +44,8 @@ _environment.filters |= {
     "priority": wording.priority,
     "quantity": wording.quantity,
     "replay_url": wording.replay_url,
+    "rule_conditions": rule_conditions,
+    "rule_outcome": rule_outcome,
     "sentence": wording.sentence,
     "size": wording.size,
     "study_state": wording.study_state,

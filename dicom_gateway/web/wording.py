@@ -25,6 +25,9 @@ class Words:
 
 STUDY_STATES = {
     "receiving": Words("Receiving", "busy", "Images are still arriving, or the quiet period is not over yet."),
+    "excluded": Words(
+        "Not analysed", "waiting", "A rule of this site excludes the study; it is kept, and is analysed on request."
+    ),
     "queued": Words("Waiting", "waiting", "All images are here; the analysis starts when the worker is free."),
     "analysing": Words("Analysing", "busy", "The worker is analysing the study now."),
     "reported": Words("Reported", "good", "The analysis is finished and its report is stored."),

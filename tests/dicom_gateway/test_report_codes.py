@@ -1,35 +1,47 @@
-from collections.abc import Iterator
+import re
 
 import pytest
 from pydicom.sr._concepts_dict import concepts
 
 from dicom_gateway.report import codes
-from dicom_gateway.report.codes import CodeEntry, CodeStatus
+from dicom_gateway.report.codes import CodeEntry, CodeStatus, every_code
 from dicom_gateway.report.wording import KIND_NAMES, QUANTITY_NAMES
 from models.findings import EvidenceGrade, FindingKind, Laterality, Presence, Quantity
 
 
-def all_codes() -> Iterator[CodeEntry]:
-    for kind in codes.KIND_CODES.values():
-        yield from (kind.finding, kind.site)
-    for quantity in codes.QUANTITY_CODES.values():
-        yield from filter(None, (quantity.name, quantity.derivation, quantity.method, quantity.site))
-    for table in (codes.UNIT_CODES, codes.PRESENCE_CODES, codes.LATERALITY_CODES, codes.EVIDENCE_CODES):
-        yield from table.values()
-    yield from (value for value in vars(codes).values() if isinstance(value, CodeEntry))
+def listed(entry: CodeEntry) -> list[tuple[str, list[int]]]:
+    """What pydicom's copy of PS3.16 has under this code: names, and the context groups (CID) where it has them."""
+    return [names[entry.value] for names in concepts.get(entry.scheme, {}).values() if entry.value in names]
 
 
-def meanings(entry: CodeEntry) -> set[str]:
-    """What pydicom's copy of PS3.16 calls this code; a code may have several names there."""
-    return {names[entry.value][0] for names in concepts.get(entry.scheme, {}).values() if entry.value in names}
-
-
-# Codes that pydicom's dictionaries lack or name differently, each with its source.
+# What pydicom's dictionaries lack or name differently, as its publisher has it.
 NOT_IN_PYDICOM = {
-    ("UCUM", "ml"): "UCUM; PS3.16 CID 7181 lists only derived units of it",
-    ("SCT", "260753009"): "the name as highdicom and PS3.16 TID 1601 have it; pydicom has it only as an attribute",
-    ("LN", "24627-2"): "LOINC's own name; pydicom has the report title of CID 7000",
+    ("ml", "UCUM"): "ml",
+    # As highdicom and PS3.16 TID 1601 have it; pydicom has it only as an attribute of SNOMED CT.
+    ("260753009", "SCT"): "Source",
+    # As highdicom writes it; PS3.16 has small letters.
+    ("121232", "DCM"): "Source Series for Segmentation",
+    # LOINC's own name; pydicom has the report title of CID 7000.
+    ("24627-2", "LN"): "CT Chest",
+    ("en-US", "RFC5646"): "English (United States)",
+    ("RID4650", "RADLEX"): "fracture",
+    ("RID4658", "RADLEX"): "compression fracture",
+    ("RID4799", "RADLEX"): "emphysema",
+    ("RID5388", "RADLEX"): "osteopenia",
+    ("RID5429", "RADLEX"): "implantable device",
+    ("RID28493", "RADLEX"): "atelectasis",
+    ("RID43255", "RADLEX"): "consolidation",
+    ("RAD", "v2-0074"): "Radiology",
+    ("CT", "v2-0074"): "CAT Scan",
+    ("ACSN", "v2-0203"): "Accession ID",
+    ("imaging", "observation-category"): "Imaging",
+    ("POS", "v3-ObservationInterpretation"): "Positive",
+    ("NEG", "v3-ObservationInterpretation"): "Negative",
+    ("IND", "v3-ObservationInterpretation"): "Indeterminate",
+    ("not-performed", "data-absent-reason"): "Not Performed",
+    ("not-applicable", "data-absent-reason"): "Not Applicable",
 }
+PUBLISHED = [entry for entry in every_code() if entry.status is not CodeStatus.PRIVATE]
 
 
 def test_every_member_of_the_vocabulary_has_a_code_and_a_name() -> None:
@@ -40,30 +52,43 @@ def test_every_member_of_the_vocabulary_has_a_code_and_a_name() -> None:
     assert set(codes.EVIDENCE_CODES) == set(EvidenceGrade)
 
 
-@pytest.mark.parametrize("entry", sorted(set(all_codes()), key=str), ids=lambda e: f"{e.scheme}-{e.value}")
-def test_standard_codes_agree_with_pydicoms_dictionaries(entry: CodeEntry) -> None:
-    assert 0 < len(entry.value) <= 16, "Code Value is an SH"
+@pytest.mark.parametrize("entry", PUBLISHED, ids=lambda e: f"{e.scheme}-{e.value}")
+def test_published_codes_mean_what_their_publisher_says(entry: CodeEntry) -> None:
+    """CONF-06"""
+    if (entry.value, entry.scheme) in NOT_IN_PYDICOM:
+        assert entry.meaning == NOT_IN_PYDICOM[entry.value, entry.scheme]
+        return
+    groups = [cids for meaning, cids in listed(entry) if meaning == entry.meaning]
+    assert groups, f"not a name of this code: {listed(entry)}"
+    if group := re.fullmatch(r"CID (\d+)", entry.source):
+        assert any(int(group[1]) in cids for cids in groups), groups
+
+
+def test_the_exceptions_are_used_and_are_exceptions() -> None:
+    by_code = {(entry.value, entry.scheme): entry for entry in PUBLISHED}
+    assert set(NOT_IN_PYDICOM) <= set(by_code)
+    for key, meaning in NOT_IN_PYDICOM.items():
+        assert meaning not in [name for name, _ in listed(by_code[key])]
+
+
+@pytest.mark.parametrize("entry", every_code(), ids=lambda e: f"{e.scheme}-{e.value}")
+def test_every_code_fits_its_elements_and_names_its_source(entry: CodeEntry) -> None:
+    assert 0 < len(entry.value) <= 16 or entry.status is CodeStatus.HL7, "Code Value is an SH"
     assert 0 < len(entry.meaning) <= 64, "Code Meaning is an LO"
-    if entry.status is CodeStatus.STANDARD and (entry.scheme, entry.value) not in NOT_IN_PYDICOM:
-        assert entry.meaning in meanings(entry)
-
-
-def test_only_known_schemes_are_used() -> None:
-    schemes = {entry.scheme for entry in all_codes()}
-    assert schemes == {"SCT", "DCM", "UCUM", "LN", "RADLEX", "99ONESCAN"}
+    assert entry.source
+    assert (entry.status is CodeStatus.PRIVATE) == (entry.scheme == "99ONESCAN")
 
 
 def test_snomed_codes_are_of_the_dicom_freeset() -> None:
-    """A SNOMED code that stands in a PS3.16 context group is free to use."""
-    for entry in all_codes():
-        if entry.scheme == "SCT" and (entry.scheme, entry.value) not in NOT_IN_PYDICOM:
-            groups = [g for names in concepts["SCT"].values() for g in names.get(entry.value, ("", []))[1]]
-            assert groups, f"{entry.value} {entry.meaning} is in no context group"
+    """A SNOMED code that stands in a PS3.16 context group or template is free to use."""
+    for entry in every_code():
+        if entry.status is CodeStatus.FREESET and not entry.source.startswith("TID"):
+            assert any(cids for _, cids in listed(entry)), f"{entry.value} {entry.meaning} is in no context group"
 
 
 def test_no_two_codes_mean_different_things() -> None:
     by_value: dict[tuple[str, str], str] = {}
-    for entry in all_codes():
+    for entry in every_code():
         assert by_value.setdefault((entry.scheme, entry.value), entry.meaning) == entry.meaning
 
 

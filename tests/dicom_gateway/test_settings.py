@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dicom_gateway.errors import ConfigurationError
-from dicom_gateway.settings import Destination, FhirDestination, Hl7Destination, Settings
+from dicom_gateway.settings import Destination, FhirDestination, Hl7Destination, Rule, Settings
 
 EXAMPLE = Path(__file__).parents[2] / "onescan.example.toml"
 
@@ -27,10 +27,11 @@ def test_every_setting_is_documented_in_the_example():
     kinds = (Destination, FhirDestination, Hl7Destination)
     assert [set(named) for named in example["destinations"]] == [set(kind.model_fields) for kind in kinds]
     assert tuple(map(type, Settings(**example).destinations)) == kinds
+    assert [set(rule) for rule in example["rules"]] == [set(Rule.model_fields)]
 
 
 def test_every_setting_says_what_it_is():
-    for documented in (Settings, Destination, FhirDestination, Hl7Destination):
+    for documented in (Settings, Destination, FhirDestination, Hl7Destination, Rule):
         assert [name for name, field in documented.model_fields.items() if not field.description] == []
 
 
@@ -161,6 +162,39 @@ def test_a_destination_without_a_profile_gets_the_default_one(tmp_path):
     (peer,) = Settings.load(path).destinations
     assert peer.objects == ("sr", "seg", "sc")
     assert (peer.transfer_syntaxes[0], peer.character_set) == ("ExplicitVRLittleEndian", "ISO_IR 192")
+
+
+RULE = '[[rules]]\nname = "a"\n'
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        ("", "rules.0: .*rule a has no condition"),
+        ('modality = "CT"\ndestinations = ["pacz"]', r"rule a: no destination is named pacz \(there are: pacs\)"),
+        ("minimum_age_years = 18\nmaximum_age_years = 17", "rules.0: .*minimum_age_years is greater"),
+        ("minimum_age_years = -1", "rules.0.minimum_age_years"),
+        ("maximum_age_years = 17.5", "rules.0.maximum_age_years"),
+        ("modality = []", "rules.0.modality"),
+        ("modality = [1]", "rules.0.modality"),
+        ('bodypart = "CHEST"', "rules.0.bodypart"),
+        ('modality = "CT"\n[[rules]]\nname = "a"\nmodality = "MR"', "two rules have the same name"),
+    ],
+)
+def test_a_mistake_in_a_rule_is_named(tmp_path, lines, named):
+    path = tmp_path / "site.toml"
+    path.write_text(PEER + RULE + lines)
+    with pytest.raises(ConfigurationError, match=named):
+        Settings.load(path)
+
+
+def test_rules_survive_the_way_to_the_listener(tmp_path):
+    path = tmp_path / "site.toml"
+    path.write_text(PEER + RULE + 'body_part = "CHEST "\nmodality = ["CT", "PT"]\ndestinations = []\n')
+    settings = Settings.load(path)
+    (rule,) = settings.rules
+    assert (rule.body_part, rule.modality, rule.destinations, rule.analyse) == (("CHEST",), ("CT", "PT"), (), True)
+    assert Settings.model_validate_json(settings.model_dump_json()) == settings
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -73,7 +73,7 @@ def test_studies_are_listed_latest_first_with_counts_of_every_state(client: http
     page = client.get("/api/studies").json()
     assert [study["study_instance_uid"] for study in page["studies"]][:2] == [WAITING, REFUSED]
     assert page["counts"] == {
-        "receiving": 1, "queued": 0, "analysing": 0, "reported": 1, "refused": 1, "failed": 1,
+        "receiving": 1, "excluded": 0, "queued": 0, "analysing": 0, "reported": 1, "refused": 1, "failed": 1,
     }  # fmt: skip
     assert not page["more"]
 

@@ -1,0 +1,398 @@
+"""The tables of the DICOM conformance statement, written from the code: `python -m dicom_gateway.conformance`."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydicom.datadict import dictionary_description, dictionary_VR, tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+from pydicom.uid import UID, BasicTextSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification
+
+from dicom_gateway.deliver import dimse
+from dicom_gateway.deliver.profile import SOP_CLASSES, proposed_contexts, ways_of_sending
+from dicom_gateway.errors import PeerRefused, PeerUnreachable
+from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_gateway.receive import listener
+from dicom_gateway.receive.statuses import StoreStatus
+from dicom_gateway.report import (
+    codes,
+    key_image_objects,
+    key_objects,
+    marks,
+    pdf,
+    presentation,
+    segmentation,
+    sr,
+    sr_fallbacks,
+    summary,
+)
+from dicom_gateway.report.codes import CodeEntry, CodeStatus
+from dicom_gateway.report.wording import KIND_NAMES, QUANTITY_NAMES
+from dicom_gateway.settings import Destination, ResultObject, Settings, TransferSyntax
+
+STATEMENT = Path(__file__).with_name("CONFORMANCE.md")
+_BEGIN = "<!-- begin {name}: written by dicom_gateway.conformance -->"
+_END = "<!-- end {name} -->"
+
+_STORE_STATUSES = {
+    StoreStatus.SUCCESS: "The bytes and their index row are on disk. Also for an instance that is there already, with "
+    "the same bytes.",
+    StoreStatus.PROCESSING_FAILURE: "An error that has no other status. Nothing was kept.",
+    StoreStatus.DUPLICATE_SOP_INSTANCE: "The SOP Instance UID is there already, with other bytes. The first stay.",
+    StoreStatus.INVALID_SOP_INSTANCE: "A Study, Series or SOP Instance UID is not valid (PS3.5 section 9.1).",
+    StoreStatus.REFUSED_SOP_CLASS_NOT_SUPPORTED: "The SOP class is not that of the presentation context.",
+    StoreStatus.REFUSED_OUT_OF_RESOURCES: "Less space is free than `minimum_free_space_mb`. Send again later.",
+    StoreStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS: "SOP Class or Instance UID differ between command and data set.",
+    StoreStatus.CANNOT_UNDERSTAND: "The data set cannot be parsed, lacks identity or Pixel Data, or is cut off.",
+}
+# One status of each group of PS3.4 Table B.2-1 and PS3.7 Annex C.
+_ANSWERS = {
+    "Success": (0x0000, 0x0000),
+    "Warning": (0xB000, 0xBFFF),
+    "Duplicate SOP instance": (0x0111, 0x0111),
+    "Refused: out of resources": (0xA700, 0xA7FF),
+    "Refused: not authorized": (0x0124, 0x0124),
+    "Error: data set does not match SOP class": (0xA900, 0xA9FF),
+    "Error: cannot understand": (0xC000, 0xCFFF),
+    "Processing failure": (0x0110, 0x0110),
+}
+_DICOM_SETTINGS = (
+    "ae_title",
+    "dicom_host",
+    "dicom_port",
+    "calling_ae_titles",
+    "stat_calling_ae_titles",
+    "quiet_period_s",
+    "quiet_period_single_image_s",
+    "maximum_associations",
+    "minimum_free_space_mb",
+    "delivery_attempts",
+    "delivery_backoff_s",
+)
+# Name in settings -> series number, description, root template, when there is none.
+OBJECTS: dict[ResultObject, tuple[int, str, str, str]] = {
+    "sr": (sr.SERIES_NUMBER, sr.SERIES_DESCRIPTION, "TID 1500", "never"),
+    "seg": (
+        segmentation.SERIES_NUMBER,
+        segmentation.SERIES_DESCRIPTION,
+        "-",
+        "nothing is outlined, or the source has no frame of reference",
+    ),
+    "sc": (summary.SERIES_NUMBER, summary.SERIES_DESCRIPTION, "-", "never"),
+    "marks": (marks.SERIES_NUMBER, marks.SERIES_DESCRIPTION, "TID 1500", "nothing is outlined"),
+    "key_images": (
+        key_image_objects.SERIES_NUMBER,
+        key_image_objects.SERIES_DESCRIPTION,
+        "-",
+        "no finding has a key image",
+    ),
+    "ko": (key_objects.SERIES_NUMBER, key_objects.SERIES_DESCRIPTION, "TID 2010", "no finding has a key slice"),
+    "gsps": (presentation.SERIES_NUMBER, presentation.SERIES_DESCRIPTION, "-", "nothing is outlined"),
+    "pdf": (pdf.SERIES_NUMBER, pdf.SERIES_DESCRIPTION, "-", "never"),
+    "sr_comprehensive": (
+        sr_fallbacks.SERIES_NUMBERS[ComprehensiveSRStorage],
+        sr.SERIES_DESCRIPTION,
+        "TID 1500",
+        "never",
+    ),
+    "sr_enhanced": (sr_fallbacks.SERIES_NUMBERS[EnhancedSRStorage], sr.SERIES_DESCRIPTION, "TID 1500", "never"),
+    "sr_text": (sr_fallbacks.SERIES_NUMBERS[BasicTextSRStorage], sr.SERIES_DESCRIPTION, "TID 2000", "never"),
+}
+
+_SR: tuple[ResultObject, ...] = ("sr", "sr_comprehensive", "sr_enhanced", "sr_text", "marks")
+_DOCUMENTS: tuple[ResultObject, ...] = (*_SR, "ko")
+_PICTURES: tuple[ResultObject, ...] = ("sc", "key_images")
+_IMAGES: tuple[ResultObject, ...] = (*_PICTURES, "seg")
+_ALL: tuple[ResultObject, ...] = tuple(OBJECTS)
+
+
+def _all_but(*names: ResultObject) -> tuple[ResultObject, ...]:
+    return tuple(name for name in _ALL if name not in names)
+
+
+_COPIED = "source, if valid there; else empty"
+_IF_THERE = "source; absent where the source has none"
+_CREATED = "when the report was made"
+# (keywords, objects, value) of the elements at the top level of each data set.
+ATTRIBUTES: tuple[tuple[str, tuple[ResultObject, ...], str], ...] = (
+    ("SpecificCharacterSet", _ALL, "`ISO_IR 192`; `GB18030` where the destination's profile says so"),
+    ("SOPClassUID", _ALL, "table A-1"),
+    ("SOPInstanceUID SeriesInstanceUID", _ALL, "`2.25.`, derived from the report's content"),
+    ("StudyInstanceUID", _ALL, "source"),
+    ("PatientName PatientID PatientBirthDate PatientSex", _ALL, _COPIED),
+    ("AccessionNumber StudyID StudyDate StudyTime ReferringPhysicianName", _ALL, _COPIED),
+    ("PatientAge StudyDescription IssuerOfPatientID TimezoneOffsetFromUTC", _ALL, _IF_THERE),
+    ("Modality", _ALL, "SR, SEG, OT (pictures), KO, PR, DOC"),
+    ("SeriesNumber SeriesDescription", _ALL, 'table A-1; ", revision N" is added from the second revision on'),
+    ("SeriesDate SeriesTime InstanceCreationDate InstanceCreationTime", _ALL, _CREATED),
+    ("InstanceNumber", _ALL, "1, 2, ..."),
+    ("Manufacturer", _ALL, "`OneScan project`"),
+    ("ManufacturerModelName", _ALL, "name of the model"),
+    ("SoftwareVersions", _ALL, "of the software and of the model"),
+    ("DeviceSerialNumber", _ALL, "SHA-256 of the model's weights"),
+    ("ContentQualification", _ALL, "`RESEARCH`"),
+    ("ContributingEquipmentSequence", _all_but("pdf"), "the library that encodes"),
+    ("ContentDate ContentTime", _all_but("gsps"), _CREATED),
+    ("PresentationCreationDate PresentationCreationTime", ("gsps",), _CREATED),
+    ("CodingSchemeIdentificationSequence", (*_SR, "seg"), "declares 99ONESCAN"),
+    ("CompletionFlag", _SR, "`COMPLETE`"),
+    ("PreliminaryFlag", _SR, "`PRELIMINARY`"),
+    ("VerificationFlag", (*_SR, "pdf"), "`UNVERIFIED`"),
+    ("PerformedProcedureCodeSequence", _SR, "empty"),
+    ("ReferencedPerformedProcedureStepSequence", _DOCUMENTS, "empty"),
+    ("CurrentRequestedProcedureEvidenceSequence", _DOCUMENTS, "the analysed images (and the SEG); KO: those it names"),
+    ("ValueType ContinuityOfContent ContentTemplateSequence ContentSequence", _DOCUMENTS, "the root of the tree"),
+    ("ConceptNameCodeSequence", (*_DOCUMENTS, "gsps", "pdf"), "title, annex B"),
+    ("Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel", _IMAGES, "of the picture"),
+    ("PhotometricInterpretation", _IMAGES, "`RGB`; SEG `MONOCHROME2`"),
+    ("PlanarConfiguration", _PICTURES, "0"),
+    ("PixelData", _IMAGES, "8 bit; SEG 1 bit"),
+    ("ImageType", _IMAGES, "`DERIVED\\SECONDARY\\OTHER`; SEG `DERIVED\\PRIMARY`"),
+    ("LossyImageCompression", _IMAGES, "`00`"),
+    ("PatientOrientation", _PICTURES, "`L\\P`"),
+    ("ConversionType", (*_PICTURES, "pdf"), "`DI`; PDF `SYN`"),
+    ("DateOfSecondaryCapture TimeOfSecondaryCapture", _PICTURES, _CREATED),
+    ("DerivationDescription", _PICTURES, "the disclaimer"),
+    ("BurnedInAnnotation", (*_PICTURES, "pdf"), "`YES`; key images `NO`"),
+    ("BodyPartExamined", (*_PICTURES, "gsps"), "`CHEST`"),
+    ("ImageComments", ("key_images",), "the finding"),
+    ("SourceImageSequence", ("key_images", "seg"), "the image shown; SEG: the analysed images"),
+    ("FrameOfReferenceUID", ("seg",), "source"),
+    ("PositionReferenceIndicator", ("seg",), "empty"),
+    (
+        "NumberOfFrames SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence",
+        ("seg",),
+        "by segment, by slice",
+    ),
+    ("DimensionOrganizationSequence DimensionIndexSequence", ("seg",), "segment number, position"),
+    ("SegmentationType", ("seg",), "`BINARY`"),
+    ("SegmentsOverlap", ("seg",), "`YES` or `NO`, as it is"),
+    ("SegmentSequence", ("seg",), "one a lesion or measured organ, algorithm type AUTOMATIC, with tracking UID"),
+    ("ContentLabel ContentDescription", ("seg", "gsps"), "`AI_FINDINGS`; the series description"),
+    ("ReferencedSeriesSequence", ("seg", "gsps"), "the analysed images; those shown"),
+    ("ContentCreatorName", ("gsps",), "empty"),
+    ("PresentationLUTShape", ("gsps", "seg"), "`IDENTITY`"),
+    ("RescaleSlope RescaleIntercept RescaleType", ("gsps",), "source; `HU`"),
+    ("SoftcopyVOILUTSequence", ("gsps",), "a window a slice, by the kind of finding"),
+    ("DisplayedAreaSelectionSequence", ("gsps",), "the whole image"),
+    ("GraphicLayerSequence GraphicAnnotationSequence", ("gsps",), "outlines and a line of text, in pixels"),
+    ("AcquisitionDateTime", ("pdf",), "empty"),
+    ("DocumentTitle MIMETypeOfEncapsulatedDocument", ("pdf",), 'ends in "(AI, unverified)"; `application/pdf`'),
+    ("SourceInstanceSequence", ("pdf",), "the analysed images"),
+    ("EncapsulatedDocument EncapsulatedDocumentLength", ("pdf",), "PDF 1.4"),
+)
+
+
+def write_tables(statement: Path) -> None:
+    """Replace what stands between the marks of each table. Raises ValueError when a mark is missing or there twice."""
+    text = statement.read_text(encoding="utf-8")
+    for name, table in tables().items():
+        begin, end = _BEGIN.format(name=name), _END.format(name=name)
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"{statement.name} does not hold the marks {begin} and {end} once each")
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
+    statement.write_text(text, encoding="utf-8")
+
+
+def tables() -> dict[str, str]:
+    """Markdown of each table by its name in the statement's marks."""
+    return {
+        "services": _services(),
+        "accepted contexts": _accepted_contexts(),
+        "store statuses": _table(
+            ("status", "name", "when"),
+            ((_hexadecimal(status), status.name, when) for status, when in _STORE_STATUSES.items()),
+        ),
+        "proposed contexts": _proposed_contexts(),
+        "peer statuses": _peer_statuses(),
+        "association policies": _policies(),
+        "settings": _settings(),
+        "objects": _objects(),
+        "attributes": _table(("tag", "attribute", "VR", "objects", "value"), _attributes()),
+        "finding codes": _finding_codes(),
+        "quantity codes": _quantity_codes(),
+        "codes": _table(
+            ("value", "scheme", "meaning", "status", "source"),
+            ((f"`{e.value}`", e.scheme, e.meaning, e.status, e.source) for e in _by_scheme(private=False)),
+        ),
+        "private codes": _table(("value", "meaning"), ((f"`{e.value}`", e.meaning) for e in _by_scheme(private=True))),
+        "local codes": _table(
+            ("value", "meaning"),
+            [(f"`{kind.value}`", name) for kind, name in KIND_NAMES.items()]
+            + [(f"`{quantity.value}`", name) for quantity, name in QUANTITY_NAMES.items()],
+        ),
+    }
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _hexadecimal(status: int) -> str:
+    return f"0x{status:04X}"
+
+
+def _services() -> str:
+    rows = [(str(Verification), Verification.name, "yes", "yes")]
+    rows += [(str(uid), UID(uid).name, "no", "yes") for uid in listener.SOP_CLASSES]
+    rows += [(uid, UID(uid).name, "yes", "no") for uid in dict.fromkeys(SOP_CLASSES.values())]
+    return _table(("SOP class UID", "SOP class", "SCU", "SCP"), rows)
+
+
+def _accepted_contexts() -> str:
+    default_syntaxes = AE()
+    default_syntaxes.add_supported_context(Verification)
+    (verification,) = default_syntaxes.supported_contexts
+    rows = [(Verification.name, uid.name, str(uid)) for uid in verification.transfer_syntax]
+    stored = ", ".join(UID(sop_class).name for sop_class in listener.SOP_CLASSES)
+    rows += [(stored, UID(uid).name, str(uid)) for uid in listener.TRANSFER_SYNTAXES]
+    return _table(("abstract syntax", "transfer syntax", "UID"), rows)
+
+
+def _proposed_contexts() -> str:
+    every: tuple[TransferSyntax, ...] = ("ExplicitVRLittleEndian", "ImplicitVRLittleEndian", "RLELossless")
+    rows = []
+    for name in _ALL:
+        sop_class = SOP_CLASSES[name]
+        profile = Destination(
+            name="any", ae_title="ANY", host="any", port=104, objects=(name,), transfer_syntaxes=every
+        )
+        offered = ", ".join(proposed_contexts(profile)[sop_class])
+        instead = ", ".join(f"`{way}`" for way in ways_of_sending(name)[1:])
+        rows.append((f"`{name}`", UID(sop_class).name, offered, instead or "left out"))
+    default = Destination.model_fields
+    sent = ", ".join(f"`{name}`" for name in default["objects"].default)
+    syntaxes = ", ".join(default["transfer_syntaxes"].default)
+    table = _table(("object", "SOP class", "can be offered as", "where the class is refused"), rows)
+    return f"{table}\n\nBy default {sent} are sent, and {syntaxes} are offered, in this order."
+
+
+def _peer_statuses() -> str:
+    rows = []
+    for name, (first, last) in _ANSWERS.items():
+        whole = _hexadecimal(first) if first == last else f"{_hexadecimal(first)}-{_hexadecimal(last)}"
+        outcomes = {_outcome(status) for status in (first, last)}
+        rows.append((whole, name, " / ".join(sorted(outcomes))))
+    refused = "the presentation context was refused: the next object of the table above, or left out"
+    rows.append((_hexadecimal(dimse.SOP_CLASS_NOT_SUPPORTED), "Refused: SOP class not supported", f"as if {refused}"))
+    return _table(("status", "meaning", "what we do"), rows)
+
+
+def _outcome(status: int) -> str:
+    response = Dataset()
+    response.Status = status
+    try:
+        dimse.require_success(response)
+    except PeerUnreachable:
+        return "another attempt later, with growing pauses"
+    except PeerRefused:
+        return "the other objects are sent, then the delivery is parked for the operator"
+    return "delivered"
+
+
+def _policies() -> str:
+    requestor = AE()
+    maximum = Settings.model_fields["maximum_associations"].default
+    rows = [
+        ("Application context name", "1.2.840.10008.3.1.1.1", "1.2.840.10008.3.1.1.1"),
+        ("Implementation Class UID", IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_CLASS_UID),
+        ("Implementation Version Name", IMPLEMENTATION_VERSION_NAME, IMPLEMENTATION_VERSION_NAME),
+        ("Maximum PDU size (bytes)", str(listener.MAXIMUM_PDU_BYTES), str(requestor.maximum_pdu_size)),
+        ("Associations at the same time", f"{maximum} by default (`maximum_associations`)", "1 a delivery"),
+        ("Outstanding asynchronous operations", "1 (not negotiated)", "1 (not negotiated)"),
+        (
+            "Connection and ACSE timeout (s)",
+            str(listener.HALF_OPEN_TIMEOUT_S),
+            str(dimse.CONNECTION_TIMEOUT_S),
+        ),
+        ("DIMSE and network timeout (s)", str(listener.IDLE_TIMEOUT_S), str(dimse.RESPONSE_TIMEOUT_S)),
+        ("Role selection, extended negotiation, user identity", "none", "none"),
+    ]
+    return _table(("", "acceptor (storage SCP)", "initiator (storage SCU)"), rows)
+
+
+def _settings() -> str:
+    rows = [(f"`{name}`", _default(Settings, name), _description(Settings, name)) for name in _DICOM_SETTINGS]
+    rows += [
+        (f"`destinations.{name}`", _default(Destination, name), _description(Destination, name))
+        for name in Destination.model_fields
+    ]
+    return _table(("setting", "default", "meaning"), rows)
+
+
+def _default(model: type[Settings] | type[Destination], name: str) -> str:
+    field = model.model_fields[name]
+    if field.is_required():
+        return "-"
+    value = field.default
+    return ", ".join(value) or "none" if isinstance(value, tuple) else str(value)
+
+
+def _description(model: type[Settings] | type[Destination], name: str) -> str:
+    return model.model_fields[name].description or ""
+
+
+def _objects() -> str:
+    rows = [
+        (f"`{name}`", UID(SOP_CLASSES[name]).name, str(number), description, template, absent)
+        for name, (number, description, template, absent) in OBJECTS.items()
+    ]
+    return _table(
+        ("object", "SOP class", "series number", "series description", "root template", "not made when"), rows
+    )
+
+
+def _attributes() -> Iterator[tuple[str, ...]]:
+    rows = [(keyword, objects, value) for keywords, objects, value in ATTRIBUTES for keyword in keywords.split()]
+    for keyword, objects, value in sorted(rows, key=lambda row: tag_for_keyword(row[0]) or 0):
+        tag = Tag(keyword)
+        yield str(tag).replace(" ", ""), dictionary_description(tag), dictionary_VR(tag), _named(objects), value
+
+
+def _named(objects: tuple[ResultObject, ...]) -> str:
+    if set(objects) == set(_ALL):
+        return "all"
+    if len(objects) > len(_ALL) // 2 + 2:
+        return f"all but {', '.join(name for name in _ALL if name not in objects)}"
+    return ", ".join(name for name in _ALL if name in objects)
+
+
+def _finding_codes() -> str:
+    rows = [
+        (KIND_NAMES[kind], _code(entry.finding), entry.finding.status, _code(entry.site))
+        for kind, entry in codes.KIND_CODES.items()
+    ]
+    return _table(("finding", "finding type", "status", "finding site"), rows)
+
+
+def _quantity_codes() -> str:
+    rows = []
+    for quantity, entry in codes.QUANTITY_CODES.items():
+        modifiers = [_code(code) for code in (entry.derivation, entry.method, entry.site) if code is not None]
+        rows.append((QUANTITY_NAMES[quantity], _code(entry.name), entry.name.status, "; ".join(modifiers) or "-"))
+    return _table(("quantity", "concept name", "status", "derivation, method, site"), rows)
+
+
+def _code(entry: CodeEntry) -> str:
+    return f'({entry.value}, {entry.scheme}, "{entry.meaning}")'
+
+
+def _by_scheme(*, private: bool) -> list[CodeEntry]:
+    chosen = [entry for entry in codes.every_code() if (entry.status is CodeStatus.PRIVATE) == private]
+    return sorted(chosen, key=lambda entry: (entry.scheme, entry.value))
+
+
+def main() -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("statement", type=Path, nargs="?", default=STATEMENT)
+    write_tables(parser.parse_args().statement)
+
+
+if __name__ == "__main__":
+    main()
