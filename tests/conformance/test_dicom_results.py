@@ -17,6 +17,7 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedCTImageStorage
 
+from dicom_gateway.report.codes import PRIVATE_SCHEME_UID
 from dicom_gateway.report.segmentation import encode_seg
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.stored import StoredResult
@@ -111,6 +112,7 @@ def complaints(path: Path) -> list[str]:
     lines = re.findall(r"^(?:Error|Warning).*", result.stderr + result.stdout, re.MULTILINE)
     known = (
         "Warning - Unrecognized defined term <99ONESCAN>",
+        f"Warning - Unrecognized defined term <{PRIVATE_SCHEME_UID}>",
         "Warning - Missing attribute or value that would be needed to build DICOMDIR",
     )
     return [line for line in lines if not line.startswith(known) and not line.endswith("Retired Person Name form")]
