@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from dicom_gateway.report.compose import compose_report
-from dicom_gateway.report.content import ReportedModel
+from dicom_gateway.report.content import ReportedModel, SupersededReport
 from dicom_gateway.report.key_images import render_key_images
 from dicom_gateway.report.objects import ENCODERS, StoredResult, part_10
 from dicom_gateway.report.outlines import Outlines, outlines_of, write_outlines
@@ -68,6 +68,7 @@ def process_study(
     *,
     revision: int,
     created: datetime,
+    supersedes: SupersededReport | None = None,
     unreadable_file_count: int = 0,
     on_stage: OnStage = lambda stage: None,
 ) -> StoredResult:
@@ -93,6 +94,7 @@ def process_study(
             contrast_evidence=detection.blood_pool.evidence if detection else None,
             model=_identity(detector.manifest),
             revision=revision,
+            supersedes=supersedes,
             created=created,
             software_version=version("onescan"),
             unreadable_file_count=unreadable_file_count,

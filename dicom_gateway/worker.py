@@ -25,7 +25,7 @@ from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.fhir import encode_bundle
 from dicom_gateway.report.hl7 import encode_oru
-from dicom_gateway.report.objects import ENCODERS, read_result
+from dicom_gateway.report.objects import ENCODERS, read_result, read_superseded
 from dicom_gateway.settings import AnyDestination, FhirDestination, Hl7Destination, Settings
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import REPORT_NAME, result_path
@@ -279,6 +279,7 @@ def model_analysis(settings: Settings) -> Analyse:
             detector,
             revision=revision,
             created=created,
+            supersedes=read_superseded(folder, study.study_instance_uid, revision),
             unreadable_file_count=len(unreadable),
         )
         write_result(result, folder)

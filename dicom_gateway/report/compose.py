@@ -14,6 +14,7 @@ from dicom_gateway.report.content import (
     ReportedMeasurement,
     ReportedModel,
     ReportedQuality,
+    SupersededReport,
 )
 from dicom_gateway.report.key_images import key_image_names
 from dicom_gateway.report.wording import decimals
@@ -39,6 +40,7 @@ def compose_report(
     software_version: str,
     unreadable_file_count: int = 0,
     timings_s: Mapping[str, float] | None = None,
+    supersedes: SupersededReport | None = None,
 ) -> Report:
     """The report of one analysis. `created` is aware; the same values give the same report and `report_uid`.
 
@@ -67,6 +69,7 @@ def compose_report(
         study_instance_uid=study_instance_uid,
         series_instance_uid=series_instance_uid,
         revision=revision,
+        supersedes=supersedes,
         created=created,
         software_version=software_version,
         model=model,

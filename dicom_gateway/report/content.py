@@ -4,6 +4,7 @@ The classes are the published JSON form (`report.schema.json`); `dicom_gateway.r
 values the pipeline produced. No patient identity stands in a report: it stays in the source headers.
 """
 
+import hashlib
 import json
 from datetime import datetime
 from typing import Any, Literal
@@ -94,8 +95,23 @@ class ReportedFinding(_Record):
     centre_mm: tuple[float, float, float] | None
 
 
+class SupersededReport(_Record):
+    """The earlier report of the same study in whose place another one stands; what the UIDs of its results follow from.
+
+    `marked` says whether it had outlines on key slices, and so an SR of marks.
+    """
+
+    revision: int
+    report_uid: str
+    content_sha256: str
+    marked: bool
+
+
 class Report(_Record):
-    """The whole answer about one study. `outcome` is "refused" when no series passed; `refusal` then says why."""
+    """The whole answer about one study. `outcome` is "refused" when no series passed; `refusal` then says why.
+
+    `supersedes` is null for a first report, and where no earlier one was ever finished.
+    """
 
     schema_version: Literal["1.0"] = "1.0"
     disclaimer: str = DISCLAIMER
@@ -103,6 +119,7 @@ class Report(_Record):
     study_instance_uid: str
     series_instance_uid: str | None
     revision: int
+    supersedes: SupersededReport | None = None
     created: datetime
     software_version: str
     model: ReportedModel
@@ -114,6 +131,13 @@ class Report(_Record):
     unreadable_file_count: int
     findings: tuple[ReportedFinding, ...]
     timings_s: dict[str, float]
+
+    @property
+    def content_sha256(self) -> str:
+        """Digest of all that the report says: of everything but the seconds that the analysis took."""
+        # Records from before `supersedes` was kept have the digest that they had then.
+        silent = {"timings_s"} if self.supersedes else {"timings_s", "supersedes"}
+        return hashlib.sha256(self.model_dump_json(exclude=silent).encode()).hexdigest()
 
 
 def report_schema() -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What every DICOM result of one report shares: identifiers, equipment, clock, and the marks "AI" and "unverified"."""
 
-import hashlib
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -13,7 +12,7 @@ from dicom_gateway.report.codes import (
     PRIVATE_SCHEME_UID,
     PRIVATE_SCHEME_VERSION,
 )
-from dicom_gateway.report.content import Report
+from dicom_gateway.report.content import Report, SupersededReport
 from dicom_gateway.report.source_headers import CHARACTER_SET, SourceHeaders
 from imaging.uids import derive_uid
 
@@ -23,13 +22,28 @@ DEVICE_NAME = "OneScan"
 _LONG_STRING = 64
 
 
-def object_uid(report: Report, *parts: str) -> str:
+def object_uid(report: Report | SupersededReport, *parts: str) -> str:
     """UID of a part of a result: another report, by whatever it differs, gives others.
 
     The seconds that the analysis took are no part of it: no result holds them.
     """
-    content = report.model_dump_json(exclude={"timings_s"})
-    return derive_uid(report.report_uid, hashlib.sha256(content.encode()).hexdigest(), *parts)
+    return derive_uid(report.report_uid, report.content_sha256, *parts)
+
+
+def predecessors(report: Report, sop_class_uid: str, *kind: str) -> list[Dataset]:
+    """The document that an SR of this class and kind supersedes (PS3.3 C.17.2), as highdicom takes it; or none.
+
+    `kind` is what follows "sop" in the UID of the document.
+    """
+    earlier = report.supersedes
+    if earlier is None:
+        return []
+    ds = Dataset()
+    ds.SOPClassUID = sop_class_uid
+    ds.SOPInstanceUID = object_uid(earlier, "sop", *kind)
+    ds.StudyInstanceUID = report.study_instance_uid
+    ds.SeriesInstanceUID = object_uid(earlier, "series", kind[0])
+    return [ds]
 
 
 def instance_arguments(

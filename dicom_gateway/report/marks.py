@@ -14,11 +14,11 @@ from highdicom.sr import (
     TrackingIdentifier,
 )
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.content import Report
-from dicom_gateway.report.instance import finish, instance_arguments, private_coding_scheme
+from dicom_gateway.report.instance import finish, instance_arguments, predecessors, private_coding_scheme
 from dicom_gateway.report.key_slices import Mark, marks_of
 from dicom_gateway.report.segmentation import tracking_identifier
 from dicom_gateway.report.sr_items import (
@@ -43,9 +43,12 @@ SERIES_DESCRIPTION = "AI chest CT marks (unverified)"
 def encode_marks(result: StoredResult) -> tuple[Dataset, ...]:
     """Comprehensive SR with a TID 1410 group for each outline on a key slice; none where nothing is outlined.
 
-    A finding of several parts has a group for each, under one tracking UID. Holes are not drawn.
+    A finding of several parts has a group for each, under one tracking UID. Holes are not drawn. The marks of the
+    revision that the report supersedes are named as its predecessor (PS3.3 C.17.2).
     """
     report, headers = result.report, result.headers
+    was_marked = report.supersedes is not None and report.supersedes.marked
+    earlier = predecessors(report, ComprehensiveSRStorage, "MARKS", "1") if was_marked else []
     marks = marks_of(result)
     if not marks:
         return ()
@@ -65,6 +68,7 @@ def encode_marks(result: StoredResult) -> tuple[Dataset, ...]:
         is_complete=True,
         is_final=False,
         is_verified=False,
+        previous_versions=earlier or None,
         coding_schemes=[private_coding_scheme()],
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **instance_arguments(report, headers, "MARKS", SERIES_NUMBER),

@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from dicom_gateway.report.content import Report
+from dicom_gateway.report.content import Report, SupersededReport
 from dicom_gateway.report.key_image_objects import encode_key_images
 from dicom_gateway.report.key_objects import encode_key_objects
+from dicom_gateway.report.key_slices import is_marked
 from dicom_gateway.report.marks import encode_marks
 from dicom_gateway.report.outlines import Outlines, read_outlines
 from dicom_gateway.report.pdf import encode_pdf
@@ -24,7 +25,7 @@ from dicom_gateway.report.summary import encode_summary
 from dicom_gateway.store.files import OUTLINES_NAME, REPORT_NAME
 from imaging.render import Rgb
 
-__all__ = ["ENCODERS", "Encoder", "StoredResult", "part_10", "read_result"]
+__all__ = ["ENCODERS", "Encoder", "StoredResult", "part_10", "read_result", "read_superseded"]
 
 ENCODERS: Mapping[str, Encoder] = {
     "sr": encode_sr,
@@ -47,9 +48,7 @@ def read_result(folder: Path, source_files: Sequence[Path]) -> StoredResult:
     Raises OSError or ValueError (a pydantic.ValidationError is one) when the record is missing or damaged, and
     UnreadableInstance when an image that was analysed cannot be read again. Older records have no outlines.
     """
-    report = Report.model_validate_json((folder / REPORT_NAME).read_bytes())
-    written = folder / OUTLINES_NAME
-    outlines = read_outlines(written.read_bytes()) if written.exists() else Outlines()
+    report, outlines = _read_record(folder)
     names = dict.fromkeys(f.key_image for f in report.findings if f.key_image)
     return StoredResult(
         report=report,
@@ -57,6 +56,36 @@ def read_result(folder: Path, source_files: Sequence[Path]) -> StoredResult:
         outlines=outlines,
         key_images={name: _picture(folder / name) for name in names},
     )
+
+
+def read_superseded(folder: Path, study_instance_uid: str, revision: int) -> SupersededReport | None:
+    """The newest finished report of the study before `revision`, in whose result folder the next one will stand.
+
+    None where there is none (earlier revisions may have failed or not been analysed) and where that one is damaged or
+    of another study: nothing can be said of it then.
+    """
+    folders = (folder.with_name(f"r{number}") for number in range(revision - 1, 0, -1))
+    newest = next((earlier for earlier in folders if (earlier / REPORT_NAME).exists()), None)
+    if newest is None:
+        return None
+    try:
+        report, outlines = _read_record(newest)
+    except ValueError:
+        return None
+    if report.study_instance_uid != study_instance_uid or report.revision >= revision:
+        return None
+    return SupersededReport(
+        revision=report.revision,
+        report_uid=report.report_uid,
+        content_sha256=report.content_sha256,
+        marked=is_marked(report, outlines),
+    )
+
+
+def _read_record(folder: Path) -> tuple[Report, Outlines]:
+    report = Report.model_validate_json((folder / REPORT_NAME).read_bytes())
+    written = folder / OUTLINES_NAME
+    return report, read_outlines(written.read_bytes()) if written.exists() else Outlines()
 
 
 def _picture(path: Path) -> Rgb:

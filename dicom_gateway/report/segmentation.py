@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_gateway.report import codes
 from dicom_gateway.report.content import Report, ReportedFinding
 from dicom_gateway.report.instance import MANUFACTURER, finish, instance_arguments, object_uid, private_coding_scheme
-from dicom_gateway.report.outlines import Outlined, SliceGrid
+from dicom_gateway.report.outlines import Outlined, Outlines, SliceGrid
 from dicom_gateway.report.sr_items import concept
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import finding_title
@@ -95,7 +95,7 @@ def objects_of_segments(result: StoredResult) -> tuple[tuple[Segment, ...], ...]
         return ()
     objects: list[list[Segment]] = []
     room = 0
-    for finding in outlined_findings(result):
+    for finding in outlined_findings(result.report, result.outlines):
         outlined = result.outlines.by_tracking_uid[finding.tracking_uid]
         size = _BYTES_A_SEGMENT + len(_planes(outlined)) * (grid.rows * grid.columns // 8 + _BYTES_A_FRAME)
         if size > room or not objects:
@@ -107,9 +107,9 @@ def objects_of_segments(result: StoredResult) -> tuple[tuple[Segment, ...], ...]
     return tuple(map(tuple, objects))
 
 
-def outlined_findings(result: StoredResult) -> tuple[ReportedFinding, ...]:
+def outlined_findings(report: Report, outlines: Outlines) -> tuple[ReportedFinding, ...]:
     """What has a segment: lesions, and answers about the study whose outline is not that of one of their lesions."""
-    outlined = [f for f in result.report.findings if f.tracking_uid in result.outlines.by_tracking_uid]
+    outlined = [f for f in report.findings if f.tracking_uid in outlines.by_tracking_uid]
     with_lesions = {f.kind for f in outlined if f.lesion is not None}
     return tuple(
         f

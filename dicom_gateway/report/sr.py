@@ -19,7 +19,7 @@ from highdicom.sr import (
 )
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes as standard
-from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian, SegmentationStorage
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
@@ -29,6 +29,7 @@ from dicom_gateway.report.instance import (
     finish,
     instance_arguments,
     object_uid,
+    predecessors,
     private_coding_scheme,
 )
 from dicom_gateway.report.segmentation import (
@@ -65,8 +66,7 @@ def encode_sr(result: StoredResult) -> tuple[Dataset]:
     Evidence is every instance of `headers`, the image library only those shown by a finding. A kind that was not
     assessed has a group too, answered with a code of its own and the reason, so that nobody reads it as absent.
 
-    An amended report says which revision it supersedes in words and has no Predecessor Documents Sequence (PS3.3
-    C.17.2): the UID of an earlier revision follows from the images it saw, which a report does not know.
+    An amended report names the SR of the revision it supersedes in the Predecessor Documents Sequence (PS3.3 C.17.2).
     """
     report, headers = result.report, result.headers
     sr = Comprehensive3DSR(
@@ -75,6 +75,7 @@ def encode_sr(result: StoredResult) -> tuple[Dataset]:
         is_complete=True,
         is_final=False,
         is_verified=False,
+        previous_versions=predecessors(report, Comprehensive3DSRStorage, "SR", "1") or None,
         coding_schemes=[private_coding_scheme()],
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **instance_arguments(report, headers, "SR", SERIES_NUMBER),

@@ -12,7 +12,7 @@ from pydicom.uid import UID, BasicTextSRStorage, ComprehensiveSRStorage, Enhance
 from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
 from dicom_gateway.report.content import Report, ReportedFinding
-from dicom_gateway.report.instance import object_uid
+from dicom_gateway.report.instance import object_uid, predecessors
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import finding_in_words
@@ -69,8 +69,19 @@ def _in_class(sr: Dataset, report: Report, sop_class: UID) -> Dataset:
     ds.SeriesNumber = SERIES_NUMBERS[sop_class]
     ds.file_meta.MediaStorageSOPClassUID = sop_class
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    _name_predecessor(ds, report)
     _drop_coordinates_in_space(ds)
     return ds
+
+
+def _name_predecessor(ds: Dataset, report: Report) -> None:
+    """The earlier report in the class of `ds` in place of the earlier SR."""
+    for earlier in predecessors(report, ds.SOPClassUID, _KINDS[ds.SOPClassUID]):
+        (series,) = ds.PredecessorDocumentsSequence[0].ReferencedSeriesSequence
+        series.SeriesInstanceUID = earlier.SeriesInstanceUID
+        (document,) = series.ReferencedSOPSequence
+        document.ReferencedSOPClassUID = earlier.SOPClassUID
+        document.ReferencedSOPInstanceUID = earlier.SOPInstanceUID
 
 
 def _drop_coordinates_in_space(item: Dataset) -> None:

@@ -230,10 +230,9 @@ def place(finding: ReportedFinding) -> str:
 
 
 def revision_in_words(report: Report) -> str:
-    """ "Revision 1", "Revision 3, supersedes revision 2"."""
-    if report.revision == 1:
-        return "Revision 1"
-    return f"Revision {report.revision}, supersedes revision {report.revision - 1}"
+    """ "Revision 1", "Revision 3, supersedes revision 2"; a revision that was never finished is superseded by none."""
+    words = f"Revision {report.revision}"
+    return words if report.supersedes is None else f"{words}, supersedes revision {report.supersedes.revision}"
 
 
 def describe_series(report: Report) -> str:

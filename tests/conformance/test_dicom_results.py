@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedCTImageStorage
 
 from dicom_gateway.report.codes import PRIVATE_SCHEME_UID
+from dicom_gateway.report.content import SupersededReport
 from dicom_gateway.report.segmentation import encode_seg
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.stored import StoredResult
@@ -350,10 +351,19 @@ def test_a_new_revision_is_a_new_instance_in_the_same_study(make_case: MakeCase,
         assert complaints(written(second, tmp_path)) == []
 
 
-@pytest.mark.parametrize(("revision", "words"), [(1, "Revision 1"), (3, "Revision 3, supersedes revision 2")])
-def test_the_sr_says_which_revision_it_is(make_case: MakeCase, revision: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("revision", "earlier", "words"),
+    [
+        (1, None, "Revision 1"),
+        (2, None, "Revision 2"),
+        (3, 2, "Revision 3, supersedes revision 2"),
+        (3, 1, "Revision 3, supersedes revision 1"),
+    ],
+)
+def test_the_sr_says_which_revision_it_is(make_case: MakeCase, revision: int, earlier: int | None, words: str) -> None:
     case = make_case("negative")
-    later = replace(case, report=case.report.model_copy(update={"revision": revision}))
+    superseded = earlier and SupersededReport(revision=earlier, report_uid="1.2.9", content_sha256="0", marked=False)
+    later = replace(case, report=case.report.model_copy(update={"revision": revision, "supersedes": superseded}))
     sr = read_back(encode_sr(later)[0])
     assert [i.TextValue for i in items(sr) if i.ConceptNameCodeSequence[0].CodeValue == "REVISION"] == [words]
 

@@ -10,6 +10,7 @@ from conformance.test_dicom_results import HEADERS
 from fhir.resources.R4B import get_fhir_model_class
 from fhir.resources.R4B.bundle import Bundle
 
+from dicom_gateway.report.content import SupersededReport
 from dicom_gateway.report.fhir import check_bundle, encode_bundle
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.stored import StoredResult
@@ -139,8 +140,11 @@ def test_each_is_put_by_its_identifier_but_the_archives_study_is_left_alone(make
 def test_an_amended_report_takes_the_place_of_the_earlier_one(make_case: MakeCase) -> None:
     case = make_case("findings")
     kept = tuple(f for f in case.report.findings if f.lesion != 2)
+    first = SupersededReport(
+        revision=1, report_uid=case.report.report_uid, content_sha256=case.report.content_sha256, marked=True
+    )
     amended = case.report.model_copy(
-        update={"revision": 2, "report_uid": case.report.report_uid + "1", "findings": kept}
+        update={"revision": 2, "supersedes": first, "report_uid": case.report.report_uid + "1", "findings": kept}
     )
     second = StoredResult(report=amended, headers=case.headers)
     first_requests = [e["request"]["url"] for e in bundle_of(case)["entry"]]

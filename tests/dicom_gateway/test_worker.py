@@ -1,6 +1,7 @@
 """The worker's two jobs and its start, on a real index and with real peers; the engine runs in the durability tests."""
 
 import json
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import StringIO
@@ -8,6 +9,7 @@ from io import StringIO
 import pytest
 import sqlalchemy as sa
 from factories import save_ct
+from pydicom import dcmread
 from pydicom.uid import BasicTextSRStorage
 from receivers import acknowledgement, fhir_server, hl7_engine
 from rich.console import Console
@@ -18,11 +20,19 @@ from web_samples import refused_report, sample_report
 from dicom_gateway import operate
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.report.content import Report
+from dicom_gateway.report.objects import part_10
 from dicom_gateway.settings import Destination, FhirDestination, Hl7Destination, Settings
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import StoredFile, instance_path, result_path
 from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
-from dicom_gateway.worker import Worker, finished_outcome, park_unconfigured, retry_delay_s
+from dicom_gateway.worker import (
+    Worker,
+    encoder_of,
+    finished_outcome,
+    model_analysis,
+    park_unconfigured,
+    retry_delay_s,
+)
 from imaging.errors import InconsistentSeries
 from imaging.uids import derive_uid
 from models.errors import BadOutput
@@ -255,6 +265,26 @@ def test_older_report_does_not_arrive_after_a_newer_one(worker, peer):
     states = [only_delivery(worker, revision).state for revision in (1, 2)]
     assert states == [DeliveryState.SUPERSEDED, DeliveryState.DELIVERED]
     assert operate.list_parked(worker.settings) == ()
+
+
+def test_the_report_of_a_study_with_a_late_image_names_the_one_before_it(worker, peer):
+    """The site's own analysis, of a study that it refuses; the image that came late is no part of the first report."""
+    worker = replace(worker, analyse=model_analysis(worker.settings))
+    for number in (1, 2):
+        worker.analyse_study(STUDY, receive(worker, number), CREATED + number)
+    folders = [worker.settings.data_dir / result_path(STUDY, revision) for revision in (1, 2)]
+    first, second = (dcmread(folder / "findings.sr.dcm") for folder in folders)
+    assert "PredecessorDocumentsSequence" not in first
+    (series,) = second.PredecessorDocumentsSequence[0].ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == first.SeriesInstanceUID
+    assert [s.ReferencedSOPInstanceUID for s in series.ReferencedSOPSequence] == [first.SOPInstanceUID]
+    # What is sent is made of the record again, whether the earlier one is still kept or not.
+    shutil.rmtree(folders[0])
+    files = [worker.settings.data_dir / image.path for image in index.list_instances(worker.engine, STUDY, 2)]
+    (again,) = encoder_of(folders[1], files)("sr")
+    assert part_10(again) == (folders[1] / "findings.sr.dcm").read_bytes()
+    worker.deliver_report(STUDY, 2, "pacs", 1, 3)
+    assert second.SOPInstanceUID in peer.received
 
 
 @pytest.mark.parametrize(
