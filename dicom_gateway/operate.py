@@ -145,7 +145,7 @@ def print_status(settings: Settings, console: Console) -> None:
     for (destination, words), number in status.not_as_asked.items():
         console.print(f"{destination}: {words} ({number} of the latest deliveries)", soft_wrap=True)
     for rule, number in status.excluded.items():
-        console.print(f"{excluded_in_words(rule)}: {number} studies")
+        console.print(f"{excluded_in_words(rule)} ({number})")
     for job in status.parked:
         console.print(f"parked: {job.job_id}  {job.error}", soft_wrap=True)
 

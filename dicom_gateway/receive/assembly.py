@@ -90,6 +90,7 @@ def _close(engine: sa.Engine, jobs: JobQueue, row: ReceivingStudy, rule: Rule | 
             ledger.record_rule(connection, uid, row.revision, rule=rule.name, destinations=rule.destinations)
         if analyse:
             jobs.submit_analysis(connection, uid, row.revision, created=now, priority=row.priority)
+    decided = {"rule": rule.name} if rule is not None else {}
     event = Event.STUDY_COMPLETE if analyse else Event.STUDY_EXCLUDED
-    emit(event, study_instance_uid=uid, revision=row.revision, rule=rule and rule.name)
+    emit(event, study_instance_uid=uid, revision=row.revision, **decided)
     return True

@@ -9,7 +9,7 @@ from factories import make_ct_dataset
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
 from rich.console import Console
-from running import make_settings, onescan, wait_until
+from running import make_settings, onescan, role, wait_until
 from structlog.testing import capture_logs
 from web_samples import refused_report, serving
 
@@ -110,7 +110,7 @@ def test_a_study_that_a_rule_excludes_is_kept_and_not_queued(send, jobs, engine,
     assert "Patient" not in str(logs) and "2010" not in str([log for log in logs if log["event"] == "study_excluded"])
     told = Console(record=True, width=200, file=StringIO())
     operate.print_status(settings, told)
-    assert "Not analysed: rule children: 1" in told.export_text()
+    assert "Not analysed: rule children (1)" in told.export_text()
 
 
 def test_an_operator_has_an_excluded_study_analysed(send, jobs, engine, settings, worker):
@@ -221,3 +221,17 @@ def test_rules_are_tried_on_the_stored_studies_on_the_web(send, settings, engine
 def test_without_rules_the_page_says_what_happens(settings):
     with serving(create_app(settings.model_copy(update={"rules": ()}))) as client:
         assert "Every study is analysed" in client.get("/rules").text
+
+
+def test_the_listener_of_the_service_applies_the_rules(settings, engine):
+    with role(settings, "listener"):
+        entity = AE(ae_title="CT1")
+        entity.add_requested_context(CTImageStorage)
+        association = entity.associate("127.0.0.1", settings.dicom_port, ae_title=settings.ae_title)
+        assert association.send_c_store(make_ct_dataset(StudyInstanceUID=CHILD, PatientAge="012Y")).Status == 0x0000
+        association.release()
+        row = wait_until(
+            lambda: (row := index.get_study(engine, CHILD)) and row.state is not StudyState.RECEIVING and row,
+            "the study is complete",
+        )
+    assert (row.state, row.rule) == (StudyState.EXCLUDED, "children")
