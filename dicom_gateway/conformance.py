@@ -69,6 +69,7 @@ _DICOM_SETTINGS = (
     "quiet_period_single_image_s",
     "maximum_associations",
     "minimum_free_space_mb",
+    "rules",
     "delivery_attempts",
     "delivery_backoff_s",
 )
@@ -138,6 +139,7 @@ ATTRIBUTES: tuple[tuple[str, tuple[ResultObject, ...], str], ...] = (
     ("ContentDate ContentTime", _all_but("gsps"), _CREATED),
     ("PresentationCreationDate PresentationCreationTime", ("gsps",), _CREATED),
     ("CodingSchemeIdentificationSequence", (*_SR, "seg"), "declares 99ONESCAN"),
+    ("PredecessorDocumentsSequence", _SR, "of an amended report: the same object of the revision it supersedes"),
     ("CompletionFlag", _SR, "`COMPLETE`"),
     ("PreliminaryFlag", _SR, "`PRELIMINARY`"),
     ("VerificationFlag", (*_SR, "pdf"), "`UNVERIFIED`"),
@@ -194,7 +196,7 @@ def write_tables(statement: Path) -> None:
         if text.count(begin) != 1 or text.count(end) != 1:
             raise ValueError(f"{statement.name} does not hold the marks {begin} and {end} once each")
         before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
+        text = f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
     statement.write_text(text, encoding="utf-8")
 
 

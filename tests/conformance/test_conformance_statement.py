@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dicom_gateway.receive.reception import Reception
 from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.report import codes, fhir
 from dicom_gateway.report.codes import PRIVATE_SCHEME, PRIVATE_SCHEME_UID
+from dicom_gateway.report.content import SupersededReport
 from dicom_gateway.report.hl7 import encode_oru
 from dicom_gateway.report.objects import ENCODERS
 from dicom_gateway.settings import Destination
@@ -128,11 +130,14 @@ def test_objects_have_the_stated_attributes_and_no_others(name: str, make_case: 
     """CONF-04"""
     stated = {keyword for keywords, objects, _ in ATTRIBUTES for keyword in keywords.split() if name in objects}
     number, description, template, absent_when = OBJECTS[name]
-    data_sets = ENCODERS[name](make_case("findings", IssuerOfPatientID="HOSPITAL", TimezoneOffsetFromUTC="+0800"))
+    case = make_case("findings", IssuerOfPatientID="HOSPITAL", TimezoneOffsetFromUTC="+0800")
+    earlier = SupersededReport(revision=1, report_uid="1.2.9", content_sha256="0", marked=True)
+    amended = case.report.model_copy(update={"revision": 2, "supersedes": earlier})
+    data_sets = ENCODERS[name](replace(case, report=amended))
     assert {element.keyword for ds in data_sets for element in ds} == stated
     for ds in map(read_back, data_sets):
         assert ds.SOPClassUID == SOP_CLASSES[name]
-        assert (ds.SeriesNumber, ds.SeriesDescription) == (number, description)
+        assert (ds.SeriesNumber, ds.SeriesDescription) == (number, f"{description}, revision 2")
         templates = [f"TID {item.TemplateIdentifier}" for item in ds.get("ContentTemplateSequence", ())]
         assert templates == ([] if template == "-" else [template])
         assert not any(element.tag.is_private for element in ds.iterall())
