@@ -48,7 +48,7 @@ from models.measure import (
 )
 from models.measured import RULES
 from models.nodules.detector import Judge, Nodule, described, judge_candidates, outline_nodules
-from models.nodules.outline import type_of
+from models.nodules.outline import NoduleType, type_of
 from models.session import HeadOutputs, ModelSession
 
 # %LAA-950 above 5 is the usual definition of emphysema on CT (COPDGene: Castaldi et al., Thorax 2014;69:415).
@@ -71,7 +71,6 @@ _UNFAMILIAR = "the image is unlike those the model knows"
 _PER_SIDE_KINDS = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 _FOCAL_KINDS = (FindingKind.PULMONARY_NODULE,)
 _OPACITIES = (FindingKind.CONSOLIDATION, FindingKind.GROUND_GLASS_OPACITY)
-_LIKE_COMPRESSED_LUNG = (*_OPACITIES, FindingKind.PULMONARY_NODULE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -245,10 +244,13 @@ class _Reading:
             self._grid.geometry.voxel_volume_mm3,
             _smallest_candidate_ml(kind, point),
         )
-        candidates = self._beside_no_fluid(kind, candidates)
-        lesions = self._lesions(kind, candidates, probability, point)
+        kept = self._beside_no_fluid(kind, candidates)
+        lesions = self._lesions(kind, kept, probability, point)
         study_probability = point.probability(float(self._outputs.study_logits[channel]))
         presence, reason = _study_presence(study_probability, bool(lesions), point)
+        if presence is Presence.INDETERMINATE and not lesions and len(kept) < len(candidates):
+            reason = "what was outlined lines a pleural effusion and may be compressed lung"
+        candidates = kept
         doubt = self._doubt(channel, point)
         if doubt is not None:
             presence, reason = Presence.INDETERMINATE, doubt
@@ -277,7 +279,10 @@ class _Reading:
         if self.quality():
             presence, reason = Presence.INDETERMINATE, _UNFAMILIAR
         elif outlined and not sure:
-            presence, reason = Presence.INDETERMINATE, "what was found may be a nodule or a vessel"
+            presence, reason = (
+                Presence.INDETERMINATE,
+                "what was found may be a nodule, a mass, a vessel or collapsed lung",
+            )
         parts = tuple(
             self._nodule_finding(presence, n, nodule, mass_cut if nodule in masses else cut)
             for n, nodule in enumerate(sure[:_MAXIMUM_LESIONS], start=1)
@@ -291,9 +296,9 @@ class _Reading:
         return (study, *parts)
 
     def _beside_no_fluid(self, kind: FindingKind, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-        """Without the rim of an effusion: lung compressed by fluid is as dense as an opacity or a mass."""
+        """Without the rim of an effusion: lung compressed by fluid is as dense as an opacity."""
         effusion = FindingKind.PLEURAL_EFFUSION
-        if kind not in _LIKE_COMPRESSED_LUNG or effusion not in self._manifest.lesions or not candidates:
+        if kind not in _OPACITIES or effusion not in self._manifest.lesions or not candidates:
             return tuple(candidates)
         point = self._manifest.operating_points[effusion]
         channel = self._manifest.lesions.index(effusion)
@@ -317,15 +322,17 @@ class _Reading:
         probability = self._outputs.lesions[channel]
         voxel_mm3 = self._grid.geometry.voxel_volume_mm3
         candidates = lesion_candidates(probability, point.voxel_threshold, voxel_mm3, _SMALLEST_MASS_ML)
-        candidates = self._beside_no_fluid(kind, candidates)
         regions = (self._source_region(kind, (c,), probability, point.voxel_threshold) for c in candidates)
         masses = (
-            described(self._volume, region, score, type_of(self._volume, region.box, region.mask))
-            for region in regions
-            if region is not None
+            described(self._volume, region, score, self._mass_type(region)) for region in regions if region is not None
         )
         compact = tuple(mass for mass in masses if mass.short_axis_mm >= _LEAST_COMPACT * mass.long_axis_mm)
         return compact, point.present_probability
+
+    def _mass_type(self, region: Region) -> NoduleType:
+        """Its type by HU; vessels with contrast inside a mass are not calcium."""
+        found = type_of(self._volume, region.box, region.mask)
+        return NoduleType.SOLID if found is NoduleType.CALCIFIED else found
 
     def _nodule_finding(self, presence: Presence, number: int, nodule: Nodule, cut: float) -> Finding:
         kind = FindingKind.PULMONARY_NODULE

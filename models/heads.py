@@ -61,9 +61,14 @@ def candidate_side(
 def not_lining(
     candidates: Sequence[Candidate], fluid: npt.NDArray[np.bool_], reach: int, share: float
 ) -> tuple[Candidate, ...]:
-    """Without the candidates of which `share` or more lies within `reach` voxels of `fluid` (D, H, W)."""
+    """Without the rims of `fluid` (D, H, W): `share` or more within `reach` voxels of it, and nowhere deeper."""
     near = ndimage.distance_transform_cdt(~fluid, "chessboard") <= reach if fluid.any() else fluid
-    return tuple(c for c in candidates if near[c.box][c.mask].mean() < share)
+    return tuple(c for c in candidates if near[c.box][c.mask].mean() < share or _depth(c) > reach)
+
+
+def _depth(candidate: Candidate) -> float:
+    """Largest distance of a voxel to the outside, in voxels."""
+    return float(ndimage.distance_transform_edt(np.pad(candidate.mask, 1)).max())
 
 
 def joined_box(candidates: Sequence[Candidate]) -> Box:
