@@ -67,6 +67,7 @@ _DICOM_SETTINGS = (
     "stat_calling_ae_titles",
     "quiet_period_s",
     "quiet_period_single_image_s",
+    "urgent_kinds",
     "maximum_associations",
     "minimum_free_space_mb",
     "rules",
@@ -128,7 +129,12 @@ ATTRIBUTES: tuple[tuple[str, tuple[ResultObject, ...], str], ...] = (
     ("PatientAge StudyDescription IssuerOfPatientID TimezoneOffsetFromUTC", _ALL, _IF_THERE),
     ("Modality", _ALL, "SR, SEG, OT (pictures), KO, PR, DOC"),
     ("SeriesNumber", _ALL, "table A-1"),
-    ("SeriesDescription", _ALL, 'table A-1; ", revision N" is added from the second revision on'),
+    (
+        "SeriesDescription",
+        _ALL,
+        'table A-1; before it "URGENT " where the report is urgent (`urgent_kinds`); after it ", revision N" from the '
+        "second revision on",
+    ),
     ("SeriesDate SeriesTime InstanceCreationDate InstanceCreationTime", _ALL, _CREATED),
     ("InstanceNumber", _ALL, "1, 2, ..."),
     ("Manufacturer", _ALL, "`OneScan project`"),

@@ -3,7 +3,7 @@
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -69,6 +69,7 @@ def process_study(
     revision: int,
     created: datetime,
     supersedes: SupersededReport | None = None,
+    urgent_kinds: Collection[FindingKind] = (),
     unreadable_file_count: int = 0,
     on_stage: OnStage = lambda stage: None,
 ) -> StoredResult:
@@ -95,6 +96,7 @@ def process_study(
             model=_identity(detector.manifest),
             revision=revision,
             supersedes=supersedes,
+            urgent_kinds=urgent_kinds,
             created=created,
             software_version=version("onescan"),
             unreadable_file_count=unreadable_file_count,

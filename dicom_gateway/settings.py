@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from dicom_gateway.errors import ConfigurationError
+from models.findings import FindingKind
 
 DEFAULT_FILE = Path("onescan.toml")
 BUNDLED_MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "weights"
@@ -267,6 +268,11 @@ class Settings(BaseSettings):
         description="Which studies are analysed and where their reports go: the first rule that fits decides. "
         "A study that none fits is analysed, and its report goes to every destination.",
     )
+    urgent_kinds: Annotated[tuple[FindingKind, ...], NoDecode] = Field(
+        default=(FindingKind.PNEUMOTHORAX,),
+        description="Finding kinds that make a report urgent where they are present with evidence of grade A or B; "
+        "its series descriptions begin with URGENT. Not with grade C, which is evidence from simulation alone.",
+    )
     delivery_attempts: Annotated[int, Field(ge=1)] = Field(
         default=32,
         description="Attempts to deliver to an unreachable destination before the delivery is parked; with the "
@@ -283,7 +289,7 @@ class Settings(BaseSettings):
         default="info", description="Least serious log event that is written: debug, info, warning or error."
     )
 
-    @field_validator("calling_ae_titles", "stat_calling_ae_titles", mode="before")
+    @field_validator("calling_ae_titles", "stat_calling_ae_titles", "urgent_kinds", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         """A text is a comma-separated list, or JSON where it begins with a bracket."""
@@ -291,7 +297,7 @@ class Settings(BaseSettings):
             return value
         if value.lstrip().startswith("["):
             return json.loads(value)
-        return tuple(part for part in value.split(",") if part.strip())
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @model_validator(mode="after")
     def _destinations_named_once(self) -> Self:

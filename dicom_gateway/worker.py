@@ -280,6 +280,7 @@ def model_analysis(settings: Settings) -> Analyse:
             revision=revision,
             created=created,
             supersedes=read_superseded(folder, study.study_instance_uid, revision),
+            urgent_kinds=settings.urgent_kinds,
             unreadable_file_count=len(unreadable),
         )
         write_result(result, folder)

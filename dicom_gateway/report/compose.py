@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from dicom_gateway.report.content import (
@@ -17,6 +17,7 @@ from dicom_gateway.report.content import (
     SupersededReport,
 )
 from dicom_gateway.report.key_images import key_image_names
+from dicom_gateway.report.urgency import urgent_findings
 from dicom_gateway.report.wording import decimals
 from imaging.quality import QualityIssue, is_rejected
 from imaging.selection import Rejection, Selection
@@ -41,6 +42,7 @@ def compose_report(
     unreadable_file_count: int = 0,
     timings_s: Mapping[str, float] | None = None,
     supersedes: SupersededReport | None = None,
+    urgent_kinds: Collection[FindingKind] = (),
 ) -> Report:
     """The report of one analysis. `created` is aware; the same values give the same report and `report_uid`.
 
@@ -64,6 +66,7 @@ def compose_report(
         str(revision),
     )
     answers = _all_not_assessed(findings, report_uid, refusal) if refusal else _in_report_order(findings)
+    reported = _reported_findings(answers, volume)
     return Report(
         report_uid=report_uid,
         study_instance_uid=study_instance_uid,
@@ -79,7 +82,8 @@ def compose_report(
         quality=tuple(map(_reported_quality, quality)),
         rejected_series=tuple(map(_rejected_series, selection.rejected)),
         unreadable_file_count=unreadable_file_count,
-        findings=_reported_findings(answers, volume),
+        findings=reported,
+        urgent=urgent_findings(reported, urgent_kinds),
         timings_s={stage: _rounded(seconds, 3) for stage, seconds in (timings_s or {}).items()},
     )
 

@@ -110,7 +110,8 @@ class SupersededReport(_Record):
 class Report(_Record):
     """The whole answer about one study. `outcome` is "refused" when no series passed; `refusal` then says why.
 
-    `supersedes` is null for a first report, and where no earlier one was ever finished.
+    `supersedes` is null for a first report, and where no earlier one was ever finished. `urgent` holds the kinds that
+    are present and cannot wait, by what the site's settings were when the study was analysed.
     """
 
     schema_version: Literal["1.0"] = "1.0"
@@ -130,13 +131,14 @@ class Report(_Record):
     rejected_series: tuple[RejectedSeries, ...]
     unreadable_file_count: int
     findings: tuple[ReportedFinding, ...]
+    urgent: tuple[str, ...] = ()
     timings_s: dict[str, float]
 
     @property
     def content_sha256(self) -> str:
         """Digest of all that the report says: of everything but the seconds that the analysis took."""
-        # Records from before `supersedes` was kept have the digest that they had then.
-        silent = {"timings_s"} if self.supersedes else {"timings_s", "supersedes"}
+        # Records from before these two were kept have the digest that they had then.
+        silent = {"timings_s", *(name for name in ("supersedes", "urgent") if not getattr(self, name))}
         return hashlib.sha256(self.model_dump_json(exclude=silent).encode()).hexdigest()
 
 

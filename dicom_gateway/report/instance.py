@@ -117,5 +117,7 @@ def finish(ds: Dataset, report: Report, headers: SourceHeaders, description: str
             setattr(ds, keyword, headers.first.get(keyword))
     ds.PatientName = headers.first.PatientName
     ds.ReferringPhysicianName = headers.first.ReferringPhysicianName
-    ds.SeriesDescription = description if report.revision == 1 else f"{description}, revision {report.revision}"
+    urgent = "URGENT " if report.urgent else ""
+    amended = "" if report.revision == 1 else f", revision {report.revision}"
+    ds.SeriesDescription = f"{urgent}{description}{amended}"
     return ds

@@ -230,7 +230,7 @@ def place(finding: ReportedFinding) -> str:
 
 
 def revision_in_words(report: Report) -> str:
-    """ "Revision 1", "Revision 3, supersedes revision 2"; a revision that was never finished is superseded by none."""
+    """ "Revision 1", "Revision 3, supersedes revision 2"."""
     words = f"Revision {report.revision}"
     return words if report.supersedes is None else f"{words}, supersedes revision {report.supersedes.revision}"
 

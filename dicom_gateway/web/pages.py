@@ -50,10 +50,11 @@ BackTo = Literal["study", "deliveries"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyEntry:
-    """A line of the study list; `headline` is empty until there is a report."""
+    """A line of the study list; `headline` is empty until there is a report, `urgent` names the kinds of its newest."""
 
     study: StudyRow
     headline: tuple[str, ...]
+    urgent: tuple[str, ...]
     deliveries: tuple[tuple[Words, int], ...]
 
 
@@ -208,7 +209,12 @@ def _entry(site: Site, study: StudyRow) -> StudyEntry:
     row = get_report(site.engine, study.study_instance_uid)
     report = _readable(site, row) if row else None
     deliveries = list_deliveries(site.engine, study.study_instance_uid)
-    return StudyEntry(study=study, headline=in_short(report) if report else (), deliveries=_tally(deliveries))
+    return StudyEntry(
+        study=study,
+        headline=in_short(report) if report else (),
+        urgent=report.urgent if report else (),
+        deliveries=_tally(deliveries),
+    )
 
 
 def _readable(site: Site, row: ReportRow) -> Report | None:

@@ -121,6 +121,18 @@ def test_another_report_has_other_uids_and_other_timings_have_not(name: str, mak
     assert list(map(encoded, ENCODERS[name](slower))) == list(map(encoded, before))
 
 
+def test_every_series_of_an_urgent_report_says_so_first(make_case: MakeCase, tmp_path: Path) -> None:
+    case = make_case("findings")
+    urgent = replace(case, report=case.report.model_copy(update={"urgent": ("pneumothorax",), "revision": 1_000_000}))
+    for name, encode in ENCODERS.items():
+        for ds in encode(urgent):
+            assert ds.SeriesDescription.startswith("URGENT AI "), name
+            assert "unverified" in ds.SeriesDescription
+            assert len(ds.SeriesDescription) <= 64
+        assert "URGENT" not in encode(case)[0].SeriesDescription
+    assert valid((*ENCODERS["sr"](urgent), *ENCODERS["sc"](urgent)), tmp_path) == []
+
+
 def test_a_uid_depends_on_all_that_a_report_says(make_case: MakeCase) -> None:
     report = make_case("findings").report
     other_answer = report.findings[0].model_copy(update={"probability": 0.5})
@@ -128,6 +140,7 @@ def test_a_uid_depends_on_all_that_a_report_says(make_case: MakeCase) -> None:
         {"findings": (other_answer, *report.findings[1:])},
         {"software_version": "0.1.1"},
         {"revision": 2},
+        {"urgent": ("pneumothorax",)},
         {"quality": ()},
     )
     found = {object_uid(report.model_copy(update=change), "sop", "SR") for change in ({}, *changes)}

@@ -337,6 +337,29 @@ def test_an_effusion_of_the_pericardium_has_no_side() -> None:
     assert headline(report)[0] == "Pericardial effusion: volume 120 ml (simulation evidence only)."
 
 
+@pytest.mark.parametrize(
+    ("presence", "grade", "kinds", "urgent"),
+    [
+        (Presence.PRESENT, EvidenceGrade.B, ["pneumothorax"], ("pneumothorax",)),
+        (Presence.PRESENT, EvidenceGrade.A, list(FindingKind), ("pneumothorax",)),
+        (Presence.PRESENT, EvidenceGrade.C, ["pneumothorax"], ()),
+        (Presence.INDETERMINATE, EvidenceGrade.B, ["pneumothorax"], ()),
+        (Presence.ABSENT, EvidenceGrade.A, ["pneumothorax"], ()),
+        (Presence.PRESENT, EvidenceGrade.B, ["pleural_effusion"], ()),
+        (Presence.PRESENT, EvidenceGrade.B, [], ()),
+    ],
+)
+def test_urgent_is_what_is_present_by_good_evidence_and_named_in_the_settings(
+    presence: Presence, grade: EvidenceGrade, kinds: list[str], urgent: tuple[str, ...]
+) -> None:
+    values: dict[str, Any] = {"evidence_grade": grade}
+    study = make_finding(FindingKind.PNEUMOTHORAX, presence, **values)
+    lesion = make_finding(FindingKind.PNEUMOTHORAX, presence, 1, **values)
+    findings = [*make_findings(pneumothorax=study), lesion]
+    assert compose(findings=findings, urgent_kinds=kinds).urgent == urgent
+    assert compose(volume=None, selection=make_selection(is_chosen=False), findings=(), urgent_kinds=kinds).urgent == ()
+
+
 def test_the_page_of_an_amended_report_says_so_at_its_top() -> None:
     first, second = (draw_page(compose(revision=revision), "20260110", {}) for revision in (1, 2))
     amber = [(page[:200] == (250, 220, 90)).all(axis=2).sum() for page in (first, second)]

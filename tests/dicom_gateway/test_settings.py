@@ -63,10 +63,21 @@ def test_ae_titles_of_a_variable_may_be_comma_separated(tmp_path, monkeypatch, n
 
 
 @pytest.mark.parametrize(
+    ("text", "kinds"), [("pneumothorax, pleural_effusion", ("pneumothorax", "pleural_effusion")), ("", ())]
+)
+def test_urgent_kinds_of_a_variable_may_be_comma_separated(tmp_path, monkeypatch, text, kinds):
+    monkeypatch.chdir(tmp_path)
+    assert Settings.load(None).urgent_kinds == ("pneumothorax",)
+    monkeypatch.setenv("ONESCAN_URGENT_KINDS", text)
+    assert Settings.load(None).urgent_kinds == kinds
+
+
+@pytest.mark.parametrize(
     ("variable", "text", "named"),
     [
         ("ONESCAN_DESTINATIONS", "pacs", "destinations.*JSON"),
         ("ONESCAN_CALLING_AE_TITLES", '["A"', "calling_ae_titles"),
+        ("ONESCAN_URGENT_KINDS", "pneumothorax, apathy", "urgent_kinds"),
         ("ONESCAN_CALLING_AE_TITLES", "A TITLE THAT IS TOO LONG", "calling_ae_titles"),
     ],
 )

@@ -71,7 +71,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     negative = tuple(finding(kind, "absent", probability=0.02, operating_point=0.5) for kind in FindingKind)
     publish(settings, engine, sample_report(AMENDED, findings=negative), now=NOW + 180)
     receive(engine, AMENDED, count=2, now=NOW + 900)
-    publish(settings, engine, sample_report(AMENDED, revision=2), now=NOW + 900)
+    publish(settings, engine, sample_report(AMENDED, revision=2, urgent=("pneumothorax",)), now=NOW + 900)
     engine.dispose()
     return settings
 
@@ -146,6 +146,7 @@ def test_the_list_shows_each_study_with_state_headline_and_deliveries(client: ht
     assert "Doe, Jane (王 小东)" in text
     for word in ("Reported", "Refused", "Failed", "Waiting", "Parked", "Delivered", "amended, revision 2"):
         assert word in text
+    assert text.count("Urgent: pneumothorax") == 1
     assert "8.4 x 6.1 mm" in text
     assert "slices 41 to 44 are missing" in text
 
@@ -244,6 +245,7 @@ def test_a_parked_delivery_has_its_button_and_no_other(client: httpx.Client) -> 
 def test_an_earlier_revision_says_that_it_is_superseded(client: httpx.Client) -> None:
     newest, first = client.get(f"/studies/{AMENDED}").text, client.get(f"/studies/{AMENDED}?revision=1").text
     assert "superseded" not in newest and "superseded" in first
+    assert "Urgent: pneumothorax" in newest and "Urgent" not in first
     assert "8.4 x 6.1 mm" in newest and "8.4 x 6.1 mm" not in first
     assert 'value="2" selected' in newest and 'value="1" selected' in first
 
