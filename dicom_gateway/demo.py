@@ -18,7 +18,13 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import Comprehensive3DSRStorage, CTImageStorage, SecondaryCaptureImageStorage, Verification
+from pynetdicom.sop_class import (
+    Comprehensive3DSRStorage,
+    CTImageStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+    Verification,
+)
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -164,7 +170,7 @@ def _receiving_pacs(received: "queue.Queue[Dataset]") -> Iterator[int]:
         return 0
 
     entity = AE(ae_title=PACS_AE_TITLE)
-    for context in (Verification, Comprehensive3DSRStorage, SecondaryCaptureImageStorage):
+    for context in (Verification, Comprehensive3DSRStorage, SegmentationStorage, SecondaryCaptureImageStorage):
         entity.add_supported_context(context)
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)])
     try:
