@@ -72,7 +72,7 @@ class Segment:
 def encode_seg(result: StoredResult) -> tuple[Dataset, ...]:
     """BINARY Segmentations of the outlined findings; the same result gives the same bytes.
 
-    None where nothing is outlined or the source has no frame of reference. More than one, in one series, where one
+    Empty where nothing is outlined or the source has no frame of reference. More than one, in one series, where one
     would be larger than LARGEST_OBJECT_BYTES. Frames exist only where a segment is. Segments may overlap.
     """
     grid = result.outlines.grid
