@@ -11,7 +11,7 @@ from pydicom.uid import UID, BasicTextSRStorage, ComprehensiveSRStorage, Enhance
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
-from dicom_gateway.deliver import dimse
+from dicom_gateway.deliver import attempt, dimse
 from dicom_gateway.deliver.profile import SOP_CLASSES, proposed_contexts, ways_of_sending
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -292,7 +292,7 @@ def _peer_statuses() -> str:
         outcomes = {_outcome(status) for status in (first, last)}
         rows.append((whole, name, " / ".join(sorted(outcomes))))
     refused = "the presentation context was refused: the next object of the table above, or left out"
-    rows.append((_hexadecimal(dimse.SOP_CLASS_NOT_SUPPORTED), "Refused: SOP class not supported", f"as if {refused}"))
+    rows.append((_hexadecimal(attempt.SOP_CLASS_NOT_SUPPORTED), "Refused: SOP class not supported", f"as if {refused}"))
     return _table(("status", "meaning", "what we do"), rows)
 
 

@@ -26,7 +26,14 @@ from dicom_gateway.jobs.engine import prepare_jobs
 from dicom_gateway.jobs.housekeeping import newest_beat_age_s
 from dicom_gateway.jobs.queue import JobQueue, parse_job_id
 from dicom_gateway.report.wording import excluded_in_words, outcome_in_words
-from dicom_gateway.settings import AnyDestination, Destination, FhirDestination, Hl7Destination, Settings
+from dicom_gateway.settings import (
+    AnyDestination,
+    Destination,
+    FhirDestination,
+    Hl7Destination,
+    Settings,
+    StowDestination,
+)
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import DeliveryState, StudyState, create_tables, open_database, study
 from models.errors import ModelError
@@ -413,7 +420,7 @@ def _check_destination(settings: Settings, peer: AnyDestination) -> Check:
 
 def _call(settings: Settings, peer: AnyDestination) -> str:
     """What the destination did when it was called, in words. Raises DeliveryError and ConfigurationError."""
-    from dicom_gateway.deliver import fhir, mllp
+    from dicom_gateway.deliver import fhir, mllp, stow
 
     match peer:
         case FhirDestination():
@@ -425,3 +432,6 @@ def _call(settings: Settings, peer: AnyDestination) -> str:
         case _:
             echo(peer, calling_ae_title=settings.ae_title)
             return "answers C-ECHO"
+        case StowDestination():
+            stow.ask(peer.url, bearer_token=peer.bearer_token())
+            return "answers a search"

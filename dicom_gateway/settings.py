@@ -60,33 +60,20 @@ class _Named(BaseModel):
     )
 
 
-class Destination(_Named):
-    """A C-STORE peer that wants results, and the profile of what it is given."""
+class _WantsObjects(_Named):
+    """A destination of DICOM objects."""
 
-    kind: Literal["dicom"] = Field(default="dicom", description="'dicom': results are stored there by C-STORE.")
-    ae_title: AeTitle = Field(description="AE title the destination answers to.")
-    host: Annotated[str, StringConstraints(min_length=1)] = Field(description="Host name or address.")
-    port: Port = Field(description="TCP port.")
     objects: Annotated[tuple[ResultObject, ...], Field(min_length=1)] = Field(
         default=("sr", "seg", "sc"),
         description="What to send, in this order: 'sr' (structured report), 'seg' (segmentation), 'sc' (summary page), "
         "'marks' (outlines as an SR), 'key_images', 'ko' (key object selection), 'gsps' (presentation states), 'pdf', "
         "'sr_comprehensive', 'sr_enhanced', 'sr_text' (the SR in older classes; 'sr' falls back to them by itself).",
     )
-    transfer_syntaxes: Annotated[tuple[TransferSyntax, ...], Field(min_length=1)] = Field(
-        default=UNCOMPRESSED,
-        description="Transfer syntaxes that are offered, the preferred one first: ExplicitVRLittleEndian, "
-        "ImplicitVRLittleEndian, RLELossless (for pictures only).",
-    )
     character_set: Literal["ISO_IR 192", "GB18030"] = Field(
         default="ISO_IR 192", description="Character set of what is sent: 'ISO_IR 192' (UTF-8) or 'GB18030'."
     )
 
-    @property
-    def address(self) -> str:
-        return f"{self.ae_title} at {self.host}:{self.port}"
-
-    @field_validator("objects", "transfer_syntaxes")
+    @field_validator("objects", "transfer_syntaxes", check_fields=False)
     @classmethod
     def _named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if twice := {name for name in value if value.count(name) > 1}:
@@ -94,6 +81,24 @@ class Destination(_Named):
         return value
 
     @field_validator("transfer_syntaxes")
+
+class Destination(_WantsObjects):
+    """A C-STORE peer that wants results, and the profile of what it is given."""
+
+    kind: Literal["dicom"] = Field(default="dicom", description="'dicom': results are stored there by C-STORE.")
+    ae_title: AeTitle = Field(description="AE title the destination answers to.")
+    host: Annotated[str, StringConstraints(min_length=1)] = Field(description="Host name or address.")
+    port: Port = Field(description="TCP port.")
+    transfer_syntaxes: Annotated[tuple[TransferSyntax, ...], Field(min_length=1)] = Field(
+        default=UNCOMPRESSED,
+        description="Transfer syntaxes that are offered, the preferred one first: ExplicitVRLittleEndian, "
+        "ImplicitVRLittleEndian, RLELossless (for pictures only).",
+    )
+
+    @property
+    def address(self) -> str:
+        return f"{self.ae_title} at {self.host}:{self.port}"
+
     @classmethod
     def _holds_every_object(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not set(value) & set(UNCOMPRESSED):
@@ -101,21 +106,14 @@ class Destination(_Named):
         return value
 
 
-class FhirDestination(_Named):
-    """A FHIR R4 server that wants reports."""
+class _OverHttp(_Named):
+    """A destination that is a web service."""
 
-    objects: ClassVar[tuple[str, ...]] = ("fhir",)
-
-    kind: Literal["fhir"] = Field(description="'fhir': each report is posted as one FHIR R4 transaction.")
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$")] = Field(
-        description="Base address of the server."
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#@]+$")] = Field(
+        description="Base address of the server, without a password."
     )
     bearer_token_file: Path | None = Field(
         default=None, description="File with the token that the server asks for; unset: none is sent."
-    )
-    patient_identifier_system: str | None = Field(
-        default=None,
-        description="What the server calls the identifier system (a URI) of the Patient ID; unset: any system.",
     )
 
     @property
@@ -133,6 +131,24 @@ class FhirDestination(_Named):
 
 
 class Hl7Destination(_Named):
+class StowDestination(_OverHttp, _WantsObjects):
+    """A DICOMweb server that wants results."""
+
+    kind: Literal["stow"] = Field(description="'stow': results are stored there by STOW-RS (DICOMweb).")
+
+
+class FhirDestination(_OverHttp):
+    """A FHIR R4 server that wants reports."""
+
+    objects: ClassVar[tuple[str, ...]] = ("fhir",)
+
+    kind: Literal["fhir"] = Field(description="'fhir': each report is posted as one FHIR R4 transaction.")
+    patient_identifier_system: str | None = Field(
+        default=None,
+        description="What the server calls the identifier system (a URI) of the Patient ID; unset: any system.",
+    )
+
+
     """An HL7 v2 interface engine that wants reports."""
 
     objects: ClassVar[tuple[str, ...]] = ("hl7",)
@@ -146,7 +162,7 @@ class Hl7Destination(_Named):
         return f"{self.host}:{self.port}"
 
 
-_KINDS = ("dicom", "fhir", "hl7")
+_KINDS = ("dicom", "stow", "fhir", "hl7")
 
 
 def _kind_of(destination: Any) -> str | None:
@@ -157,6 +173,7 @@ def _kind_of(destination: Any) -> str | None:
 AnyDestination = Annotated[
     Annotated[Destination, Tag("dicom")]
     | Annotated[FhirDestination, Tag("fhir")]
+    | Annotated[StowDestination, Tag("stow")]
     | Annotated[Hl7Destination, Tag("hl7")],
     Discriminator(
         _kind_of,

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 import structlog
 from pydantic import ValidationError
 
-from dicom_gateway.deliver import fhir, mllp
-from dicom_gateway.deliver.dimse import Encode, send
+from dicom_gateway.deliver import dimse, fhir, mllp, stow
+from dicom_gateway.deliver.attempt import Encode
 from dicom_gateway.errors import ConfigurationError, PeerRefused, PeerUnreachable
 from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs import engine as job_engine
@@ -26,7 +26,13 @@ from dicom_gateway.report.content import Report
 from dicom_gateway.report.fhir import encode_bundle
 from dicom_gateway.report.hl7 import encode_oru
 from dicom_gateway.report.objects import ENCODERS, read_result, read_superseded
-from dicom_gateway.settings import AnyDestination, FhirDestination, Hl7Destination, Settings
+from dicom_gateway.settings import (
+    AnyDestination,
+    FhirDestination,
+    Hl7Destination,
+    Settings,
+    StowDestination,
+)
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import REPORT_NAME, result_path
 from dicom_gateway.store.schema import DeliveryState, ObjectOutcome, StudyState, open_database
@@ -189,8 +195,11 @@ class Worker:
                 fhir.send(bundle, peer.url, bearer_token=peer.bearer_token())
             case Hl7Destination():
                 mllp.send(encode_oru(read_result(folder, source_files)), peer.host, peer.port)
+            case StowDestination():
+                return stow.send(encoder_of(folder, source_files), peer)
             case _:
-                return send(encoder_of(folder, source_files), peer, calling_ae_title=self.settings.ae_title)
+                encode = encoder_of(folder, source_files)
+                return dimse.send(encode, peer, calling_ae_title=self.settings.ae_title)
         return (ObjectOutcome(name=peer.kind, sent_as=peer.kind, instances=1),)
 
     def _try_again(self, row: index.DeliveryRow, attempt: int, attempts_left: int, reason: str) -> None:

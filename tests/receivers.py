@@ -1,11 +1,15 @@
-"""A FHIR server and an HL7 engine that answer what a test wants, on ports of their own."""
+"""A FHIR server, a DICOMweb server and an HL7 engine that answer what a test wants, on ports of their own."""
 
 import json
+import re
 import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
+
+from pydicom import Dataset, dcmread
 
 TAKEN = {"resourceType": "Bundle", "type": "transaction-response", "entry": [{"response": {"status": "201 Created"}}]}
 
@@ -45,6 +49,85 @@ class _FhirHandler(BaseHTTPRequestHandler):
 def fhir_server(status: int, answer: object = TAKEN) -> Iterator[FhirServer]:
     content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     with FhirServer(status, content) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class StowServer(HTTPServer):
+    """Stores what is posted, but for SOP classes with a failure reason in `refused`; then answers as PS3.18 10.5 says.
+
+    `status` other than 200 is answered to everything, with the answer `told`.
+    """
+
+    def __init__(self, refused: dict[str, int], status: int, told: bytes | None) -> None:
+        super().__init__(("127.0.0.1", 0), _StowHandler)
+        self.refused, self.status, self.told = refused, status, told
+        self.stored: list[Dataset] = []
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/dicom-web"
+
+
+class _StowHandler(BaseHTTPRequestHandler):
+    server: StowServer
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append(("POST", self.path, dict(self.headers)))
+        boundary = re.fullmatch(
+            r'multipart/related; type="application/dicom"; boundary=(\w+)', self.headers["Content-Type"]
+        )
+        assert boundary is not None
+        delimiter = b"--" + boundary[1].encode()
+        before, *parts, after = body.split(delimiter)
+        assert (before, after) == (b"", b"--\r\n")
+        taken, failed = [], []
+        for part in parts:
+            head, _, content = part.partition(b"\r\n\r\n")
+            assert head == b"\r\nContent-Type: application/dicom"
+            data_set = dcmread(BytesIO(content.removesuffix(b"\r\n")))
+            reason = self.server.refused.get(data_set.SOPClassUID)
+            if reason is None:
+                self.server.stored.append(data_set)
+            item = Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = data_set.SOPClassUID, data_set.SOPInstanceUID
+            if reason is not None:
+                item.FailureReason = reason
+            (taken if reason is None else failed).append(item)
+        answer = Dataset()
+        if taken:
+            answer.ReferencedSOPSequence = taken
+        if failed:
+            answer.FailedSOPSequence = failed
+        self._answer(409 if failed else 200, answer.to_json().encode())
+
+    def do_GET(self) -> None:
+        self.server.requests.append(("GET", self.path, dict(self.headers)))
+        self._answer(200, b"[]")
+
+    def _answer(self, status: int, told: bytes) -> None:
+        self.send_response(status if self.server.status == 200 else self.server.status)
+        told = told if self.server.told is None else self.server.told
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def stow_server(
+    refused: dict[str, int] | None = None, status: int = 200, told: bytes | None = None
+) -> Iterator[StowServer]:
+    with StowServer(refused or {}, status, told) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

@@ -1,16 +1,15 @@
 """Results to a FHIR server: one transaction by HTTP."""
 
 import re
-from typing import Any
 
 import httpx
 
+from dicom_gateway.deliver.over_http import LATER, answer, json_object
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 
 MEDIA_TYPE = "application/fhir+json"
-TIMEOUT_S = 60.0
-# Conflict is two updates at once; the others ask for patience. Of 5xx, 501 and 505 will not change.
-_LATER = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 507})
+# Conflict is two updates at once.
+_LATER = LATER | {409}
 _ISSUE_CODE = re.compile(r"[a-z][a-z-]{1,31}")
 
 
@@ -23,8 +22,8 @@ def send(bundle: bytes, url: str, *, bearer_token: str | None = None) -> None:
     """
     response = _answer("POST", url, bearer_token, content=bundle)
     _require_success(response)
-    answer = _json(response)
-    if (answer.get("resourceType"), answer.get("type")) != ("Bundle", "transaction-response"):
+    told = json_object(response)
+    if (told.get("resourceType"), told.get("type")) != ("Bundle", "transaction-response"):
         raise PeerRefused(f"HTTP status {response.status_code}, but not the answer to a FHIR transaction")
 
 
@@ -32,7 +31,7 @@ def ask(url: str, *, bearer_token: str | None = None) -> None:
     """Read the server's capability statement. Raises PeerUnreachable or PeerRefused as `send` does."""
     response = _answer("GET", f"{url.rstrip('/')}/metadata", bearer_token)
     _require_success(response)
-    if _json(response).get("resourceType") != "CapabilityStatement":
+    if json_object(response).get("resourceType") != "CapabilityStatement":
         raise PeerRefused(f"HTTP status {response.status_code}, but no FHIR server's capability statement")
 
 
@@ -40,12 +39,7 @@ def _answer(method: str, url: str, bearer_token: str | None, content: bytes | No
     headers = {"Accept": MEDIA_TYPE}
     if content is not None:
         headers["Content-Type"] = MEDIA_TYPE
-    if bearer_token is not None:
-        headers["Authorization"] = f"Bearer {bearer_token}"
-    try:
-        return httpx.request(method, url, content=content, headers=headers, timeout=TIMEOUT_S)
-    except httpx.RequestError as error:
-        raise PeerUnreachable("no connection, or no answer in time") from error
+    return answer(method, url, headers=headers, bearer_token=bearer_token, content=content)
 
 
 def _require_success(response: httpx.Response) -> None:
@@ -57,15 +51,7 @@ def _require_success(response: httpx.Response) -> None:
 
 def _told(response: httpx.Response) -> str:
     """ "HTTP status 422 (processing)": the issue types are codes of the standard (OperationOutcome.issue.code)."""
-    issues = _json(response).get("issue")
+    issues = json_object(response).get("issue")
     found = [issue.get("code") for issue in issues if isinstance(issue, dict)] if isinstance(issues, list) else []
     codes = dict.fromkeys(code for code in found if isinstance(code, str) and _ISSUE_CODE.fullmatch(code))
     return f"HTTP status {response.status_code}" + (f" ({', '.join(codes)})" if codes else "")
-
-
-def _json(response: httpx.Response) -> dict[str, Any]:
-    try:
-        answer = response.json()
-    except ValueError:
-        return {}
-    return answer if isinstance(answer, dict) else {}

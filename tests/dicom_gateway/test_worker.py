@@ -10,8 +10,13 @@ import pytest
 import sqlalchemy as sa
 from factories import save_ct
 from pydicom import dcmread
-from pydicom.uid import BasicTextSRStorage
-from receivers import acknowledgement, fhir_server, hl7_engine
+from pydicom.uid import (
+    BasicTextSRStorage,
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    SecondaryCaptureImageStorage,
+)
+from receivers import acknowledgement, fhir_server, hl7_engine, stow_server
 from rich.console import Console
 from running import make_settings, pacs
 from structlog.testing import capture_logs
@@ -21,7 +26,7 @@ from dicom_gateway import operate
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.objects import part_10
-from dicom_gateway.settings import Destination, FhirDestination, Hl7Destination, Settings
+from dicom_gateway.settings import Destination, FhirDestination, Hl7Destination, Settings, StowDestination
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import StoredFile, instance_path, result_path
 from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
@@ -132,6 +137,18 @@ def test_a_report_goes_to_a_fhir_server_as_a_transaction(worker, tmp_path):
     assert [(o.name, o.sent_as, o.instances) for o in row.outcomes] == [("fhir", "fhir", 1)]
 
 
+def test_a_report_goes_to_a_dicomweb_server_as_the_objects_of_the_profile(worker):
+    with stow_server(refused={Comprehensive3DSRStorage: 0x0122}) as server:
+        worker = sending_to(worker, StowDestination(name="pacs", kind="stow", url=server.url))
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    assert [ds.SOPClassUID for ds in server.stored] == [ComprehensiveSRStorage, SecondaryCaptureImageStorage]
+    row = only_delivery(worker)
+    assert (row.state, row.objects) == (DeliveryState.DELIVERED, ("sr", "seg", "sc"))
+    outcomes = [(o.name, o.sent_as, o.instances) for o in row.outcomes]
+    assert outcomes == [("sr", "sr_comprehensive", 1), ("seg", "seg", 0), ("sc", "sc", 1)]
+
+
 def test_a_report_goes_to_an_hl7_engine_as_a_message(worker):
     with hl7_engine(acknowledgement("AA")) as engine:
         host, port = engine.server_address
@@ -144,15 +161,19 @@ def test_a_report_goes_to_an_hl7_engine_as_a_message(worker):
     assert (row.state, row.objects) == (DeliveryState.DELIVERED, ("hl7",))
 
 
-@pytest.mark.parametrize("kind", ["fhir", "hl7"])
+@pytest.mark.parametrize("kind", ["fhir", "stow", "hl7"])
 def test_a_message_is_tried_again_and_parked_like_a_dicom_delivery(worker, kind):
     def answering(status, code):
+        if kind == "stow":
+            return stow_server(status=status, told=b"no Wang XiaoDong")
         return fhir_server(status, {}) if kind == "fhir" else hl7_engine(code and acknowledgement(code))
 
     def at(server):
         host, port = server.server_address
         if kind == "fhir":
             return FhirDestination(name="pacs", kind="fhir", url=f"http://{host}:{port}/r4")
+        if kind == "stow":
+            return StowDestination(name="pacs", kind="stow", url=f"http://{host}:{port}/dicom-web", objects=("sr",))
         return Hl7Destination(name="pacs", kind="hl7", host=host, port=port)
 
     with answering(503, None) as busy:
@@ -167,7 +188,8 @@ def test_a_message_is_tried_again_and_parked_like_a_dicom_delivery(worker, kind)
         worker.deliver_report(STUDY, 1, "pacs", 3, 1)
     row = only_delivery(worker)
     assert row.state is DeliveryState.PARKED
-    assert row.last_error == ("HTTP status 422" if kind == "fhir" else "acknowledgement AE")
+    told = {"fhir": "HTTP status 422", "stow": "sr: HTTP status 422", "hl7": "acknowledgement AE"}
+    assert row.last_error == told[kind]
     assert "Wang" not in str(logs)
     assert operate.replay(worker.settings, STUDY) == (f"deliver:{STUDY}:r1:pacs",)
 
@@ -188,9 +210,11 @@ def test_a_transaction_cancels_what_only_an_earlier_revision_reported(worker):
 
 @pytest.mark.parametrize("is_there", [True, False])
 def test_the_doctor_calls_destinations_of_every_kind(worker, is_there):
-    with fhir_server(200, {"resourceType": "CapabilityStatement"}) as server, hl7_engine(None) as engine:
+    capable = {"resourceType": "CapabilityStatement"}
+    with fhir_server(200, capable) as server, hl7_engine(None) as engine, stow_server() as web:
         host, port = engine.server_address
         peers = (
+            StowDestination(name="web", kind="stow", url=web.url),
             FhirDestination(name="ehr", kind="fhir", url=server.url),
             Hl7Destination(name="engine", kind="hl7", host=host, port=port),
         )
@@ -200,7 +224,7 @@ def test_the_doctor_calls_destinations_of_every_kind(worker, is_there):
     if not is_there:
         checks = operate.doctor(settings)
     called = {check.name: check.ok for check in checks if check.name.startswith("destination ")}
-    assert called == {"destination ehr": is_there, "destination engine": is_there}
+    assert called == {f"destination {name}": is_there for name in ("web", "ehr", "engine")}
 
 
 def test_a_delivery_notes_what_was_sent_and_in_place_of_what(worker):
