@@ -1,7 +1,6 @@
 """The whole chain beside a real PACS: Orthanc forwards a study, and the results come back into it."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from orthanc import answers, orthanc
 from running import ROOT, free_port, wait_until
 
 from imaging.phantom import LesionRequest, make_phantom
@@ -41,46 +41,16 @@ end
 @contextmanager
 def _orthanc(folder: Path, onescan_port: int) -> Iterator[tuple[str, int]]:
     """Orthanc with auto-forwarding; gives its REST address and DICOM port."""
-    program = shutil.which("Orthanc")
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI must have Orthanc")
-        pytest.skip("Orthanc is not installed")
-    http_port, dicom_port = free_port(), free_port()
     (folder / "autoroute.lua").write_text(AUTOROUTE)
     peer = {"AET": "ONESCAN", "Host": "127.0.0.1", "Port": onescan_port, "AllowStore": True, "AllowEcho": True}
-    configuration = {
-        "Name": "test",
-        "StorageDirectory": str(folder / "orthanc"),
-        "IndexDirectory": str(folder / "orthanc"),
-        "HttpPort": http_port,
-        "DicomPort": dicom_port,
-        "DicomAet": "ORTHANC",
-        "DicomCheckCalledAet": True,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "StableAge": 2,
-        "DicomModalities": {"onescan": peer},
-        "LuaScripts": [str(folder / "autoroute.lua")],
-        "UserMetadata": {"SentToOneScan": 1024},
-        "Plugins": [],
-    }
-    (folder / "orthanc.json").write_text(json.dumps(configuration))
-    with (folder / "orthanc.log").open("wb") as log:
-        process = subprocess.Popen(
-            [program, str(folder / "orthanc.json")],
-            stdout=log,
-            stderr=log,
-            # Without it DCMTK's sender waits 40 ms for each image.
-            env={**os.environ, "TCP_NODELAY": "1"},
-        )
-        try:
-            rest = f"http://127.0.0.1:{http_port}"
-            wait_until(lambda: _answers(rest + "/system"), "Orthanc answers")
-            yield rest, dicom_port
-        finally:
-            process.kill()
-            process.wait()
+    with orthanc(
+        folder,
+        StableAge=2,
+        DicomModalities={"onescan": peer},
+        LuaScripts=[str(folder / "autoroute.lua")],
+        UserMetadata={"SentToOneScan": 1024},
+    ) as addresses:
+        yield addresses
 
 
 @contextmanager
@@ -110,18 +80,11 @@ def _onescan(folder: Path, dicom_port: int, orthanc_port: int) -> Iterator[str]:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
             page = f"http://127.0.0.1:{web_port}"
-            wait_until(lambda: _answers(page + "/api/health"), "OneScan answers")
+            wait_until(lambda: answers(page + "/api/health"), "OneScan answers")
             yield page
         finally:
             process.terminate()
             process.wait(timeout=60)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 def _modalities(rest: str) -> dict[str, str]:
