@@ -68,12 +68,14 @@ def plan_suite(count: int, seed: int) -> Iterator[PhantomPlan]:
     for index in range(count):
         rng = np.random.default_rng([seed, 2, index])
         requests = tuple(_request(kind, rng) for kind, where in holders.items() if index in where)
+        # calcium of the coronary arteries is scored without contrast medium only
+        scored = any(request.kind == FindingKind.CORONARY_ARTERY_CALCIFICATION for request in requests)
         yield PhantomPlan(
             suite_seed=seed,
             index=index,
             requests=requests,
             spacing_mm=(float(rng.choice(_SLICE_SPACINGS_MM)), _PIXEL_MM, _PIXEL_MM),
-            contrast=bool(rng.random() < _CONTRAST_SHARE),
+            contrast=bool(rng.random() < _CONTRAST_SHARE) and not scored,
             sharp_kernel=bool(rng.random() < _SHARP_SHARE),
         )
 
@@ -107,6 +109,11 @@ def make_planned(plan: PhantomPlan) -> tuple[Phantom, StudyTruth]:
 
 
 def _without_natural(truth: StudyTruth) -> StudyTruth:
-    """Phantoms' own hearts measure 0.46 to 0.51 of the chest: where none was enlarged nothing is known."""
-    absent = tuple(kind for kind in truth.absent if kind is not FindingKind.CARDIOMEGALY)
-    return truth.model_copy(update={"absent": absent})
+    """Without "absent" where the phantom has some of a finding unasked.
+
+    Phantoms' own hearts measure 0.46 to 0.51 of the chest, and an effusion presses the lung beside it.
+    """
+    natural = {FindingKind.CARDIOMEGALY}
+    if FindingKind.PLEURAL_EFFUSION in truth.findings:
+        natural.add(FindingKind.ATELECTASIS)
+    return truth.model_copy(update={"absent": tuple(kind for kind in truth.absent if kind not in natural)})

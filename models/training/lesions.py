@@ -119,15 +119,18 @@ def add_effusion(sample: Sample, space: Cavity, rng: np.random.Generator) -> Non
     edge = ndi.gaussian_filter(level, 0.7) - _threshold(level, space.space, volume_ml)
     fluid = space.space & (edge > 0)
     fluid_hu = rng.uniform(-5, 35) + rng.uniform(2, 8) * smooth_noise(hu.shape, 5, rng)
-    collapse = rng.uniform(0.0, 0.2) * (volume_ml / (volume_ml + 200))
+    collapse = rng.uniform(0.0, 0.3) * (volume_ml / (volume_ml + 200))
     near = soft_edge(edge + collapse + 0.05 * smooth_noise(hu.shape, 6, rng), 0.04) * space.reach
     tissue_hu = _soft_tissue_hu(sample) + rng.uniform(-30, 25)
+    # lung pressed together, denser towards the fluid, is hazy without being ground glass
+    pressed = np.exp(-np.clip(-edge - collapse, 0.0, None) / rng.uniform(0.02, 0.12))
+    hu += rng.uniform(0.0, 0.4) * pressed.astype(np.float32) * space.space * np.maximum(tissue_hu - hu, 0.0)
     if collapse > 0.02:
         filled = near * rng.uniform(0.7, 1.0)
         hu += filled * np.maximum(tissue_hu - hu, 0.0)
         collapsed = (near > 0.5) & ~fluid & space.space
+        lesions[collapsed] &= ~bit(FindingKind.GROUND_GLASS_OPACITY)
         lesions[collapsed] |= bit(FindingKind.ATELECTASIS)
-        sample.unknown[space.box][collapsed] |= bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY)
     _fill(hu, space.reach * soft_edge(edge, 0.025), fluid_hu)
     _relabel(sample, space.box, fluid, FindingKind.PLEURAL_EFFUSION)
 
@@ -215,16 +218,20 @@ def add_consolidation(sample: Sample, space: Cavity, rng: np.random.Generator) -
 
 
 def add_atelectasis(sample: Sample, space: Cavity, rng: np.random.Generator) -> None:
-    """Dependent, plate-like or lobar collapse without fluid. Consolidation is left open there: HU cannot tell."""
+    """Dependent, plate-like or lobar collapse without fluid.
+
+    Where only lung that lies below is airless, it may as well be consolidation, which is left open.
+    """
     hu = sample.hu[space.box]
     form = rng.random()
+    dependent = 0.25 <= form < 0.6
     if form < 0.25:  # a lobe collapsed towards the hilum
         reach = (space.z - rng.uniform(0.25, 0.75)) ** 2 * rng.uniform(1, 6)
         reach = reach + (space.y - rng.uniform(0.3, 0.8)) ** 2 * rng.uniform(1, 8) + space.x * rng.uniform(0.3, 1.2)
         level = (0.04 * smooth_noise(hu.shape, 8, rng) - reach).astype(np.float32)
         volume_ml = float(np.exp(rng.uniform(np.log(20), np.log(300))))
         ramp = soft_edge(level - _threshold(level, space.space, volume_ml), 0.04)
-    elif form < 0.6:
+    elif dependent:
         level = _gravity_level(space, rng, 1.0)
         edge = level - _threshold(level, space.space, float(rng.uniform(5, 150)))
         ramp = soft_edge(edge, 0.05)
@@ -238,7 +245,8 @@ def add_atelectasis(sample: Sample, space: Cavity, rng: np.random.Generator) -> 
     hu += ramp * np.maximum(_soft_tissue_hu(sample) + rng.uniform(-40, 10) - hu, 0.0)
     mask = ramp > 0.5
     _mark(sample, space, mask, (ramp > 0.2) & (ramp < 0.7), FindingKind.ATELECTASIS)
-    sample.unknown[space.box][ramp > 0.2] |= bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY)
+    opacity = bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY)
+    sample.unknown[space.box][ramp > 0.2 if dependent else (ramp > 0.2) & ~mask] |= opacity
 
 
 def add_emphysema(sample: Sample, space: Cavity, rng: np.random.Generator) -> None:
@@ -282,7 +290,7 @@ def add_dependent_haze(sample: Sample, space: Cavity, rng: np.random.Generator) 
     filled = np.clip(edge, 0.0, None) * rng.uniform(0.2, 1.2)
     filled = np.clip(filled, 0.0, rng.uniform(0.08, 0.3)) * space.space
     hu += filled * np.maximum(20.0 - hu, 0.0)
-    sample.unknown[space.box][filled > 0.12] |= bit(FindingKind.GROUND_GLASS_OPACITY) | bit(FindingKind.ATELECTASIS)
+    sample.unknown[space.box][filled > 0.2] |= bit(FindingKind.GROUND_GLASS_OPACITY) | bit(FindingKind.ATELECTASIS)
 
 
 def add_pericardial_effusion(sample: Sample, rng: np.random.Generator) -> None:
@@ -339,7 +347,7 @@ def add_nodules(sample: Sample, space: Cavity, rng: np.random.Generator) -> None
     if len(sites) < 1000:
         return
     for _ in range(int(rng.integers(1, 6))):
-        diameter_mm = float(np.exp(rng.uniform(np.log(5), np.log(18)))) if rng.random() < 0.85 else rng.uniform(18, 50)
+        diameter_mm = float(np.exp(rng.uniform(np.log(5), np.log(18)))) if rng.random() < 0.8 else rng.uniform(18, 80)
         _add_nodule(sample, space, sites[rng.integers(len(sites))], diameter_mm, rng)
 
 
@@ -388,7 +396,7 @@ INSERTIONS: tuple[tuple[Insertion, float], ...] = (
     (add_interstitial, 0.15),
     (add_ground_glass, 0.25),
     (add_consolidation, 0.25),
-    (add_atelectasis, 0.15),
+    (add_atelectasis, 0.22),
     (add_nodules, 0.35),
     (add_pneumothorax, 0.17),
     (add_effusion, 0.30),

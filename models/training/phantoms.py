@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage as ndi
 
 from imaging.phantom import LesionRequest, Phantom, make_phantom
 from models.findings import FindingKind
@@ -22,7 +23,7 @@ _CHANCES: dict[FindingKind, tuple[float, float, float]] = {
     FindingKind.CONSOLIDATION: (0.35, 8.0, 400.0),
     FindingKind.GROUND_GLASS_OPACITY: (0.35, 15.0, 600.0),
     FindingKind.PERICARDIAL_EFFUSION: (0.35, 40.0, 600.0),
-    FindingKind.ATELECTASIS: (0.2, 8.0, 250.0),
+    FindingKind.ATELECTASIS: (0.35, 8.0, 300.0),
     FindingKind.EMPHYSEMA: (0.15, 3.0, 40.0),
     FindingKind.INTERSTITIAL_ABNORMALITY: (0.1, 3.0, 25.0),
     FindingKind.LYMPHADENOPATHY: (0.1, 10.0, 25.0),
@@ -31,7 +32,14 @@ _CHANCES: dict[FindingKind, tuple[float, float, float]] = {
     FindingKind.AORTIC_DILATATION: (0.15, 40.0, 60.0),
     FindingKind.HIATAL_HERNIA: (0.1, 25.0, 60.0),
     FindingKind.MEDICAL_DEVICE: (0.1, 1.0, 2.0),
+    FindingKind.CORONARY_ARTERY_CALCIFICATION: (0.15, 30.0, 1500.0),
+    FindingKind.ARTERIAL_WALL_CALCIFICATION: (0.15, 100.0, 5000.0),
+    FindingKind.PULMONARY_ARTERY_ENLARGEMENT: (0.15, 31.0, 42.0),
+    FindingKind.VERTEBRAL_COMPRESSION_FRACTURE: (0.15, 20.0, 60.0),
+    FindingKind.LOW_BONE_DENSITY: (0.15, 30.0, 100.0),
+    FindingKind.HEPATIC_STEATOSIS: (0.2, 1.0, 35.0),
 }
+_PRESSED_LUNG_MM = 12.5
 
 
 def random_requests(rng: np.random.Generator, healthy: float) -> list[LesionRequest]:
@@ -54,10 +62,14 @@ def phantom_sample(phantom: Phantom) -> Sample:
     for kind in LESIONS:
         if kind.value in phantom.lesions:
             lesions[phantom.lesions[kind.value]] |= bit(kind)
-    parenchyma = bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY)
-    for ambiguous in (FindingKind.ATELECTASIS, FindingKind.INTERSTITIAL_ABNORMALITY):
-        if ambiguous.value in phantom.lesions:
-            unknown[phantom.lesions[ambiguous.value]] |= parenchyma
+    if FindingKind.INTERSTITIAL_ABNORMALITY.value in phantom.lesions:
+        parenchyma = bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY)
+        unknown[phantom.lesions[FindingKind.INTERSTITIAL_ABNORMALITY.value]] |= parenchyma
+    if FindingKind.PLEURAL_EFFUSION.value in phantom.lesions:
+        # fluid presses the lung beside it, which nobody outlined
+        fluid = phantom.lesions[FindingKind.PLEURAL_EFFUSION.value]
+        near = ndi.binary_dilation(fluid, iterations=round(_PRESSED_LUNG_MM / SPACING_MM))
+        unknown[near & ~fluid] |= bit(FindingKind.ATELECTASIS)
     unknown &= ~lesions
     return Sample(
         hu=phantom.volume.hu.astype(np.float32),

@@ -5,8 +5,9 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage as ndi
 
+from models.findings import FindingKind
 from models.training.labels import LABEL
-from models.training.lesions import Array, smooth_noise
+from models.training.lesions import Array, bit, smooth_noise
 from models.training.sources import OrganMap, Sample
 
 Shape = tuple[int, int, int]
@@ -72,6 +73,8 @@ _ORGAN_HU: tuple[tuple[str, float, float], ...] = (
 )
 _BLOOD = ("heart", "aorta", "atrial", "pulmonary_vein", "brachiocephalic", "carotid", "subclavian", "superior", "inf")
 _ENHANCING = ("liver", "spleen", "kidney", "portal")
+# A fatty liver has the HU of fluid.
+_FATTY_LIVER_SHARE = 0.25
 
 
 def paint_organs(organs: OrganMap, lungs: Sample, target: Shape, rng: np.random.Generator) -> Sample:
@@ -102,6 +105,8 @@ def paint_organs(organs: OrganMap, lungs: Sample, target: Shape, rng: np.random.
 
 
 def _organ_hu(name: str, enhancement: float, rng: np.random.Generator) -> float:
+    if name == "liver" and rng.random() < _FATTY_LIVER_SHARE:
+        return float(rng.uniform(-10.0, 35.0))
     if name.startswith(_BLOOD):
         blood = 42.0 + enhancement * rng.uniform(0.5, 1.2)
         return blood + rng.normal(0, 6)
@@ -148,12 +153,23 @@ def _paint_lung(hu: Array, lung: npt.NDArray[np.bool_], texture: Sample, side: s
     hu[box][part] = np.where(np.isnan(found), base, found)[part]
 
 
+def _breathed_out(sample: Sample, rng: np.random.Generator) -> Array:
+    """Less or more air in all of the lungs, below in the patient more so; no finding, whatever it looks like."""
+    lungs = np.isin(sample.anatomy, (LABEL["lung_left"], LABEL["lung_right"]))
+    rows = np.nonzero(lungs.any(axis=(0, 2)))[0]
+    if not rows.size:
+        return sample.hu
+    height = (np.arange(sample.hu.shape[1], dtype=np.float32) - rows[0]) / max(1, rows[-1] - rows[0])
+    filled = rng.normal(0.03, 0.05) + max(0.0, rng.normal(0.0, 0.08)) * (height - 0.3)
+    filled = np.clip(filled, -0.06, 0.2).astype(np.float32)[None, :, None]
+    aerated = lungs & (sample.lesions & bit(FindingKind.PNEUMOTHORAX) == 0)
+    changed: Array = sample.hu + filled * aerated * np.maximum(40.0 - sample.hu, 0.0)
+    return changed
+
+
 def scan(sample: Sample, rng: np.random.Generator) -> Sample:
     """What scanner and patient add: inspiration, contrast of the window, slice thickness, kernel, noise, offsets."""
-    hu = sample.hu
-    if rng.random() < 0.5:
-        lungs = np.isin(sample.anatomy, (LABEL["lung_left"], LABEL["lung_right"]))
-        hu = np.where(lungs & (hu < -500), hu + rng.normal(0, 30), hu)
+    hu = _breathed_out(sample, rng) if rng.random() < 0.5 else sample.hu
     hu = hu * rng.normal(1.0, 0.015) + rng.normal(0, 8)
     if rng.random() < 0.5:
         thick = rng.uniform(0.4, 1.0)

@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from imaging.phantom import LesionRequest, make_phantom, truth_document
-from models.evaluation.phantoms import PREVALENCE, SIZES, plan_suite
+from models.evaluation.phantoms import PREVALENCE, SIZES, make_planned, plan_suite
 from models.evaluation.truth import UnreadableTruth, find_labelled_studies, phantom_truth
 from models.findings import FindingKind, Quantity
 
@@ -78,3 +79,15 @@ def test_a_suite_follows_from_its_seed_and_holds_every_kind() -> None:
     assert suite != list(plan_suite(20, 6))
     held = [request.kind for plan in suite for request in plan.requests]
     assert {kind: held.count(kind.value) for kind in SIZES} == dict.fromkeys(FindingKind, round(20 * PREVALENCE))
+
+
+def test_calcium_to_be_scored_comes_without_contrast_medium_and_pressed_lung_is_not_called_expanded() -> None:
+    suite = list(plan_suite(40, 5))
+    scored = [plan for plan in suite if any(r.kind == "coronary_artery_calcification" for r in plan.requests)]
+    assert len(scored) == round(40 * PREVALENCE)
+    assert not any(plan.contrast for plan in scored)
+    assert any(plan.contrast for plan in suite)
+    fluid = replace(
+        suite[0], requests=(LesionRequest(kind="pleural_effusion", size=200.0),), spacing_mm=(6.0, 4.0, 4.0)
+    )
+    assert make_planned(fluid)[1].of(FindingKind.ATELECTASIS).presence == "unknown"

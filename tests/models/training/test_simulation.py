@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imaging.phantom import LesionRequest, make_phantom
 from models.findings import FindingKind
 from models.training.labels import LABEL
 from models.training.lesions import (
@@ -17,7 +18,8 @@ from models.training.lesions import (
     insert_lesions,
     smooth_noise,
 )
-from models.training.network import LESIONS
+from models.training.network import LESIONS, SPACING_MM
+from models.training.phantoms import phantom_sample
 from models.training.sources import Sample
 from models.training.synthesis import deform, scan
 
@@ -69,6 +71,40 @@ def test_an_effusion_is_fluid_and_mostly_dependent(seed: int) -> None:
     fluid = there(sample, FindingKind.PLEURAL_EFFUSION)
     assert fluid.any()
     assert -30 < np.median(sample.hu[fluid]) < 60
+
+
+def test_lung_pressed_by_fluid_is_collapsed_and_neither_consolidation_nor_mass() -> None:
+    sample = thorax()
+    collapsed = np.zeros(sample.hu.shape, bool)
+    for seed in range(6):
+        sample = thorax()
+        space = cavity(sample, "left")
+        assert space is not None
+        add_effusion(sample, space, np.random.default_rng(seed))
+        collapsed = there(sample, FindingKind.ATELECTASIS)
+        others = (
+            bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY) | bit(FindingKind.PULMONARY_NODULE)
+        )
+        assert not (sample.lesions & others).any()
+        assert not (sample.unknown & others).any()
+        if collapsed.any():
+            break
+    assert collapsed.any()
+    assert np.median(sample.hu[collapsed]) > -200
+
+
+def test_breathing_out_changes_lung_but_not_pleural_air() -> None:
+    lung_hu = []
+    for seed in range(20):
+        sample = thorax()
+        space = cavity(sample, "right")
+        assert space is not None
+        add_pneumothorax(sample, space, np.random.default_rng(seed))
+        air = there(sample, FindingKind.PNEUMOTHORAX)
+        scanned = scan(sample, np.random.default_rng(seed))
+        assert np.median(scanned.hu[air]) < -900
+        lung_hu.append(float(np.median(scanned.hu[sample.anatomy == LABEL["lung_left"]])))
+    assert np.ptp(lung_hu) > 60
 
 
 @settings(deadline=None, max_examples=15)
@@ -144,3 +180,13 @@ def test_smooth_noise_has_the_shape_it_was_asked_for(scale: float, seed: int) ->
 
 def test_each_kind_has_a_bit_of_its_own() -> None:
     assert len({int(bit(kind)) for kind in LESIONS}) == len(LESIONS) <= 8
+
+
+def test_a_phantom_leaves_open_what_fluid_does_to_the_lung_beside_it() -> None:
+    request = LesionRequest(kind="pleural_effusion", size=400.0, laterality="left")
+    sample = phantom_sample(make_phantom(5, [request], spacing_mm=(2 * SPACING_MM,) * 3))
+    assert there(sample, FindingKind.PLEURAL_EFFUSION).any()
+    open_to = (sample.unknown & bit(FindingKind.ATELECTASIS)) > 0
+    assert open_to.any()
+    assert not (open_to & there(sample, FindingKind.PLEURAL_EFFUSION)).any()
+    assert not open_to.all()
