@@ -2,6 +2,7 @@
 
 ImagingError
 ├── UnreadableInstance    not DICOM, or a header or pixel element we need is missing or broken
+│   └── BrokenDataSet     bytes that are no data set of the encoding announced, or one that is refused as hostile
 └── InconsistentSeries    the slices do not form one geometrically right volume
 
 Messages name elements, counts and kinds of damage, never values of the header: they may be logged and shown.
@@ -16,6 +17,10 @@ class ImagingError(Exception):
 
 class UnreadableInstance(ImagingError):
     """A file is not a DICOM instance that can be read."""
+
+
+class BrokenDataSet(UnreadableInstance):
+    """Bytes are not the data set they should be."""
 
 
 class InconsistentSeries(ImagingError):
