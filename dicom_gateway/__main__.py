@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from dicom_gateway.errors import ConfigurationError
-from dicom_gateway.events import Event, configure_logging, emit
+from dicom_gateway.events import Event, configure_logging, emit, tell_uncaught_errors
 from dicom_gateway.operate import prepare_data
 from dicom_gateway.service import EXIT_CONFIGURATION, READY, ROLES, end_with_parent
 from dicom_gateway.settings import Settings
@@ -39,12 +39,16 @@ def main() -> int:
         print(error, file=sys.stderr)
         return EXIT_CONFIGURATION
     configure_logging(settings.log_level, process=arguments.role)
+    tell_uncaught_errors()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     run = {"listener": run_listener, "worker": run_worker, "web": run_web}[arguments.role]
     try:
         run(settings, stop)
+    except ConfigurationError as error:
+        print(f"the {arguments.role} cannot start: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION
     except ModelError as error:
         print(f"the {arguments.role} cannot use the model: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
@@ -59,8 +63,9 @@ def main() -> int:
 def run_listener(settings: Settings, stop: threading.Event) -> None:
     """Receive images and close quiet studies until `stop` is set."""
     from dicom_gateway.jobs.queue import JobQueue
-    from dicom_gateway.receive.assembly import QuietRules, close_quiet_studies
-    from dicom_gateway.receive.listener import end_lost_associations, start_listener
+    from dicom_gateway.receive import expected
+    from dicom_gateway.receive.assembly import Assembly, QuietRules
+    from dicom_gateway.receive.listener import start_listener
     from dicom_gateway.receive.reception import Reception
     from dicom_gateway.receive.reconcile import reconcile
     from dicom_gateway.store.files import sweep
@@ -69,27 +74,34 @@ def run_listener(settings: Settings, stop: threading.Event) -> None:
 
     engine = open_database(settings.database)
     sweep(settings.incoming_dir)
-    reconcile(engine, settings.data_dir, time.time())
-    reception = Reception(settings=settings, engine=engine)
+    reconcile(engine, settings, time.time())
+    reception = Reception(settings=settings, engine=open_database(settings.database, rebuildable=True))
     jobs = JobQueue(engine)
     rules = QuietRules(
         quiet_period_s=settings.quiet_period_s,
         quiet_period_single_image_s=settings.quiet_period_single_image_s,
+        missing_images_wait_s=settings.missing_images_wait_s,
     )
-    rule_of = partial(rule_of_study, engine, settings)
+    assembly = Assembly(
+        engine=engine,
+        jobs=jobs,
+        rules=rules,
+        sources={source.ae_title: source for source in settings.sources},
+        ask=partial(expected.ask, calling_ae_title=settings.ae_title),
+        rule_of=partial(rule_of_study, engine, settings),
+    )
     _wait_for_port(settings.dicom_host, settings.dicom_port)
-    entity = start_listener(reception)
+    listener = start_listener(reception)
     emit(Event.LISTENER_READY, ae_title=settings.ae_title, port=settings.dicom_port)
     _say_ready()
     while not stop.wait(CHECK_S):
         try:
-            end_lost_associations(reception)
             open_studies = reception.associations.studies()
-            close_quiet_studies(engine, jobs, rules, open_studies=open_studies, now=time.time(), rule_of=rule_of)
+            assembly.close_complete(open_studies=open_studies, now=time.time(), clock_s=time.monotonic())
         except Exception as error:  # noqa: BLE001  # edge: the port stays open while studies cannot be closed
             # Mostly a database that is busy, full or away: the studies stay as they are and the next round comes.
             emit(Event.COMPLETION_FAILED, level="error", error=type(error).__name__)
-    entity.shutdown()
+    listener.shutdown()
 
 
 def run_worker(settings: Settings, stop: threading.Event) -> None:
@@ -101,20 +113,11 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
 
 def run_web(settings: Settings, stop: threading.Event) -> None:
     """Serve pages and API until `stop` is set."""
-    import uvicorn
-
     from dicom_gateway.web.app import create_app
+    from dicom_gateway.web.server import web_server
 
     _wait_for_port(settings.web_host, settings.web_port)
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.web_host,
-        port=settings.web_port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=5,
-    )
-    server = uvicorn.Server(config)
+    server = web_server(create_app(settings), settings)
     thread = threading.Thread(target=server.run, name="web", daemon=True)
     thread.start()
     while not server.started and thread.is_alive():

@@ -15,7 +15,7 @@ from dicom_gateway.deliver import attempt, dimse
 from dicom_gateway.deliver.profile import SOP_CLASSES, proposed_contexts, ways_of_sending
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicom_gateway.receive import listener
+from dicom_gateway.receive import admission, connection
 from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.report import (
     codes,
@@ -68,7 +68,16 @@ _DICOM_SETTINGS = (
     "quiet_period_s",
     "quiet_period_single_image_s",
     "urgent_kinds",
+    "calling_networks",
+    "calling_ae_networks",
+    "dicom_passcodes_file",
+    "dicom_tls_certificate_file",
+    "dicom_tls_key_file",
+    "dicom_tls_ca_file",
     "maximum_associations",
+    "maximum_associations_per_address",
+    "maximum_mb_per_s_per_address",
+    "maximum_instance_mb",
     "minimum_free_space_mb",
     "rules",
     "delivery_attempts",
@@ -252,18 +261,15 @@ def _hexadecimal(status: int) -> str:
 
 def _services() -> str:
     rows = [(str(Verification), Verification.name, "yes", "yes")]
-    rows += [(str(uid), UID(uid).name, "no", "yes") for uid in listener.SOP_CLASSES]
+    rows += [(str(uid), UID(uid).name, "no", "yes") for uid in admission.SOP_CLASSES]
     rows += [(uid, UID(uid).name, "yes", "no") for uid in dict.fromkeys(SOP_CLASSES.values())]
     return _table(("SOP class UID", "SOP class", "SCU", "SCP"), rows)
 
 
 def _accepted_contexts() -> str:
-    default_syntaxes = AE()
-    default_syntaxes.add_supported_context(Verification)
-    (verification,) = default_syntaxes.supported_contexts
-    rows = [(Verification.name, uid.name, str(uid)) for uid in verification.transfer_syntax]
-    stored = ", ".join(UID(sop_class).name for sop_class in listener.SOP_CLASSES)
-    rows += [(stored, UID(uid).name, str(uid)) for uid in listener.TRANSFER_SYNTAXES]
+    rows = [(Verification.name, UID(uid).name, str(uid)) for uid in admission.ECHO_SYNTAXES]
+    stored = ", ".join(UID(sop_class).name for sop_class in admission.SOP_CLASSES)
+    rows += [(stored, UID(uid).name, str(uid)) for uid in admission.TRANSFER_SYNTAXES]
     return _table(("abstract syntax", "transfer syntax", "UID"), rows)
 
 
@@ -315,16 +321,18 @@ def _policies() -> str:
         ("Application context name", "1.2.840.10008.3.1.1.1", "1.2.840.10008.3.1.1.1"),
         ("Implementation Class UID", IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_CLASS_UID),
         ("Implementation Version Name", IMPLEMENTATION_VERSION_NAME, IMPLEMENTATION_VERSION_NAME),
-        ("Maximum PDU size (bytes)", str(listener.MAXIMUM_PDU_BYTES), str(requestor.maximum_pdu_size)),
+        ("Maximum PDU size (bytes)", str(admission.MAXIMUM_PDU_BYTES), str(requestor.maximum_pdu_size)),
         ("Associations at the same time", f"{maximum} by default (`maximum_associations`)", "1 a delivery"),
         ("Outstanding asynchronous operations", "1 (not negotiated)", "1 (not negotiated)"),
         (
             "Connection and ACSE timeout (s)",
-            str(listener.HALF_OPEN_TIMEOUT_S),
+            str(connection.HALF_OPEN_TIMEOUT_S),
             str(dimse.CONNECTION_TIMEOUT_S),
         ),
-        ("DIMSE and network timeout (s)", str(listener.IDLE_TIMEOUT_S), str(dimse.RESPONSE_TIMEOUT_S)),
-        ("Role selection, extended negotiation, user identity", "none", "none"),
+        ("DIMSE and network timeout (s)", str(connection.IDLE_TIMEOUT_S), str(dimse.RESPONSE_TIMEOUT_S)),
+        ("Role selection, extended negotiation", "none", "none"),
+        ("User identity", "name and passcode, asked for where `dicom_passcodes_file` is set", "none"),
+        ("TLS", "1.2 and 1.3, both sides show certificates, where the `dicom_tls_*` files are set", "none"),
     ]
     return _table(("", "acceptor (storage SCP)", "initiator (storage SCU)"), rows)
 

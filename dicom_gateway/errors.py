@@ -2,7 +2,7 @@
 
 GatewayError
 ├── ConfigurationError    a setting is wrong: tell the operator which, exit
-├── StorageFull           no room for the bytes: answer 0xA700, the sender keeps its copy
+├── StorageFull           the storage does not take the bytes: answer 0xA700, the sender keeps its copy
 ├── ConflictingInstance   a SOP Instance UID we hold comes again with other bytes: keep ours, answer 0x0111
 ├── NotFound              no such study or job: tell the operator
 └── DeliveryError
@@ -20,7 +20,7 @@ class ConfigurationError(GatewayError):
 
 
 class StorageFull(GatewayError):
-    """The data folder has no room for another instance."""
+    """The data folder takes no other instance: it is full, read-only, failing or gone."""
 
 
 class ConflictingInstance(GatewayError):

@@ -6,7 +6,10 @@ An event carries UIDs, AE titles, counts and classes of errors; never names, pat
 import enum
 import logging
 import sys
+import threading
+import traceback
 import warnings
+from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
@@ -21,6 +24,11 @@ class Event(enum.StrEnum):
     LISTENER_READY = "listener_ready"
     NOBODY_MAY_SEND = "nobody_may_send"
     ASSOCIATION_REFUSED = "association_refused"
+    ASSOCIATION_ABORTED = "association_aborted"
+    CONNECTION_FAILED = "connection_failed"
+    TLS_REFUSED = "tls_refused"
+    TLS_RELOADED = "tls_reloaded"
+    TLS_NOT_RELOADED = "tls_not_reloaded"
     INSTANCE_REFUSED = "instance_refused"
     INSTANCE_HANDLER_FAILED = "instance_handler_failed"
     STORAGE_FULL = "storage_full"
@@ -30,6 +38,8 @@ class Event(enum.StrEnum):
     STUDY_REOPENED = "study_reopened"
     STUDY_COMPLETE = "study_complete"
     STUDY_EXCLUDED = "study_excluded"
+    STUDY_LACKS_IMAGES = "study_lacks_images"
+    SOURCE_NOT_ANSWERING = "source_not_answering"
     COMPLETION_FAILED = "completion_failed"
     WORKER_READY = "worker_ready"
     ANALYSIS_STARTED = "analysis_started"
@@ -44,8 +54,13 @@ class Event(enum.StrEnum):
     JOBS_RECOVERED = "jobs_recovered"
     JOB_GIVEN_UP = "job_given_up"
     REPLAYED = "replayed"
+    UNCAUGHT_ERROR = "uncaught_error"
+    WEB_REQUEST_FAILED = "web_request_failed"
+    WEB_LOGIN_REFUSED = "web_login_refused"
+    WEB_USERS_UNREADABLE = "web_users_unreadable"
 
 
+_FRAMES = 8
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -67,6 +82,23 @@ def configure_logging(level: str, stream: TextIO | None = None, **bound: Any) ->
     for name in ("pynetdicom", "pydicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", module=name)
+
+
+def tell_uncaught_errors() -> None:
+    """From now on an error that nothing catches in this process is an event, without its message."""
+    sys.excepthook = lambda _kind, error, _traceback: _uncaught(error)
+    threading.excepthook = lambda failed: _uncaught(failed.exc_value)
+
+
+def _uncaught(error: BaseException | None) -> None:
+    if error is not None:
+        emit(Event.UNCAUGHT_ERROR, level="error", error=type(error).__name__, at=frames(error))
+
+
+def frames(error: BaseException) -> list[str]:
+    """Where an error came from, "module.py:line" from the outermost frame in: what a log may say of it."""
+    stack = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    return [f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}" for frame in stack]
 
 
 def emit(event: Event, /, *, level: str = "info", **values: Any) -> None:

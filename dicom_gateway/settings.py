@@ -1,5 +1,6 @@
 """Everything a site can set, read once from onescan.toml and ONESCAN_* variables and passed on as a value."""
 
+import ipaddress
 import json
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    IPvAnyNetwork,
     StringConstraints,
     Tag,
     ValidationError,
@@ -32,6 +34,7 @@ AeTitle = Annotated[
 ]
 # NoDecode: a variable may be a plain comma-separated list.
 AeTitles = Annotated[tuple[AeTitle, ...], NoDecode]
+Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ResultObject = Literal[
@@ -80,7 +83,6 @@ class _WantsObjects(_Named):
             raise ValueError(f"named twice: {', '.join(sorted(twice))}")
         return value
 
-    @field_validator("transfer_syntaxes")
 
 class Destination(_WantsObjects):
     """A C-STORE peer that wants results, and the profile of what it is given."""
@@ -99,6 +101,7 @@ class Destination(_WantsObjects):
     def address(self) -> str:
         return f"{self.ae_title} at {self.host}:{self.port}"
 
+    @field_validator("transfer_syntaxes")
     @classmethod
     def _holds_every_object(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not set(value) & set(UNCOMPRESSED):
@@ -130,7 +133,6 @@ class _OverHttp(_Named):
             raise ConfigurationError(f"cannot read bearer_token_file of {self.name}") from error
 
 
-class Hl7Destination(_Named):
 class StowDestination(_OverHttp, _WantsObjects):
     """A DICOMweb server that wants results."""
 
@@ -149,6 +151,7 @@ class FhirDestination(_OverHttp):
     )
 
 
+class Hl7Destination(_Named):
     """An HL7 v2 interface engine that wants reports."""
 
     objects: ClassVar[tuple[str, ...]] = ("hl7",)
@@ -172,8 +175,8 @@ def _kind_of(destination: Any) -> str | None:
 
 AnyDestination = Annotated[
     Annotated[Destination, Tag("dicom")]
-    | Annotated[FhirDestination, Tag("fhir")]
     | Annotated[StowDestination, Tag("stow")]
+    | Annotated[FhirDestination, Tag("fhir")]
     | Annotated[Hl7Destination, Tag("hl7")],
     Discriminator(
         _kind_of,
@@ -181,6 +184,21 @@ AnyDestination = Annotated[
         custom_error_message=f"a destination's kind is one of {', '.join(_KINDS)}",
     ),
 ]
+
+
+class Source(_Named):
+    """A sender that can be asked by C-FIND how many images of a study it has."""
+
+    ae_title: AeTitle = Field(description="AE title that it sends with.")
+    host: Annotated[str, StringConstraints(min_length=1)] = Field(description="Host name or address it is asked at.")
+    port: Port = Field(description="TCP port it is asked at.")
+    query_ae_title: AeTitle | None = Field(
+        default=None, description="AE title it is asked by; unset: the one it sends with."
+    )
+
+    @property
+    def called_ae_title(self) -> str:
+        return self.query_ae_title or self.ae_title
 
 
 # Stripped, as blanks around a DICOM value mean nothing (PS3.5 6.2).
@@ -241,6 +259,7 @@ class Settings(BaseSettings):
     )
     database_url: str | None = Field(
         default=None,
+        repr=False,  # it may hold a password
         description="postgresql://user@host/name to use PostgreSQL; unset: SQLite inside data_dir.",
     )
     ae_title: AeTitle = Field(default="ONESCAN", description="Our AE title; senders must call it by this name.")
@@ -259,14 +278,61 @@ class Settings(BaseSettings):
     quiet_period_single_image_s: Seconds = Field(
         default=30.0, description="The same in seconds for senders that open one association per image."
     )
+    sources: tuple[Source, ...] = Field(
+        default=(),
+        description="Senders that are asked by C-FIND how many images of a study they have, when they stop sending it.",
+    )
+    missing_images_wait_s: Seconds = Field(
+        default=300.0,
+        description="Seconds of silence after which a study is analysed without the images that its source has "
+        "and has not sent.",
+    )
+    calling_networks: Networks = Field(
+        default=(), description="Networks that may send, as 10.1.0.0/16 or 10.1.2.3. Empty: every address."
+    )
+    calling_ae_networks: dict[AeTitle, tuple[IPvAnyNetwork, ...]] = Field(
+        default={}, description="The same for single AE titles, which may then send from nowhere else."
+    )
+    dicom_passcodes_file: Path | None = Field(
+        default=None,
+        description="Senders must name themselves with a passcode (user identity negotiation, PS3.7 D.3.3.7): a line "
+        "'name:passcode' each; unset: a user identity is not asked for and not looked at.",
+    )
+    dicom_tls_certificate_file: Path | None = Field(
+        default=None, description="Certificate chain (PEM) of the DICOM port, which then speaks TLS only."
+    )
+    dicom_tls_key_file: Path | None = Field(default=None, description="Its private key (PEM), without a password.")
+    dicom_tls_ca_file: Path | None = Field(
+        default=None, description="Certificates (PEM) of those who vouch for senders; one without is refused."
+    )
     maximum_associations: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=20, description="Associations served at the same time; more are rejected for the moment."
+        default=200, description="Associations served at the same time; more are rejected for the moment."
+    )
+    maximum_associations_per_address: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=100, description="The same for each network address."
+    )
+    maximum_mb_per_s_per_address: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="MB a second that are read from one address; unset: as fast as it comes."
+    )
+    maximum_instance_mb: Annotated[int, Field(ge=1)] = Field(
+        default=4096, description="Largest image that is taken, in MB; a larger one is refused (0xA700)."
     )
     minimum_free_space_mb: Annotated[int, Field(ge=0)] = Field(
         default=1024, description="Free space in MB of data_dir below which images are refused (0xA700)."
     )
-    web_host: str = Field(default="127.0.0.1", description="Address the web pages listen on.")
+    web_host: str = Field(
+        default="127.0.0.1", description="Address the web pages listen on; one that others reach needs web_users_file."
+    )
     web_port: Port = Field(default=8080, description="TCP port of the web pages and the JSON API.")
+    web_users_file: Path | None = Field(
+        default=None,
+        description="Who may see the pages: a line 'name:bcrypt hash' a person, as `onescan password` prints it; "
+        "unset: everybody who reaches the port.",
+    )
+    web_host_names: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names, beside localhost, that a proxy may pass on as Host while web_users_file is unset.",
+    )
     model_dir: Path = Field(
         default=BUNDLED_MODEL_DIR,
         description="Folder with model.json and its ONNX weights; unset: the bundled model.",
@@ -306,7 +372,10 @@ class Settings(BaseSettings):
         default="info", description="Least serious log event that is written: debug, info, warning or error."
     )
 
-    @field_validator("calling_ae_titles", "stat_calling_ae_titles", "urgent_kinds", mode="before")
+    @field_validator(
+        *("calling_ae_titles", "stat_calling_ae_titles", "calling_networks", "urgent_kinds", "web_host_names"),
+        mode="before",
+    )
     @classmethod
     def _listed(cls, value: Any) -> Any:
         """A text is a comma-separated list, or JSON where it begins with a bracket."""
@@ -317,10 +386,24 @@ class Settings(BaseSettings):
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        files = (self.dicom_tls_certificate_file, self.dicom_tls_key_file, self.dicom_tls_ca_file)
+        if any(files) and not all(files):
+            raise ValueError("dicom_tls_certificate_file, dicom_tls_key_file and dicom_tls_ca_file go together")
+        return self
+
+    @model_validator(mode="after")
     def _destinations_named_once(self) -> Self:
         names = [destination.name for destination in self.destinations]
         if len(set(names)) != len(names):
             raise ValueError("two destinations have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_named_once(self) -> Self:
+        for values in ([source.name for source in self.sources], [source.ae_title for source in self.sources]):
+            if len(set(values)) != len(values):
+                raise ValueError("two sources have the same name or the same AE title")
         return self
 
     @model_validator(mode="after")
@@ -375,6 +458,14 @@ class Settings(BaseSettings):
         return _LOOPBACK_OF_ANY.get(self.dicom_host, self.dicom_host)
 
     @property
+    def web_is_local(self) -> bool:
+        """Whether only this machine reaches the web port."""
+        try:
+            return ipaddress.ip_address(self.web_host).is_loopback
+        except ValueError:
+            return self.web_host == "localhost"
+
+    @property
     def incoming_dir(self) -> Path:
         return self.data_dir / "incoming"
 
@@ -385,6 +476,19 @@ class Settings(BaseSettings):
     @property
     def results_dir(self) -> Path:
         return self.data_dir / "results"
+
+    def dicom_passcodes(self) -> dict[str, str] | None:
+        """Passcodes by name; None where none are asked for. Raises ConfigurationError for a file not of that form."""
+        if self.dicom_passcodes_file is None:
+            return None
+        try:
+            lines = self.dicom_passcodes_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError("cannot read dicom_passcodes_file") from error
+        pairs = [line.partition(":") for line in lines if line.strip()]
+        if not all(name and separator and passcode for name, separator, passcode in pairs):
+            raise ConfigurationError("dicom_passcodes_file has a line that is not name:passcode")
+        return {name: passcode for name, _, passcode in pairs}
 
     def accepts(self, calling_ae_title: str) -> bool:
         """Whether this calling AE title may send to us."""

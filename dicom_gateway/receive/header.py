@@ -1,6 +1,12 @@
-"""What must be known of a received data set before it is kept: its identity, and that it came whole."""
+"""What must be known of a received data set before it is kept: its identity, and that it came whole.
 
+No pydicom object is built of an image whose text another image had already: a sender repeats it 300 times a study.
+"""
+
+import struct
 import zlib
+from collections.abc import Callable
+from functools import lru_cache
 from io import BytesIO
 
 from pydicom.dataset import Dataset
@@ -10,115 +16,200 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.store.ledger import InstanceHeader
+from imaging.elements import FLOAT_PIXEL_DATA, PIXEL_DATA, UNDEFINED_LENGTH, ScannedElements, scan_elements
+from imaging.errors import BrokenDataSet
 from imaging.uids import is_safe_uid
 
-_PIXEL_DATA = 0x7FE00010
-_FIRST_PIXEL_ELEMENT = 0x7FE00008
+# `read(offset, count)`: up to `count` bytes of the encoded data set.
+Read = Callable[[int, int], bytes]
+
+MAXIMUM_HEADER_BYTES = 16 << 20
+_FIRST_READ_BYTES = 32 << 10
+_MAXIMUM_INFLATED_BYTES = 1 << 30
+_INFLATED_AT_ONCE_BYTES = 1 << 20
+_MAXIMUM_FRAGMENTS = 1_000_000
 _ITEM = b"\xfe\xff\x00\xe0"
 _SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0"
-_UNDEFINED_LENGTH = 0xFFFFFFFF
-_MAXIMUM_INFLATED_BYTES = 1 << 30
-_KEYWORDS = (
+
+
+def _tag(keyword: str) -> int:
+    return int(Tag(keyword))
+
+
+_SOP_CLASS_UID, _SOP_INSTANCE_UID = _tag("SOPClassUID"), _tag("SOPInstanceUID")
+_STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID = _tag("StudyInstanceUID"), _tag("SeriesInstanceUID")
+_BITS_ALLOCATED, _NUMBER_OF_FRAMES = _tag("BitsAllocated"), _tag("NumberOfFrames")
+_ROWS, _COLUMNS, _SAMPLES_PER_PIXEL = _tag("Rows"), _tag("Columns"), _tag("SamplesPerPixel")
+# In the order of their tags.
+_TEXT = (
     "SpecificCharacterSet",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
+    "StudyDate",
+    "AccessionNumber",
+    "StudyDescription",
     "PatientName",
     "PatientID",
-    "StudyDate",
-    "StudyDescription",
-    "AccessionNumber",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "SamplesPerPixel",
-    "NumberOfFrames",
 )
-_READ = [Tag(keyword) for keyword in _KEYWORDS]
+_TEXT_TAGS = tuple(map(_tag, _TEXT))
+_WANTED = frozenset(
+    {_SOP_CLASS_UID, _SOP_INSTANCE_UID, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID, _BITS_ALLOCATED, _NUMBER_OF_FRAMES}
+    | {_ROWS, _COLUMNS, _SAMPLES_PER_PIXEL, *_TEXT_TAGS}
+)
 
 
-def read_header(data_set: bytes, *, transfer_syntax: UID, sop_class_uid: str, sop_instance_uid: str) -> InstanceHeader:
-    """Header of an encoded data set, checked against what the C-STORE command says of it.
+def read_header(
+    read: Read, size_bytes: int, *, transfer_syntax: UID, sop_class_uid: str, sop_instance_uid: str
+) -> InstanceHeader:
+    """Header of an encoded data set of `size_bytes`, checked against what the C-STORE command says of it.
 
-    Raises StoreRefused with the status of PS3.4 Table B.2-1 for wrong UIDs and incomplete pixel data; whatever
-    pydicom raises for bytes that are no data set.
+    Raises StoreRefused with the status of PS3.4 Table B.2-1 for bytes that are no data set, wrong UIDs and incomplete
+    pixel data.
     """
-    encoded = _inflate(data_set) if transfer_syntax == DeflatedExplicitVRLittleEndian else data_set
-    stream = BytesIO(encoded)
+    if transfer_syntax == DeflatedExplicitVRLittleEndian:
+        read, size_bytes = _inflated(read, size_bytes)
     implicit_vr = bool(transfer_syntax.is_implicit_VR)
-    header = read_dataset(stream, implicit_vr, True, stop_when=_is_pixel_element, specific_tags=_READ)
-    _require_matching(header, sop_class_uid, sop_instance_uid)
-    _require_whole_pixel_data(header, encoded, stream.tell(), implicit_vr)
+    try:
+        elements = _scan(read, size_bytes, implicit_vr)
+        values = elements.values
+        study_instance_uid, series_instance_uid = _uid(values, _STUDY_INSTANCE_UID), _uid(values, _SERIES_INSTANCE_UID)
+        _require_matching(values, sop_class_uid, sop_instance_uid)
+        _require_whole_pixel_data(elements, read, size_bytes)
+        text = _text(tuple(values.get(tag) for tag in _TEXT_TAGS))
+    except StoreRefused:
+        raise
+    except Exception as error:
+        # The tolerant parser fails in many ways on damaged bytes, and its messages may quote them.
+        raise StoreRefused(StoreStatus.CANNOT_UNDERSTAND, "Not a data set of the agreed syntax") from error
     return InstanceHeader(
         sop_instance_uid=sop_instance_uid,
-        series_instance_uid=_text(header, "SeriesInstanceUID"),
-        study_instance_uid=_text(header, "StudyInstanceUID"),
-        patient_name=_text(header, "PatientName"),
-        patient_id=_text(header, "PatientID"),
-        study_date=_text(header, "StudyDate")[:8],
-        description=_text(header, "StudyDescription"),
-        accession_number=_text(header, "AccessionNumber"),
+        series_instance_uid=series_instance_uid,
+        study_instance_uid=study_instance_uid,
+        patient_name=text["PatientName"],
+        patient_id=text["PatientID"],
+        study_date=text["StudyDate"][:8],
+        description=text["StudyDescription"],
+        accession_number=text["AccessionNumber"],
     )
 
 
-def _is_pixel_element(tag: int, _vr: str | None, _length: int) -> bool:
-    return tag >= _FIRST_PIXEL_ELEMENT
+def _scan(read: Read, size_bytes: int, implicit_vr: bool) -> ScannedElements:
+    """Wanted elements up to the pixel data, reading as little as that takes."""
+    count = _FIRST_READ_BYTES
+    while True:
+        head = read(0, min(count, size_bytes))
+        try:
+            elements = scan_elements(head, implicit_vr=implicit_vr, wanted=_WANTED)
+        except BrokenDataSet:
+            return _scan_tolerantly(read(0, min(MAXIMUM_HEADER_BYTES, size_bytes)), implicit_vr)
+        if elements.pixel_data_tag is not None or len(head) >= min(size_bytes, MAXIMUM_HEADER_BYTES):
+            return elements
+        count *= 8
 
 
-def _inflate(data_set: bytes) -> bytes:
+def _scan_tolerantly(head: bytes, implicit_vr: bool) -> ScannedElements:
+    """The same by pydicom, which forgives more: unknown VRs, a header of the other encoding."""
+    stream = BytesIO(head)
+    header = read_dataset(
+        stream, implicit_vr, True, stop_when=lambda tag, _vr, _length: tag >= FLOAT_PIXEL_DATA, specific_tags=[*_WANTED]
+    )
+    values = {int(raw.tag): bytes(raw.value or b"") for raw in map(header.get_item, header.keys())}
+    at = stream.tell()
+    lead = 8 if implicit_vr else 12
+    if at + lead > len(head):
+        return ScannedElements(values=values, end=at)
+    group, element = struct.unpack_from("<HH", head, at)
+    (length,) = struct.unpack_from("<I", head, at + lead - 4)
+    return ScannedElements(
+        values=values,
+        pixel_data_tag=group << 16 | element,
+        pixel_data_offset=at + lead,
+        pixel_data_length=length,
+        end=at + lead,
+    )
+
+
+def _inflated(read: Read, size_bytes: int) -> tuple[Read, int]:
+    """The inflated header, and the size of all that is inflated, without ever holding all of it."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    encoded = inflater.decompress(data_set, _MAXIMUM_INFLATED_BYTES)
+    head, inflated_bytes, at, pending = bytearray(), 0, 0, b""
+    try:
+        while not inflater.eof and inflated_bytes <= _MAXIMUM_INFLATED_BYTES:
+            if not pending:
+                pending = read(at, _INFLATED_AT_ONCE_BYTES)
+                at += len(pending)
+            if not pending:
+                break
+            inflated = inflater.decompress(pending, _INFLATED_AT_ONCE_BYTES)
+            pending = inflater.unconsumed_tail
+            inflated_bytes += len(inflated)
+            head += inflated[: MAXIMUM_HEADER_BYTES - len(head)]
+    except zlib.error as error:
+        raise StoreRefused(StoreStatus.CANNOT_UNDERSTAND, "Not a deflated data set") from error
     if not inflater.eof:
         raise StoreRefused(StoreStatus.CANNOT_UNDERSTAND, "Deflated data set is truncated or too large")
-    return encoded
+    return lambda offset, count: bytes(head[offset : offset + count]), inflated_bytes
 
 
-def _text(header: Dataset, keyword: str) -> str:
-    # Control characters mean nothing in these elements, and PostgreSQL takes no NUL.
-    text = "".join(c for c in str(header.get(keyword) or "") if c.isprintable())
-    return text.encode("utf-8", "replace").decode("utf-8").strip()
+def _uid(values: dict[int, bytes], tag: int) -> str:
+    return values.get(tag, b"").decode("ascii", "replace").strip("\0 ")
 
 
-def _require_matching(header: Dataset, sop_class_uid: str, sop_instance_uid: str) -> None:
-    study_and_series = (_text(header, "StudyInstanceUID"), _text(header, "SeriesInstanceUID"))
+def _require_matching(values: dict[int, bytes], sop_class_uid: str, sop_instance_uid: str) -> None:
+    study_and_series = (_uid(values, _STUDY_INSTANCE_UID), _uid(values, _SERIES_INSTANCE_UID))
     if not all(study_and_series):
         raise StoreRefused(StoreStatus.CANNOT_UNDERSTAND, "No Study or Series Instance UID")
     if not all(map(is_safe_uid, (*study_and_series, sop_instance_uid))):
         raise StoreRefused(StoreStatus.INVALID_SOP_INSTANCE, "A UID is not valid (PS3.5 section 9.1)")
-    if _text(header, "SOPInstanceUID") != sop_instance_uid:
+    if _uid(values, _SOP_INSTANCE_UID) != sop_instance_uid:
         raise StoreRefused(StoreStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, "SOP Instance UID differs from command")
-    if _text(header, "SOPClassUID") != sop_class_uid:
+    if _uid(values, _SOP_CLASS_UID) != sop_class_uid:
         raise StoreRefused(StoreStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, "SOP Class UID differs from command")
 
 
-def _require_whole_pixel_data(header: Dataset, encoded: bytes, at: int, implicit_vr: bool) -> None:
-    lead = 8 if implicit_vr else 12
-    tag = int.from_bytes(encoded[at : at + 2], "little") << 16 | int.from_bytes(encoded[at + 2 : at + 4], "little")
-    if tag != _PIXEL_DATA or at + lead > len(encoded):
+def _require_whole_pixel_data(elements: ScannedElements, read: Read, size_bytes: int) -> None:
+    start, length = elements.pixel_data_offset, elements.pixel_data_length
+    if elements.pixel_data_tag != PIXEL_DATA or start is None or length is None:
         raise StoreRefused(StoreStatus.CANNOT_UNDERSTAND, "No Pixel Data")
-    length = int.from_bytes(encoded[at + lead - 4 : at + lead], "little")
-    start = at + lead
-    if length == _UNDEFINED_LENGTH:
-        whole = _ends_with_delimiter(encoded, start)
+    if length == UNDEFINED_LENGTH:
+        whole = _ends_with_delimiter(read, start)
     else:
-        whole = start + length <= len(encoded) and length >= _native_size_bytes(header)
+        whole = start + length <= size_bytes and length >= _native_size_bytes(elements.values)
     if not whole:
         raise StoreRefused(StoreStatus.CANNOT_UNDERSTAND, "Pixel Data is truncated")
 
 
-def _ends_with_delimiter(encoded: bytes, at: int) -> bool:
-    while encoded[at : at + 4] == _ITEM:
-        at += 8 + int.from_bytes(encoded[at + 4 : at + 8], "little")
-    return encoded[at : at + 4] == _SEQUENCE_DELIMITER
+def _ends_with_delimiter(read: Read, at: int) -> bool:
+    """Whether encapsulated pixel data (PS3.5 A.4) go on to their end."""
+    for _ in range(_MAXIMUM_FRAGMENTS):
+        item = read(at, 8)
+        if item[:4] != _ITEM or len(item) < 8:
+            return item[:4] == _SEQUENCE_DELIMITER
+        at += 8 + int.from_bytes(item[4:], "little")
+    return False
 
 
-def _native_size_bytes(header: Dataset) -> int:
-    size_bits = _number(header, "BitsAllocated", 16)
-    for keyword, default in (("Rows", 0), ("Columns", 0), ("SamplesPerPixel", 1), ("NumberOfFrames", 1)):
-        size_bits *= _number(header, keyword, default)
-    return size_bits // 8
+def _native_size_bytes(values: dict[int, bytes]) -> int:
+    size_bits = _short(values, _BITS_ALLOCATED, 16) * _short(values, _SAMPLES_PER_PIXEL, 1)
+    size_bits *= _short(values, _ROWS, 0) * _short(values, _COLUMNS, 0)
+    return size_bits * int(values.get(_NUMBER_OF_FRAMES, b"").strip(b"\0 ") or 1) // 8
 
 
-def _number(header: Dataset, keyword: str, default: int) -> int:
-    return int(header.get(keyword) or default)
+def _short(values: dict[int, bytes], tag: int, default: int) -> int:
+    return int.from_bytes(values.get(tag, b"")[:2], "little") or default
+
+
+@lru_cache(maxsize=64)
+def _text(raw: tuple[bytes | None, ...]) -> dict[str, str]:
+    """Decoded text of the raw values of _TEXT_TAGS."""
+    encoded = b"".join(
+        struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
+        for tag, value in zip(_TEXT_TAGS, raw, strict=True)
+        if value is not None
+    )
+    header = read_dataset(BytesIO(encoded), True, True)
+    return {keyword: _printable(header, keyword) for keyword in _TEXT}
+
+
+def _printable(header: Dataset, keyword: str) -> str:
+    # Control characters mean nothing in these elements, and PostgreSQL takes no NUL.
+    text = "".join(c for c in str(header.get(keyword) or "") if c.isprintable())
+    return text.encode("utf-8", "replace").decode("utf-8").strip()

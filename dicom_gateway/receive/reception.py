@@ -1,19 +1,16 @@
-"""One received image: checked, kept, indexed."""
+"""One received image: streamed to the disk, checked, kept, indexed. C-STORE and STOW-RS both end here."""
 
+import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from io import BytesIO
-from typing import Any
 
 import sqlalchemy as sa
-from pydicom.dataset import FileMetaDataset
-from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
-from dicom_gateway.errors import StorageFull
+from dicom_gateway.errors import ConflictingInstance, StorageFull
 from dicom_gateway.events import Event, emit
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_gateway.jobs.queue import ROUTINE, STAT
@@ -24,6 +21,7 @@ from dicom_gateway.store import files, ledger
 from imaging.uids import is_safe_uid
 
 _LOCKS = 64
+_SPACE_CHECKED_EVERY_BYTES = 32 << 20
 
 
 @dataclass(slots=True)
@@ -34,11 +32,11 @@ class OpenAssociations:
     need not end it before the first is analysed.
     """
 
-    _images: dict[Any, dict[str, int]] = field(default_factory=dict)
-    _sending: dict[Any, str] = field(default_factory=dict)
+    _images: dict[Hashable, dict[str, int]] = field(default_factory=dict)
+    _sending: dict[Hashable, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, association: Any, study_instance_uid: str) -> int:
+    def count(self, association: Hashable, study_instance_uid: str) -> int:
         """Number of images of the study this association has sent, with the one being stored."""
         with self._lock:
             images = self._images.setdefault(association, {})
@@ -51,31 +49,27 @@ class OpenAssociations:
         with self._lock:
             return frozenset(self._sending.values())
 
-    def sending(self, association: Any) -> str | None:
+    def sending(self, association: Hashable) -> str | None:
         """Study Instance UID of the association's latest image; None before its first."""
         with self._lock:
             return self._sending.get(association)
 
-    def close(self, association: Any) -> None:
+    def close(self, association: Hashable) -> None:
         """Forget an association."""
         with self._lock:
             self._images.pop(association, None)
             self._sending.pop(association, None)
 
-    def ended(self) -> list[Any]:
-        """Associations whose thread has gone without telling."""
-        with self._lock:
-            return [association for association in self._images if not association.is_alive()]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reception:
-    """What the handlers share."""
+    """What those who receive share. The `engine` records images: one that is `rebuildable` will do."""
 
     settings: Settings
     engine: sa.Engine
     associations: OpenAssociations = field(default_factory=OpenAssociations)
     _locks: tuple[threading.Lock, ...] = field(default_factory=lambda: tuple(threading.Lock() for _ in range(_LOCKS)))
+    _one_writer: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def alone_with(self, sop_instance_uid: str) -> Iterator[None]:
@@ -83,100 +77,163 @@ class Reception:
         with self._locks[hash(sop_instance_uid) % _LOCKS]:
             yield
 
+    def writing(self) -> AbstractContextManager[object]:
+        """Threads queue here for SQLite, which would let each sleep and try again; PostgreSQL takes them together."""
+        return self._one_writer if self.engine.dialect.name == "sqlite" else nullcontext()
 
-def take(event: Any, reception: Reception, calling_ae_title: str) -> None:
-    """Check and keep the image of a C-STORE request; durable and indexed when it returns.
+    def require_space(self) -> None:
+        """Raises StorageFull below the free space that the site wants to keep."""
+        files.require_space(self.settings.data_dir, 0, self.settings.minimum_free_space_mb * 1_000_000)
 
-    Raises StoreRefused, ConflictingInstance or StorageFull, and then nothing of it is left.
+
+class Incoming:
+    """One instance on its way in: `write` its data set as it comes, then `keep` or `discard` it.
+
+    `association` stands for whatever sends it: the images of a study that come through one are counted together.
+    All but `discard` raise StoreRefused or StorageFull, `keep` also ConflictingInstance; nothing of it is left then.
     """
-    request = event.request
-    sop_instance_uid = str(request.AffectedSOPInstanceUID)
-    if not is_safe_uid(sop_instance_uid):
-        raise StoreRefused(StoreStatus.INVALID_SOP_INSTANCE, "SOP Instance UID is not valid (PS3.5 section 9.1)")
-    if request.AffectedSOPClassUID != event.context.abstract_syntax:
-        raise StoreRefused(StoreStatus.REFUSED_SOP_CLASS_NOT_SUPPORTED, "SOP Class differs from the context's")
-    data_set = request.DataSet.getvalue()
-    settings = reception.settings
-    files.require_space(settings.data_dir, len(data_set), settings.minimum_free_space_mb * 1_000_000)
-    transfer_syntax = UID(event.context.transfer_syntax)
-    header = _header(data_set, transfer_syntax, str(request.AffectedSOPClassUID), sop_instance_uid)
-    meta = _file_meta(str(request.AffectedSOPClassUID), sop_instance_uid, transfer_syntax)
-    if reception.associations.sending(event.assoc) != header.study_instance_uid:
-        release_study(reception, event.assoc)
-    count = reception.associations.count(event.assoc, header.study_instance_uid)
-    with reception.alone_with(sop_instance_uid):
-        _keep(reception, header, meta, data_set, calling_ae_title=calling_ae_title, association_count=count)
+
+    def __init__(
+        self,
+        reception: Reception,
+        *,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax: str,
+        calling_ae_title: str,
+        association: Hashable,
+    ) -> None:
+        if not is_safe_uid(sop_instance_uid):
+            raise StoreRefused(StoreStatus.INVALID_SOP_INSTANCE, "SOP Instance UID is not valid (PS3.5 section 9.1)")
+        self._reception = reception
+        self._sop_class_uid, self._sop_instance_uid = sop_class_uid, sop_instance_uid
+        self._transfer_syntax, self._calling_ae_title = transfer_syntax, calling_ae_title
+        self._association = association
+        self._next_space_check = _SPACE_CHECKED_EVERY_BYTES
+        reception.require_space()
+        meta = encode_file_meta(sop_class_uid, sop_instance_uid, transfer_syntax, calling_ae_title)
+        self._part = files.PartFile(reception.settings.data_dir, meta)
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append to the data set."""
+        try:
+            self._part.write(content)
+            size_bytes = self._part.data_set_bytes
+            if size_bytes > self._reception.settings.maximum_instance_mb * 1_000_000:
+                raise StoreRefused(StoreStatus.REFUSED_OUT_OF_RESOURCES, "Larger than maximum_instance_mb")
+            if size_bytes >= self._next_space_check:
+                self._next_space_check += _SPACE_CHECKED_EVERY_BYTES
+                self._reception.require_space()
+        except BaseException:
+            self._part.discard()
+            raise
+
+    def keep(self) -> None:
+        """Check the instance and keep it: durable and indexed when this returns."""
+        try:
+            header = read_header(
+                self._part.read,
+                self._part.data_set_bytes,
+                transfer_syntax=UID(self._transfer_syntax),
+                sop_class_uid=self._sop_class_uid,
+                sop_instance_uid=self._sop_instance_uid,
+            )
+            associations = self._reception.associations
+            if associations.sending(self._association) != header.study_instance_uid:
+                release_study(self._reception, self._association)
+            count = associations.count(self._association, header.study_instance_uid)
+            with self._reception.alone_with(self._sop_instance_uid):
+                self._place(header, count)
+        finally:
+            self._part.discard()
+
+    def discard(self) -> None:
+        """Forget it; also after `keep`."""
+        self._part.discard()
+
+    def _place(self, header: ledger.InstanceHeader, association_count: int) -> None:
+        settings = self._reception.settings
+        path = files.instance_path(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+        is_new = not (settings.data_dir / path).exists()
+        file = self._part.place(path)
+        try:
+            with self._reception.writing(), self._reception.engine.begin() as connection:
+                receipt = ledger.record_instance(
+                    connection,
+                    header,
+                    file,
+                    calling_ae_title=self._calling_ae_title,
+                    association_count=association_count,
+                    now=time.time(),
+                    priority=priority_of(self._calling_ae_title, settings),
+                )
+        except Exception as error:
+            if is_new:
+                files.discard(settings.data_dir, path)
+            if isinstance(error, sa.exc.OperationalError):
+                raise StorageFull("the index does not take it") from error
+            raise
+        if receipt.reopened:
+            emit(Event.STUDY_REOPENED, study_instance_uid=header.study_instance_uid, revision=receipt.revision)
 
 
-def release_study(reception: Reception, association: Any) -> None:
+def refusal_of(error: Exception, calling_ae_title: str) -> StoreRefused:
+    """What the sender is told where an instance is not kept because of `error`; logs it."""
+    event, level, known = Event.INSTANCE_REFUSED, "warning", {}
+    if isinstance(error, StoreRefused):
+        refusal = error
+    elif isinstance(error, ConflictingInstance):
+        refusal = StoreRefused(StoreStatus.DUPLICATE_SOP_INSTANCE, "Stored already, with other bytes")
+    elif isinstance(error, StorageFull):
+        event, refusal = Event.STORAGE_FULL, StoreRefused(StoreStatus.REFUSED_OUT_OF_RESOURCES, str(error))
+    else:
+        refusal = StoreRefused(StoreStatus.PROCESSING_FAILURE, "Internal error")
+        event, level, known = Event.INSTANCE_HANDLER_FAILED, "error", {"error": type(error).__name__}
+    emit(
+        event,
+        level=level,
+        calling_ae_title=calling_ae_title,
+        status=refusal.status.name,
+        reason=refusal.comment,
+        **known,
+    )
+    return refusal
+
+
+def priority_of(calling_ae_title: str, settings: Settings) -> int:
+    """How urgent what this sender sends is; smaller is more urgent."""
+    return STAT if calling_ae_title in settings.stat_calling_ae_titles else ROUTINE
+
+
+def release_study(reception: Reception, association: Hashable) -> None:
     """Note that the association has sent all it will of the study it is sending, before that is forgotten of it.
 
     The other way round the study would look quiet in between.
     """
     study_instance_uid = reception.associations.sending(association)
     if study_instance_uid is not None:
-        with reception.engine.begin() as connection:
+        with reception.writing(), reception.engine.begin() as connection:
             ledger.mark_released(connection, frozenset({study_instance_uid}), time.time())
 
 
-def _header(data_set: bytes, transfer_syntax: UID, sop_class_uid: str, sop_instance_uid: str) -> ledger.InstanceHeader:
-    try:
-        return read_header(
-            data_set,
-            transfer_syntax=transfer_syntax,
-            sop_class_uid=sop_class_uid,
-            sop_instance_uid=sop_instance_uid,
+def encode_file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str, calling_ae_title: str) -> bytes:
+    """Preamble and file meta information (PS3.10 7.1) of an instance that `calling_ae_title` sent."""
+    elements = b"".join(
+        (
+            _meta_element(0x0001, b"OB", b"\x00\x01"),
+            _meta_element(0x0002, b"UI", sop_class_uid.encode("ascii")),
+            _meta_element(0x0003, b"UI", sop_instance_uid.encode("ascii")),
+            _meta_element(0x0010, b"UI", transfer_syntax.encode("ascii")),
+            _meta_element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode("ascii")),
+            _meta_element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode("ascii")),
+            _meta_element(0x0016, b"AE", calling_ae_title[:16].encode("ascii", "replace")),
         )
-    except StoreRefused:
-        raise
-    except Exception as error:
-        raise StoreRefused(StoreStatus.CANNOT_UNDERSTAND, "Not a data set of the agreed syntax") from error
+    )
+    return bytes(128) + b"DICM" + _meta_element(0x0000, b"UL", struct.pack("<I", len(elements))) + elements
 
 
-def _keep(
-    reception: Reception,
-    header: ledger.InstanceHeader,
-    meta: bytes,
-    data_set: bytes,
-    *,
-    calling_ae_title: str,
-    association_count: int,
-) -> None:
-    settings = reception.settings
-    data_dir = settings.data_dir
-    path = files.instance_path(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
-    is_new = not (data_dir / path).exists()
-    file = files.keep(data_dir, path, meta, data_set)
-    try:
-        with reception.engine.begin() as connection:
-            receipt = ledger.record_instance(
-                connection,
-                header,
-                file,
-                calling_ae_title=calling_ae_title,
-                association_count=association_count,
-                now=time.time(),
-                priority=STAT if calling_ae_title in settings.stat_calling_ae_titles else ROUTINE,
-            )
-    except Exception as error:
-        if is_new:
-            files.discard(data_dir, path)
-        if isinstance(error, sa.exc.OperationalError) and "disk is full" in str(error.orig):
-            raise StorageFull("the database has no room") from error
-        raise
-    if receipt.reopened:
-        emit(Event.STUDY_REOPENED, study_instance_uid=header.study_instance_uid, revision=receipt.revision)
-
-
-def _file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: UID) -> bytes:
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\x00\x01"
-    meta.MediaStorageSOPClassUID = sop_class_uid
-    meta.MediaStorageSOPInstanceUID = sop_instance_uid
-    meta.TransferSyntaxUID = transfer_syntax
-    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    stream = BytesIO()
-    stream.write(bytes(128) + b"DICM")
-    write_file_meta_info(stream, meta)
-    return stream.getvalue()
+def _meta_element(element: int, vr: bytes, value: bytes) -> bytes:
+    if len(value) % 2:
+        value += b"\0" if vr == b"UI" else b" "
+    length = struct.pack("<HI", 0, len(value)) if vr == b"OB" else struct.pack("<H", len(value))
+    return struct.pack("<HH2s", 2, element, vr) + length + value

@@ -1,6 +1,6 @@
 """Files and index made to agree at start: a kill can leave a durable file without its row."""
 
-from io import BytesIO
+import os
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -10,18 +10,20 @@ from pydicom.uid import UID
 from dicom_gateway.errors import ConflictingInstance
 from dicom_gateway.events import Event, emit
 from dicom_gateway.receive.header import read_header
+from dicom_gateway.receive.reception import priority_of
+from dicom_gateway.settings import Settings
 from dicom_gateway.store import files, ledger
 from dicom_gateway.store.schema import instance
 
 RECOVERED = "(recovered)"
 
 
-def reconcile(engine: sa.Engine, data_dir: Path, now: float) -> tuple[int, int]:
+def reconcile(engine: sa.Engine, settings: Settings, now: float) -> tuple[int, int]:
     """Index stored files that have no row, and log rows whose file is gone; the numbers of both."""
-    on_disk = set(files.stored_paths(data_dir))
+    on_disk = set(files.stored_paths(settings.data_dir))
     with engine.connect() as connection:
         indexed = {Path(path) for (path,) in connection.execute(sa.select(instance.c.path))}
-    added = sum(_index(engine, data_dir, path, now) for path in sorted(on_disk - indexed))
+    added = sum(_index(engine, settings, path, now) for path in sorted(on_disk - indexed))
     missing = indexed - on_disk
     if missing:
         emit(Event.FILE_MISSING, level="error", count=len(missing))
@@ -30,24 +32,35 @@ def reconcile(engine: sa.Engine, data_dir: Path, now: float) -> tuple[int, int]:
     return added, len(missing)
 
 
-def _index(engine: sa.Engine, data_dir: Path, path: Path, now: float) -> bool:
-    full = data_dir / path
+def _index(engine: sa.Engine, settings: Settings, path: Path, now: float) -> bool:
+    full = settings.data_dir / path
     try:
         meta = read_file_meta_info(full)
-        content = full.read_bytes()
-        data_set = content[files.data_set_offset(BytesIO(content)) :]
-        header = read_header(
-            data_set,
-            transfer_syntax=UID(meta.TransferSyntaxUID),
-            sop_class_uid=str(meta.MediaStorageSOPClassUID),
-            sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
-        )
-        stored = files.StoredFile(path=path, sha256=files.digest(full), size_bytes=len(content))
+        with full.open("rb") as file:
+            offset = files.data_set_offset(file)
+            size_bytes = os.fstat(file.fileno()).st_size
+            header = read_header(
+                lambda at, count: os.pread(file.fileno(), count, offset + at),
+                size_bytes - offset,
+                transfer_syntax=UID(meta.TransferSyntaxUID),
+                sop_class_uid=str(meta.MediaStorageSOPClassUID),
+                sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
+            )
+        sender = str(meta.get("SourceApplicationEntityTitle") or RECOVERED)
+        stored = files.StoredFile(path=path, sha256=files.digest(full), size_bytes=size_bytes)
         with engine.begin() as connection:
-            ledger.record_instance(connection, header, stored, calling_ae_title=RECOVERED, association_count=1, now=now)
+            ledger.record_instance(
+                connection,
+                header,
+                stored,
+                calling_ae_title=sender,
+                association_count=1,
+                now=now,
+                priority=priority_of(sender, settings),
+            )
     except ConflictingInstance:
         # The row is of the same UID in another place: this one was never acknowledged.
-        files.discard(data_dir, path)
+        files.discard(settings.data_dir, path)
         return False
     except Exception as error:  # noqa: BLE001  # edge: one strange file must not keep the port closed
         emit(Event.FILE_NOT_INDEXABLE, level="error", error=type(error).__name__)

@@ -8,6 +8,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +23,6 @@ SR_NAME = "findings.sr.dcm"
 SUMMARY_NAME = "summary.sc.dcm"
 SEGMENTS_NAME = "segments.seg.dcm"
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _PREAMBLE_BYTES = 128
 _META_LENGTH_END = _PREAMBLE_BYTES + 4 + 12
 
@@ -59,28 +59,67 @@ def require_space(data_dir: Path, size_bytes: int, minimum_free_bytes: int) -> N
         raise StorageFull("less free space than the site's floor")
 
 
-def keep(data_dir: Path, path: Path, meta: bytes, data_set: bytes | memoryview) -> StoredFile:
-    """Put preamble and file meta `meta` and the `data_set` bytes at `path`; on the disk when it returns.
+class PartFile:
+    """A data set on its way into the store: under incoming/ until it is placed.
 
-    The same data set at that path already is a success. Raises ConflictingInstance when another one is there,
-    StorageFull when the disk has no room; both leave nothing behind.
+    `meta` is preamble and file meta information. Every method raises StorageFull when the storage does not take the
+    bytes or give them back; nothing is left behind by `discard`, nor by a `place` that raises.
     """
-    stored = StoredFile(path=path, sha256=hashlib.sha256(data_set).hexdigest(), size_bytes=len(meta) + len(data_set))
-    target = data_dir / path
-    part = data_dir / "incoming" / f"{uuid.uuid4().hex}.part"
-    with _no_room_is_storage_full():
-        try:
-            _write_durably(part, meta, data_set)
-            _make_folders(target.parent, data_dir)
-            # A hard link, unlike a rename, never replaces a file that is there.
-            os.link(part, target)
-        except FileExistsError:
-            if digest(target) != stored.sha256:
-                raise ConflictingInstance("stored already, with other bytes") from None
-        finally:
-            part.unlink(missing_ok=True)
-        _sync_folder(target.parent)
-    return stored
+
+    def __init__(self, data_dir: Path, meta: bytes) -> None:
+        self._data_dir = data_dir
+        self._path = data_dir / "incoming" / f"{uuid.uuid4().hex}.part"
+        self._digest = hashlib.sha256()
+        self._meta_bytes = len(meta)
+        self.data_set_bytes = 0
+        with _failing_is_storage_full():
+            self._file = self._path.open("xb+", buffering=0)
+            try:
+                _write_whole(self._file, meta)
+            except OSError:
+                self.discard()
+                raise
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append to the data set."""
+        self._digest.update(content)
+        self.data_set_bytes += len(content)
+        with _failing_is_storage_full():
+            _write_whole(self._file, content)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes of the data set from `offset` on."""
+        with _failing_is_storage_full():
+            return os.pread(self._file.fileno(), count, self._meta_bytes + offset)
+
+    def place(self, path: Path) -> StoredFile:
+        """Put the file at `path`, relative to the data folder; on the disk when this returns.
+
+        The same data set at that path already is a success. Raises ConflictingInstance when another one is there.
+        """
+        target = self._data_dir / path
+        stored = StoredFile(
+            path=path, sha256=self._digest.hexdigest(), size_bytes=self._meta_bytes + self.data_set_bytes
+        )
+        with _failing_is_storage_full():
+            try:
+                os.fdatasync(self._file.fileno())
+                _make_folders(target.parent, self._data_dir)
+                # A hard link, unlike a rename, never replaces a file that is there.
+                os.link(self._path, target)
+            except FileExistsError:
+                if digest(target) != stored.sha256:
+                    raise ConflictingInstance("stored already, with other bytes") from None
+            finally:
+                self.discard()
+            _sync_folder(target.parent)
+        return stored
+
+    def discard(self) -> None:
+        """Close and remove the part file."""
+        self._file.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
 
 
 def discard(data_dir: Path, path: Path) -> None:
@@ -119,22 +158,18 @@ def data_set_offset(file: BinaryIO) -> int:
 
 
 @contextlib.contextmanager
-def _no_room_is_storage_full() -> Iterator[None]:
+def _failing_is_storage_full() -> Iterator[None]:
+    # Full, read-only, failing and vanished storage are one to a sender: it keeps its copy and tries again.
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise StorageFull(os.strerror(error.errno)) from error
-        raise
+        raise StorageFull(os.strerror(error.errno or errno.EIO)) from error
 
 
-def _write_durably(part: Path, meta: bytes, data_set: bytes | memoryview) -> None:
-    with part.open("xb", buffering=0) as file:
-        for content in (memoryview(meta), memoryview(data_set)):
-            written = 0
-            while written < len(content):
-                written += file.write(content[written:])
-        os.fdatasync(file.fileno())
+def _write_whole(file: FileIO, content: bytes | memoryview) -> None:
+    written = 0
+    while written < len(content):
+        written += file.write(content[written:])
 
 
 def _make_folders(folder: Path, data_dir: Path) -> None:

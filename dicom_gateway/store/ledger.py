@@ -9,7 +9,17 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from dicom_gateway.errors import ConflictingInstance
 from dicom_gateway.store.files import StoredFile
-from dicom_gateway.store.schema import DeliveryState, StudyState, applied_rule, delivery, instance, report, study
+from dicom_gateway.store.schema import (
+    DeliveryState,
+    StudyState,
+    applied_rule,
+    delivery,
+    instance,
+    refusal,
+    report,
+    shortfall,
+    study,
+)
 
 ROUTINE_PRIORITY = 100
 
@@ -53,6 +63,10 @@ def record_instance(
     most urgent (smallest) `priority` any of its images came with.
     Raises ConflictingInstance when this SOP Instance UID is indexed with other bytes or another place.
     """
+    open_revision = _insert_into_open_study(connection, header, file, now)
+    if open_revision is not None:
+        _count_instance(connection, header, association_count=association_count, now=now, priority=priority)
+        return Receipt(revision=open_revision, duplicate=False, reopened=False)
     _insert_or_ignore(connection, study, _new_study(header, calling_ae_title, priority, now))
     key = study.c.study_instance_uid == header.study_instance_uid
     row = connection.execute(sa.select(study).where(key).with_for_update()).mappings().one()
@@ -79,6 +93,31 @@ def record_instance(
         )
     )
     return Receipt(revision=revision, duplicate=False, reopened=reopened)
+
+
+def record_refusal(
+    connection: sa.Connection,
+    study_instance_uid: str | None,
+    *,
+    status: int,
+    reason: str,
+    calling_ae_title: str,
+    now: float,
+) -> None:
+    """Count an image that was not taken. `reason` is one of ours, so that no sender can make ever more rows.
+
+    None, or a study of which nothing was ever taken, is counted under no study for the same reason.
+    """
+    known = connection.scalar(
+        sa.select(study.c.study_instance_uid).where(study.c.study_instance_uid == (study_instance_uid or ""))
+    )
+    insert: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    last = {"calling_ae_title": calling_ae_title, "last_seen": now}
+    statement = insert(refusal).values(
+        study_instance_uid=known or "", status=status, reason=reason[:64], count=1, **last
+    )
+    key = [refusal.c.study_instance_uid, refusal.c.status, refusal.c.reason]
+    connection.execute(statement.on_conflict_do_update(index_elements=key, set_={"count": refusal.c.count + 1, **last}))
 
 
 def mark_released(connection: sa.Connection, study_instance_uids: frozenset[str], now: float) -> None:
@@ -128,6 +167,17 @@ def record_rule(
             revision=revision,
             rule=rule,
             destinations=None if destinations is None else list(destinations),
+        )
+    )
+
+
+def record_shortfall(
+    connection: sa.Connection, study_instance_uid: str, revision: int, *, received: int, expected: int
+) -> None:
+    """Note that a revision goes to analysis with fewer images than its source has."""
+    connection.execute(
+        sa.insert(shortfall).values(
+            study_instance_uid=study_instance_uid, revision=revision, received=received, expected=expected
         )
     )
 
@@ -244,6 +294,41 @@ def park_unsent(
         now=now,
         attempts=delivery.c.attempts + 1,
         last_error=reason,
+    )
+
+
+def _insert_into_open_study(
+    connection: sa.Connection, header: InstanceHeader, file: StoredFile, now: float
+) -> int | None:
+    """Index a new instance of a study that is being received; the revision, None where it is not that simple.
+
+    299 of 300 images are that simple, and one statement is all they need here.
+    """
+    values = _new_instance(header, file, 0, now)
+    names = list(values)
+    selected = [study.c.revision if name == "revision" else sa.bindparam(None, values[name]) for name in names]
+    is_open = sa.and_(study.c.study_instance_uid == header.study_instance_uid, study.c.state == StudyState.RECEIVING)
+    source = sa.select(*selected).where(is_open).with_for_update()
+    insert: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = insert(instance).from_select(names, source).on_conflict_do_nothing().returning(instance.c.revision)
+    return connection.execute(statement).scalar()
+
+
+def _count_instance(
+    connection: sa.Connection, header: InstanceHeader, *, association_count: int, now: float, priority: int
+) -> None:
+    connection.execute(
+        sa.update(study)
+        .where(study.c.study_instance_uid == header.study_instance_uid)
+        .values(
+            instance_count=study.c.instance_count + 1,
+            priority=sa.case((study.c.priority < priority, study.c.priority), else_=priority),
+            last_received=now,
+            largest_association=sa.case(
+                (study.c.largest_association > association_count, study.c.largest_association), else_=association_count
+            ),
+            error=None,
+        )
     )
 
 

@@ -6,6 +6,7 @@ tables in the same database, so that a study's state and its job change in one t
 
 import enum
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -101,6 +102,28 @@ instance = sa.Table(
     sa.Column("received", sa.Float, nullable=False),
 )
 
+# A revision that was analysed without images that its source had: as many were here, as many the source counted.
+shortfall = sa.Table(
+    "shortfall",
+    metadata,
+    sa.Column("study_instance_uid", sa.ForeignKey("study.study_instance_uid"), primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True),
+    sa.Column("received", sa.Integer, nullable=False),
+    sa.Column("expected", sa.Integer, nullable=False),
+)
+
+# Images that were not taken, counted by study and reason; "" stands for all studies of which we have no image.
+refusal = sa.Table(
+    "refusal",
+    metadata,
+    sa.Column("study_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("status", sa.Integer, primary_key=True),
+    sa.Column("reason", sa.String(64), primary_key=True),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("calling_ae_title", sa.String(16), nullable=False),
+    sa.Column("last_seen", sa.Float, nullable=False),
+)
+
 report = sa.Table(
     "report",
     metadata,
@@ -135,22 +158,26 @@ worker_heartbeat = sa.Table(
 )
 
 
-def open_database(url: str) -> sa.Engine:
+def open_database(url: str, *, rebuildable: bool = False) -> sa.Engine:
     """Engine for the index and the jobs. A commit is on the disk when it returns.
 
+    `rebuildable` is for rows that can be made again from durable files: their commits wait for no disk. A power cut
+    can take the latest of them, but none that came before a commit that did wait: both kinds go into one log in order
+    (https://www.sqlite.org/pragma.html#pragma_synchronous, PostgreSQL manual, "Asynchronous Commit").
     Its errors do not quote parameters: patient names would reach the log that way.
     """
     if not url.startswith("sqlite"):
-        return sa.create_engine(url, pool_pre_ping=True, pool_size=10, hide_parameters=True)
+        options = {"options": "-c synchronous_commit=off"} if rebuildable else {}
+        return sa.create_engine(url, pool_pre_ping=True, pool_size=10, hide_parameters=True, connect_args=options)
     engine = sa.create_engine(url, connect_args={"timeout": 30}, pool_size=10, hide_parameters=True)
-    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "connect", partial(_prepare_sqlite, synchronous="normal" if rebuildable else "full"))
     return engine
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
+def _prepare_sqlite(connection: Any, _record: Any, *, synchronous: str) -> None:
     # BEGIN IMMEDIATE: a reader that turns writer would otherwise meet SQLITE_BUSY without any wait.
     connection.isolation_level = "IMMEDIATE"
-    for pragma in ("journal_mode=wal", "synchronous=full", "busy_timeout=30000", "foreign_keys=on"):
+    for pragma in ("journal_mode=wal", f"synchronous={synchronous}", "busy_timeout=30000", "foreign_keys=on"):
         connection.execute(f"pragma {pragma}")
 
 

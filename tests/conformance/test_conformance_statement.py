@@ -18,8 +18,9 @@ from running import free_port, make_settings
 from dicom_gateway.conformance import ATTRIBUTES, OBJECTS, STATEMENT, tables, write_tables
 from dicom_gateway.deliver import dimse
 from dicom_gateway.deliver.profile import SOP_CLASSES
-from dicom_gateway.receive.listener import SOP_CLASSES as RECEIVED
-from dicom_gateway.receive.listener import TRANSFER_SYNTAXES, start_listener
+from dicom_gateway.receive.admission import SOP_CLASSES as RECEIVED
+from dicom_gateway.receive.admission import TRANSFER_SYNTAXES
+from dicom_gateway.receive.listener import start_listener
 from dicom_gateway.receive.reception import Reception
 from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.report import codes, fhir

@@ -48,8 +48,14 @@ def test_a_path_never_leaves_its_folder(text, place):
     assert not {"", ".", ".."} & set(path.parts)
 
 
+def keep(settings, content: bytes) -> files.StoredFile:
+    part = files.PartFile(settings.data_dir, META)
+    part.write(content)
+    return part.place(PATH)
+
+
 def test_kept_bytes(settings):
-    stored = files.keep(settings.data_dir, PATH, META, b"data set")
+    stored = keep(settings, b"data set")
     assert (settings.data_dir / PATH).read_bytes() == META + b"data set"
     assert stored.sha256 == hashlib.sha256(b"data set").hexdigest() == files.digest(settings.data_dir / PATH)
     assert list(settings.incoming_dir.iterdir()) == []
@@ -57,10 +63,10 @@ def test_kept_bytes(settings):
 
 
 def test_same_again_and_other_bytes(settings):
-    first = files.keep(settings.data_dir, PATH, META, b"data set")
-    assert files.keep(settings.data_dir, PATH, META, b"data set") == first
+    first = keep(settings, b"data set")
+    assert keep(settings, b"data set") == first
     with pytest.raises(ConflictingInstance):
-        files.keep(settings.data_dir, PATH, META, b"another!")
+        keep(settings, b"another!")
     assert (settings.data_dir / PATH).read_bytes() == META + b"data set"
     assert list(settings.incoming_dir.iterdir()) == []
 
@@ -71,7 +77,7 @@ def test_bytes_of_senders_at_the_same_time_never_mix(settings):
 
     def send(content: bytes) -> None:
         try:
-            files.keep(settings.data_dir, PATH, META, content)
+            keep(settings, content)
         except ConflictingInstance:
             return
         kept.append(content)
@@ -105,8 +111,8 @@ def test_files_without_a_row_are_indexed_again(settings, engine):
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         save_ct(path, InstanceNumber=image.InstanceNumber)
-    assert reconcile(engine, settings.data_dir, 100.0) == (2, 0)
-    assert reconcile(engine, settings.data_dir, 200.0) == (0, 0)
+    assert reconcile(engine, settings, 100.0) == (2, 0)
+    assert reconcile(engine, settings, 200.0) == (0, 0)
     row = index.find_instance(engine, images[0].SOPInstanceUID)
     stream = BytesIO()
     images[0].save_as(stream, enforce_file_format=True)
@@ -115,14 +121,14 @@ def test_files_without_a_row_are_indexed_again(settings, engine):
     assert row.sha256 == hashlib.sha256(stream.getvalue()[offset:]).hexdigest()
     assert index.get_study(engine, images[0].StudyInstanceUID).instance_count == 2
     path.unlink()
-    assert reconcile(engine, settings.data_dir, 300.0) == (0, 1)
+    assert reconcile(engine, settings, 300.0) == (0, 1)
 
 
 def test_a_strange_file_does_not_stop_the_start(settings, engine):
     path = settings.data_dir / PATH
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not DICOM")
-    assert reconcile(engine, settings.data_dir, 100.0) == (0, 0)
+    assert reconcile(engine, settings, 100.0) == (0, 0)
     assert path.exists()
 
 

@@ -1,0 +1,165 @@
+"""Who may open an association, how many at a time, and which presentation contexts they get."""
+
+import hmac
+import ipaddress
+import threading
+import time
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pydicom.uid import ExplicitVRBigEndian
+from pynetdicom.sop_class import CTImageStorage, EnhancedCTImageStorage, Verification
+
+from dicom_gateway.errors import StorageFull
+from dicom_gateway.events import Event, emit
+from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_gateway.receive import pdu
+from dicom_gateway.receive.pdu import AssociateRequest, ContextResult, Rejection, UserIdentity
+from dicom_gateway.receive.reception import Reception
+from imaging.volume import TRANSFER_SYNTAXES as DECODED_SYNTAXES
+
+SOP_CLASSES: tuple[str, ...] = (str(CTImageStorage), str(EnhancedCTImageStorage))
+# What the pipeline decodes, uncompressed first; big endian is retired and nobody should start to send it.
+TRANSFER_SYNTAXES = tuple(str(uid) for uid in DECODED_SYNTAXES if uid != ExplicitVRBigEndian)
+MAXIMUM_PDU_BYTES = 131072
+ECHO_SYNTAXES = TRANSFER_SYNTAXES[:2]
+_USER_INFORMATION = pdu.encode_user_information(
+    MAXIMUM_PDU_BYTES, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+)
+_LONGEST_PAUSE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An accepted association: abstract and transfer syntax of each context id, and the PDU that says so."""
+
+    calling_ae_title: str
+    contexts: Mapping[int, tuple[str, str]]
+    encoded: bytes
+
+
+class Admission:
+    """Decides about association requests and knows which associations are open."""
+
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
+        self._settings = reception.settings
+        self._addresses: dict[Hashable, str] = {}
+        self._free_at: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def answer(self, association: Hashable, request: AssociateRequest, address: str) -> Accepted | Rejection:
+        """Accept or reject a request; an accepted `association` counts until `end`.
+
+        Raises ProtocolError for a request that is not well formed.
+        """
+        contexts, encoded, identity, application_context = _negotiated(request.items)
+        stores = any(abstract_syntax in SOP_CLASSES for abstract_syntax, _ in contexts.values())
+        refused = (
+            self._wrong_protocol(request, application_context)
+            or self._unwelcome(request, identity, address)
+            or (stores and self._no_room())
+            or self._too_many(association, address)
+        )
+        if not refused:
+            accepted = pdu.encode_associate_accept(request, encoded, _USER_INFORMATION)
+            return Accepted(request.calling_ae_title, contexts, accepted)
+        rejection, reason = refused
+        emit(
+            Event.ASSOCIATION_REFUSED,
+            level="warning",
+            calling_ae_title=request.calling_ae_title,
+            called_ae_title=request.called_ae_title,
+            address=address,
+            reason=reason,
+        )
+        return rejection
+
+    def end(self, association: Hashable) -> None:
+        """The association is over, whether it was accepted or not."""
+        with self._lock:
+            self._addresses.pop(association, None)
+
+    def pace(self, association: Hashable, received_bytes: int) -> None:
+        """Let an address that sends faster than it may wait; the others are read meanwhile."""
+        limit_mb_per_s = self._settings.maximum_mb_per_s_per_address
+        if limit_mb_per_s is None:
+            return
+        with self._lock:
+            address = self._addresses[association]
+            now = time.monotonic()
+            free_at = max(now, self._free_at.get(address, now)) + received_bytes / (limit_mb_per_s * 1e6)
+            self._free_at[address] = free_at
+        time.sleep(min(_LONGEST_PAUSE_S, free_at - now))
+
+    def _wrong_protocol(self, request: AssociateRequest, application_context: str) -> tuple[Rejection, str] | None:
+        if not request.protocol_version & 1:
+            return Rejection.PROTOCOL_VERSION_NOT_SUPPORTED, "another version of the protocol"
+        if application_context != pdu.APPLICATION_CONTEXT:
+            return Rejection.APPLICATION_CONTEXT_NOT_SUPPORTED, "another application context"
+        return None
+
+    def _unwelcome(
+        self, request: AssociateRequest, identity: UserIdentity | None, address: str
+    ) -> tuple[Rejection, str] | None:
+        settings, calling = self._settings, request.calling_ae_title
+        if request.called_ae_title != settings.ae_title:
+            return Rejection.CALLED_AE_TITLE_NOT_RECOGNIZED, "called by another AE title"
+        if not settings.accepts(calling):
+            return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED, "calling AE title is not in calling_ae_titles"
+        networks = settings.calling_ae_networks.get(calling, settings.calling_networks)
+        if networks and not any(ipaddress.ip_address(address) in network for network in networks):
+            return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED, "the address is not one that may send"
+        passcodes = settings.dicom_passcodes()
+        if passcodes is not None and not _is_known(identity, passcodes):
+            return Rejection.NOT_RECOGNIZED_USER, "user identity is missing or wrong"
+        return None
+
+    def _no_room(self) -> tuple[Rejection, str] | None:
+        try:
+            self._reception.require_space()
+        except (StorageFull, OSError):
+            return Rejection.TEMPORARY_CONGESTION, "no free space for images"
+        return None
+
+    def _too_many(self, association: Hashable, address: str) -> tuple[Rejection, str] | None:
+        with self._lock:
+            of_address = Counter(self._addresses.values())[address]
+            if len(self._addresses) >= self._settings.maximum_associations:
+                return Rejection.LOCAL_LIMIT_EXCEEDED, "too many associations"
+            if of_address >= self._settings.maximum_associations_per_address:
+                return Rejection.LOCAL_LIMIT_EXCEEDED, "too many associations of this address"
+            self._addresses[association] = address
+        return None
+
+
+def _is_known(identity: UserIdentity | None, passcodes: Mapping[str, str]) -> bool:
+    """Whether the name and passcode (PS3.7 D.3.3.7, type 2) are right."""
+    if identity is None or identity.kind != 2:
+        return False
+    expected = passcodes.get(identity.primary.decode("utf-8", "replace"))
+    return expected is not None and hmac.compare_digest(expected.encode(), identity.secondary)
+
+
+_Negotiated = tuple[dict[int, tuple[str, str]], bytes, UserIdentity | None, str]
+
+
+@lru_cache(maxsize=256)
+def _negotiated(items: bytes) -> _Negotiated:
+    """Accepted contexts and the encoded results of all; a sender asks for the same ones each time."""
+    proposal = pdu.parse_proposal(items)
+    contexts: dict[int, tuple[str, str]] = {}
+    encoded = []
+    for context in proposal.contexts:
+        supported = ECHO_SYNTAXES if context.abstract_syntax == Verification else TRANSFER_SYNTAXES
+        if context.abstract_syntax not in (*SOP_CLASSES, Verification):
+            result, chosen = ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED, TRANSFER_SYNTAXES[1]
+        elif syntax := next((syntax for syntax in supported if syntax in context.transfer_syntaxes), None):
+            result, chosen = ContextResult.ACCEPTANCE, syntax
+            contexts[context.context_id] = (context.abstract_syntax, syntax)
+        else:
+            result, chosen = ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED, TRANSFER_SYNTAXES[1]
+        encoded.append(pdu.encode_context_result(context.context_id, result, chosen))
+    return contexts, b"".join(encoded), proposal.user_identity, proposal.application_context

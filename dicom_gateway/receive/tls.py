@@ -1,0 +1,53 @@
+"""TLS of the DICOM port: both sides show a certificate (PS3.15 B.12, the Modified BCP 195 profile)."""
+
+import ssl
+import threading
+from pathlib import Path
+
+from dicom_gateway.errors import ConfigurationError
+from dicom_gateway.events import Event, emit
+from dicom_gateway.settings import Settings
+
+# RFC 9325 section 4.2: forward secrecy and authenticated encryption only. TLS 1.3 has no others.
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
+
+
+class TlsContext:
+    """The context of the settings' files, made again when one of them changes."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigurationError for files that cannot be used."""
+        files = (settings.dicom_tls_certificate_file, settings.dicom_tls_key_file, settings.dicom_tls_ca_file)
+        self._certificate, self._key, self._ca = (Path(file) for file in files if file is not None)
+        self._lock = threading.Lock()
+        try:
+            self._stamp = self._changed()
+            self._context = self._load()
+        except OSError as error:
+            raise ConfigurationError(f"the dicom_tls files cannot be used ({type(error).__name__})") from error
+
+    def current(self) -> ssl.SSLContext:
+        """The context for a new connection. Files that cannot be used leave the one before, and are logged."""
+        with self._lock:
+            try:
+                stamp = self._changed()
+                if stamp != self._stamp:
+                    self._stamp = stamp
+                    self._context = self._load()
+                    emit(Event.TLS_RELOADED)
+            except OSError as error:
+                emit(Event.TLS_NOT_RELOADED, level="error", error=type(error).__name__)
+            return self._context
+
+    def _changed(self) -> tuple[int, ...]:
+        return tuple(file.stat().st_mtime_ns for file in (self._certificate, self._key, self._ca))
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(_CIPHERS)
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+        context.load_cert_chain(self._certificate, self._key)
+        context.load_verify_locations(self._ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
