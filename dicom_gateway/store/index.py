@@ -18,7 +18,9 @@ from dicom_gateway.store.schema import (
     applied_rule,
     delivery,
     instance,
+    refusal,
     report,
+    shortfall,
     study,
 )
 
@@ -53,6 +55,25 @@ class AppliedRule:
 
     rule: str
     destinations: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Images that were not taken for one reason; `status` is the C-STORE status, the sender is the last one's."""
+
+    status: int
+    reason: str
+    count: int
+    calling_ae_title: str
+    last_seen: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortfall:
+    """How many images of a study were here when it was analysed, and how many of the same series its source had."""
+
+    received: int
+    expected: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +252,46 @@ def list_series_samples(engine: sa.Engine, study_instance_uid: str, revision: in
     )
     with engine.connect() as connection:
         return tuple(Path(path) for (path,) in connection.execute(query))
+
+
+def count_series(engine: sa.Engine, study_instance_uid: str) -> Mapping[str, int]:
+    """How many instances of each series of the study are here."""
+    query = (
+        sa.select(instance.c.series_instance_uid, sa.func.count())
+        .where(instance.c.study_instance_uid == study_instance_uid)
+        .group_by(instance.c.series_instance_uid)
+    )
+    with engine.connect() as connection:
+        return {series: count for series, count in connection.execute(query)}
+
+
+def list_refusals(engine: sa.Engine, study_instance_uid: str | None) -> tuple[Refusal, ...]:
+    """What was not taken of a study, the most frequent reason first; None: of studies of which nothing was taken."""
+    query = (
+        sa.select(*(refusal.c[name] for name in Refusal.__slots__))
+        .where(refusal.c.study_instance_uid == (study_instance_uid or ""))
+        .order_by(refusal.c["count"].desc(), refusal.c.reason)
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(query).mappings()
+        return tuple(Refusal(**row | {"last_seen": _utc(row["last_seen"])}) for row in map(dict, rows))
+
+
+def count_refused(engine: sa.Engine) -> Mapping[str, int]:
+    """How many images were not taken for each reason, of all studies."""
+    query = sa.select(refusal.c.reason, sa.func.sum(refusal.c["count"])).group_by(refusal.c.reason)
+    with engine.connect() as connection:
+        return {reason: int(count) for reason, count in connection.execute(query.order_by(refusal.c.reason))}
+
+
+def get_shortfall(engine: sa.Engine, study_instance_uid: str, revision: int) -> Shortfall | None:
+    """What a revision lacked of what its source had when it was analysed; None where nothing is known to lack."""
+    query = sa.select(shortfall.c.received, shortfall.c.expected).where(
+        shortfall.c.study_instance_uid == study_instance_uid, shortfall.c.revision == revision
+    )
+    with engine.connect() as connection:
+        row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else Shortfall(**row)
 
 
 def find_instance(engine: sa.Engine, sop_instance_uid: str) -> InstanceRow | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+import itertools
 import time
 from contextlib import contextmanager
 from io import BytesIO
@@ -25,7 +26,7 @@ from running import make_settings, storescu, wait_until
 from structlog.testing import capture_logs
 
 from dicom_gateway.jobs.queue import ROUTINE, STAT, JobQueue
-from dicom_gateway.receive.assembly import QuietRules, close_quiet_studies
+from dicom_gateway.receive.assembly import Assembly, QuietRules
 from dicom_gateway.receive.listener import start_listener
 from dicom_gateway.receive.reception import Reception
 from dicom_gateway.receive.statuses import StoreStatus
@@ -103,24 +104,29 @@ def test_only_the_study_of_the_latest_image_is_being_sent(settings):
     entity, jobs = start_listener(reception), JobQueue(engine)
     rules = QuietRules(quiet_period_s=5.0, quiet_period_single_image_s=5.0)
 
+    assembly, clock_s = Assembly(engine=engine, jobs=jobs, rules=rules), itertools.count()
+
     def closed(after_s):
-        open_studies = reception.associations.studies()
-        return close_quiet_studies(engine, jobs, rules, open_studies=open_studies, now=time.time() + after_s)
+        closed = ()
+        for second in itertools.islice(clock_s, after_s):
+            open_studies = reception.associations.studies()
+            closed += assembly.close_complete(open_studies=open_studies, now=time.time(), clock_s=float(second))
+        return closed
 
     try:
         with associated(settings) as association:
             assert association.send_c_store(images[0]).Status == StoreStatus.SUCCESS
             received = index.get_study(engine, first).last_received.timestamp()
             assert reception.associations.studies() == {first}
-            assert closed(3600) == ()
+            assert closed(10) == ()
             assert association.send_c_store(images[1]).Status == StoreStatus.SUCCESS
             assert reception.associations.studies() == {second}
             assert released(engine, first) > received
-            assert closed(3600) == (first,)
+            assert closed(10) == (first,)
             before = released(engine, first)
         wait_until(lambda: not reception.associations.studies(), "the end of the association")
         assert released(engine, first) == before
-        assert closed(3600) == (second,)
+        assert closed(10) == (second,)
     finally:
         entity.shutdown()
         jobs.close()
