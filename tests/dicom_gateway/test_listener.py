@@ -1,8 +1,8 @@
 """The DICOM port, asked by real peers: what is kept, what is refused, and with which status."""
 
 import hashlib
-import socket
 import itertools
+import socket
 import time
 from contextlib import contextmanager
 from io import BytesIO
