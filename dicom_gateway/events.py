@@ -35,6 +35,7 @@ class Event(enum.StrEnum):
     INDEX_RECONCILED = "index_reconciled"
     FILE_NOT_INDEXABLE = "file_not_indexable"
     FILE_MISSING = "file_missing"
+    STORED_FILE_UNREADABLE = "stored_file_unreadable"
     STUDY_REOPENED = "study_reopened"
     STUDY_COMPLETE = "study_complete"
     STUDY_EXCLUDED = "study_excluded"

@@ -3,7 +3,7 @@
 Times are aware UTC datetimes; paths are relative to the data folder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,6 +150,27 @@ def list_studies(
         query = query.where(sa.or_(*(column.icontains(search, autoescape=True) for column in columns)))
     with engine.connect() as connection:
         return tuple(_study(row) for row in connection.execute(query.limit(limit).offset(offset)).mappings())
+
+
+def match_studies(
+    engine: sa.Engine,
+    *,
+    study_instance_uid: Collection[str] | None = None,
+    patient_id: str | None = None,
+    accession_number: str | None = None,
+) -> Iterator[StudyRow]:
+    """Studies with exactly these values where given, the one heard of last first, read a few at a time."""
+    query = _studies().order_by(study.c.last_received.desc(), study.c.study_instance_uid)
+    if study_instance_uid is not None:
+        query = query.where(study.c.study_instance_uid.in_(study_instance_uid))
+    if patient_id is not None:
+        query = query.where(study.c.patient_id == patient_id)
+    if accession_number is not None:
+        query = query.where(study.c.accession_number == accession_number)
+    after = 0
+    while page := _page(engine, query.limit(_PAGE).offset(after)):
+        yield from page
+        after += _PAGE
 
 
 def get_study(engine: sa.Engine, study_instance_uid: str) -> StudyRow | None:
@@ -313,6 +334,7 @@ def counts(engine: sa.Engine) -> Counts:
     )
 
 
+_PAGE = 200
 _Row = Mapping[Any, Any]
 _decided = sa.and_(
     applied_rule.c.study_instance_uid == study.c.study_instance_uid, applied_rule.c.revision == study.c.revision
@@ -321,6 +343,11 @@ _decided = sa.and_(
 
 def _studies() -> sa.Select[Any]:
     return sa.select(study, applied_rule.c.rule).select_from(study.outerjoin(applied_rule, _decided))
+
+
+def _page(engine: sa.Engine, query: sa.Select[Any]) -> list[StudyRow]:
+    with engine.connect() as connection:
+        return [_study(row) for row in connection.execute(query).mappings()]
 
 
 def _utc(epoch_s: float) -> datetime:

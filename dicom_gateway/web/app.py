@@ -13,7 +13,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from dicom_gateway.errors import NotFound
 from dicom_gateway.settings import Settings
 from dicom_gateway.store.schema import create_tables, open_database
-from dicom_gateway.web import api, pages
+from dicom_gateway.web import api, dicomweb, pages
 from dicom_gateway.web.rendering import render_problem, software_version
 from dicom_gateway.web.security import HEADERS, LOOPBACK_HOSTS, SecureHeaders
 from dicom_gateway.web.site import Site
@@ -36,6 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.site = Site(settings, engine)
     app.include_router(api.router)
+    app.include_router(dicomweb.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     if settings.web_host in LOOPBACK_HOSTS:
@@ -71,6 +72,6 @@ def _server_error(request: Request, error: Exception) -> Response:
 
 
 def _problem(request: Request, status: HTTPStatus, detail: str) -> Response:
-    if request.url.path.startswith("/api/"):
+    if request.url.path.startswith(("/api/", f"{dicomweb.PREFIX}/")):
         return JSONResponse({"detail": detail}, status)
     return render_problem(request, status, detail)

@@ -1,0 +1,307 @@
+"""QIDO-RS and WADO-RS over HTTP, on a store filled by the reception and by result files."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from factories import make_ct_dataset, save_ct
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom import Dataset, dcmread
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+from web_samples import open_site, publish, sample_report, serving, site_settings
+
+from dicom_gateway.receive.reception import Incoming, Reception
+from dicom_gateway.settings import Settings
+from dicom_gateway.web.app import create_app
+from dicom_gateway.web.dicomweb_query import BadQuery, matches, parse_query
+from imaging.uids import derive_uid
+
+CHINESE, ENGLISH = "1.2.3.1", "1.2.3.2"
+NAME = "Wang^XiaoDong=王^小东"
+RESULTS = {
+    "findings.sr.dcm": (Comprehensive3DSRStorage, "SR", "1.2.3.1.8001"),
+    "summary.sc.dcm": (SecondaryCaptureImageStorage, "OT", "1.2.3.1.8002"),
+    "segments.seg.dcm": (SegmentationStorage, "SEG", "1.2.3.1.8003"),
+    "2_segments.seg.dcm": (SegmentationStorage, "SEG", "1.2.3.1.8003"),
+}
+
+
+def keep(reception: Reception, ds: Dataset, syntax: str = ExplicitVRLittleEndian) -> None:
+    """As a sender's image is kept."""
+    encoded = DicomBytesIO()
+    encoded.is_little_endian, encoded.is_implicit_VR = True, syntax == ImplicitVRLittleEndian
+    write_dataset(encoded, ds)
+    incoming = Incoming(
+        reception,
+        sop_class_uid=ds.SOPClassUID,
+        sop_instance_uid=ds.SOPInstanceUID,
+        transfer_syntax=syntax,
+        calling_ae_title="CT1",
+        association="test",
+    )
+    incoming.write(encoded.getvalue())
+    incoming.keep()
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Two studies: a Chinese one of three images with a report, an older one of two series."""
+    settings = site_settings(tmp_path_factory.mktemp("site"), minimum_free_space_mb=0)
+    for folder in (settings.incoming_dir, settings.studies_dir):
+        folder.mkdir(parents=True)
+    engine = open_site(settings)
+    reception = Reception(settings=settings, engine=engine)
+    for number in (1, 2):
+        series = f"{ENGLISH}.{number}"
+        ds = make_ct_dataset(StudyInstanceUID=ENGLISH, SeriesInstanceUID=series, SeriesNumber=number)
+        keep(reception, ds, ImplicitVRLittleEndian)
+    text = {"SpecificCharacterSet": "GB18030", "PatientName": NAME, "PatientID": "P-2", "StudyDate": "20260215"}
+    for number in (1, 2, 3):
+        ds = make_ct_dataset(StudyInstanceUID=CHINESE, SeriesInstanceUID=f"{CHINESE}.1", InstanceNumber=number, **text)
+        keep(reception, ds)
+    with engine.connect() as connection:
+        last = connection.exec_driver_sql(f"select last_received from study where study_instance_uid = '{CHINESE}'")
+        folder = publish(settings, engine, sample_report(CHINESE), now=last.scalar_one())
+    for number, (name, (sop_class, modality, series)) in enumerate(RESULTS.items()):
+        save_ct(
+            folder / name,
+            StudyInstanceUID=CHINESE,
+            SeriesInstanceUID=series,
+            SOPInstanceUID=derive_uid("dicomweb result", str(number)),
+            SOPClassUID=sop_class,
+            Modality=modality,
+            **text | {"SpecificCharacterSet": "ISO_IR 192"},
+        )
+    engine.dispose()
+    return settings
+
+
+@pytest.fixture(scope="module")
+def client(settings: Settings) -> Iterator[httpx.Client]:
+    with serving(create_app(settings)) as client:
+        yield client
+
+
+def search(client: httpx.Client, what: str, **parameters: Any) -> list[Dataset]:
+    answer = client.get(f"/dicom-web/{what}", params=parameters, headers={"Accept": "application/dicom+json"})
+    if answer.status_code == 204:
+        assert answer.content == b""
+        return []
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/dicom+json")
+    return [Dataset.from_json(found) for found in answer.json()]
+
+
+def parts(answer: httpx.Response) -> list[tuple[str, bytes]]:
+    """Content type and content of each part."""
+    assert answer.status_code == 200
+    kind = re.fullmatch(r'multipart/related;type="application/dicom";boundary=(\w+)', answer.headers["Content-Type"])
+    assert kind is not None
+    before, *between, after = answer.content.split(f"--{kind[1]}".encode())
+    assert (before, after) == (b"", b"--\r\n")
+    heads, contents = zip(*(part.split(b"\r\n\r\n", 1) for part in between), strict=True)
+    types = [head.removeprefix(b"\r\nContent-Type: ").decode() for head in heads]
+    return [(media, content.removesuffix(b"\r\n")) for media, content in zip(types, contents, strict=True)]
+
+
+def test_studies_are_told_with_images_and_results(client: httpx.Client) -> None:
+    chinese, english = search(client, "studies")
+    assert (chinese.StudyInstanceUID, english.StudyInstanceUID) == (CHINESE, ENGLISH)
+    assert (chinese.PatientName, chinese.SpecificCharacterSet) == (NAME, "ISO_IR 192")
+    assert chinese.ModalitiesInStudy == ["CT", "OT", "SEG", "SR"]
+    assert (chinese.NumberOfStudyRelatedSeries, chinese.NumberOfStudyRelatedInstances) == (4, 7)
+    assert (english.NumberOfStudyRelatedSeries, english.NumberOfStudyRelatedInstances) == (2, 2)
+    assert chinese.RetrieveURL == f"{client.base_url}/dicom-web/studies/{CHINESE}"
+    assert chinese.InstanceAvailability == "ONLINE"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "found"),
+    [
+        ({"PatientName": "wang*"}, [CHINESE]),
+        ({"PatientName": "王^小东"}, [CHINESE]),
+        ({"00100020": "P-2"}, [CHINESE]),
+        ({"PatientID": "P-?"}, [CHINESE]),
+        ({"PatientID": "p-2"}, []),
+        ({"PatientID": ""}, [CHINESE, ENGLISH]),
+        ({"StudyDate": "20260101-20260131"}, [ENGLISH]),
+        ({"StudyDate": "20260201-"}, [CHINESE]),
+        ({"StudyDate": "-20260131"}, [ENGLISH]),
+        ({"StudyTime": "1200"}, []),
+        ({"StudyTime": "1130-1200"}, [CHINESE, ENGLISH]),
+        ({"ModalitiesInStudy": "SR"}, [CHINESE]),
+        ({"StudyInstanceUID": f"{ENGLISH},{CHINESE}"}, [CHINESE, ENGLISH]),
+        ({"StudyInstanceUID": "1.2.3"}, []),
+        ({"AccessionNumber": "ACC1", "limit": 1}, [CHINESE]),
+        ({"AccessionNumber": "ACC1", "limit": 1, "offset": 1}, [ENGLISH]),
+        ({"AccessionNumber": "ACC1", "offset": 2}, []),
+        ({"AccessionNumber": "ACC[1]"}, []),
+        ({"AccessionNumber": "' or ''='"}, []),
+    ],
+)
+def test_studies_are_searched(client: httpx.Client, parameters: dict[str, Any], found: list[str]) -> None:
+    assert [study.StudyInstanceUID for study in search(client, "studies", **parameters)] == found
+
+
+def test_series_and_instances_are_searched_within_a_study_and_across(client: httpx.Client) -> None:
+    within = search(client, f"studies/{CHINESE}/series", Modality="S*")
+    assert {(series.Modality, series.NumberOfSeriesRelatedInstances) for series in within} == {("SR", 1), ("SEG", 2)}
+    assert all("PatientName" not in series for series in within)
+    (across,) = search(client, "series", Modality="SR", PatientID="P-2")
+    assert (across.PatientName, across.SeriesInstanceUID) == (NAME, "1.2.3.1.8001")
+    assert across.RetrieveURL.endswith(f"/studies/{CHINESE}/series/1.2.3.1.8001")
+
+    images = search(client, f"studies/{CHINESE}/series/{CHINESE}.1/instances")
+    assert [image.InstanceNumber for image in sorted(images, key=lambda i: i.InstanceNumber)] == [1, 2, 3]
+    (third,) = search(client, f"studies/{CHINESE}/instances", InstanceNumber="3")
+    assert third.RetrieveURL.endswith(f"/series/{CHINESE}.1/instances/{third.SOPInstanceUID}")
+    assert (third.Rows, third.Modality) == (16, "CT")
+    (segments,) = search(client, "instances", SOPInstanceUID=derive_uid("dicomweb result", "2"))
+    assert (segments.SOPClassUID, segments.ModalitiesInStudy[0]) == (SegmentationStorage, "CT")
+    assert search(client, f"studies/{CHINESE}/series/1.2.3/instances") == []
+
+
+def test_further_attributes_are_told_on_request(client: httpx.Client) -> None:
+    (plain, named, every) = (
+        search(client, f"studies/{CHINESE}/series", Modality="CT", **more)[0]
+        for more in ({}, {"includefield": "00180060,StationName,SOPClassUID"}, {"includefield": "all"})
+    )
+    assert "KVP" not in plain
+    assert "KVP" in named and "StationName" not in named and "SOPClassUID" in named
+    assert (every.KVP, every.Manufacturer) == (120, "OneScan tests")
+
+
+def test_what_was_not_done_is_said_in_a_warning(client: httpx.Client) -> None:
+    answer = client.get("/dicom-web/studies", params={"fuzzymatching": "true", "limit": 1})
+    assert len(answer.json()) == 1
+    assert "fuzzymatching parameter is not supported" in answer.headers["Warning"]
+    assert "additional results" in answer.headers["Warning"]
+    assert "Warning" not in client.get("/dicom-web/studies", params={"limit": 2}).headers
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=-1", "limit=x", "offset=1.5", "NoSuchKeyword=1", "0040A730=1", "a=1", "StudyDate=1&00080020=2"]
+)
+def test_a_search_that_cannot_be_understood_is_refused(client: httpx.Client, query: str) -> None:
+    answer = client.get(f"/dicom-web/studies?{query}")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (400, "application/json")
+
+
+def test_a_study_is_retrieved_as_it_is_stored(client: httpx.Client, settings: Settings) -> None:
+    stored = [path for path in (settings.data_dir).rglob("*.dcm") if CHINESE in str(path)]
+    retrieved = parts(client.get(f"/dicom-web/studies/{CHINESE}"))
+    assert sorted(content for _, content in retrieved) == sorted(path.read_bytes() for path in stored)
+    assert {media for media, _ in retrieved} == {f"application/dicom;transfer-syntax={ExplicitVRLittleEndian}"}
+    (sr,) = parts(client.get(f"/dicom-web/studies/{CHINESE}/series/1.2.3.1.8001"))
+    assert dcmread(io.BytesIO(sr[1])).Modality == "SR"
+
+
+def test_an_instance_is_retrieved_alone(client: httpx.Client) -> None:
+    address = f"/dicom-web/studies/{ENGLISH}/series/{ENGLISH}.1/instances/{instance_of(f'{ENGLISH}.1')}"
+    ((media, content),) = parts(client.get(address, headers={"Accept": 'multipart/related; type="application/dicom"'}))
+    assert media == f"application/dicom;transfer-syntax={ImplicitVRLittleEndian}"
+    alone = client.get(address, headers={"Accept": "application/dicom; transfer-syntax=*"})
+    assert (alone.headers["Content-Type"], alone.content) == (media, content)
+    assert dcmread(io.BytesIO(content)).SOPInstanceUID == instance_of(f"{ENGLISH}.1")
+
+
+def instance_of(series: str) -> str:
+    return derive_uid("test instance", series, "1")
+
+
+def test_metadata_are_the_header_without_pixels(client: httpx.Client) -> None:
+    for below, count in (("", 7), (f"/series/{CHINESE}.1", 3), (f"/series/{CHINESE}.1/instances/", 1)):
+        below += instance_of(f"{CHINESE}.1") if below.endswith("/") else ""
+        answer = client.get(f"/dicom-web/studies/{CHINESE}{below}/metadata")
+        assert answer.headers["Content-Type"] == "application/dicom+json"
+        assert len(answer.json()) == count
+    ds = Dataset.from_json(answer.json()[0])
+    assert (ds.PatientName, ds.SpecificCharacterSet) == (NAME, "ISO_IR 192")
+    assert ds.ImagePositionPatient == [-8, -8, 1]
+    assert "PixelData" not in ds
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [
+        ("studies/1.2.9", 404),
+        (f"studies/{CHINESE}/series/1.2.9", 404),
+        (f"studies/{CHINESE}/series/{ENGLISH}.1", 404),
+        (f"studies/{CHINESE}/series/{CHINESE}.1/instances/1.2.9/metadata", 404),
+        ("studies/1.2.9/series", 404),
+        ("studies/..%2f..%2fetc", 404),
+        ("studies/1.2.x/metadata", 400),
+        (f"studies/{CHINESE}/series/%2e%2e/metadata", 400),
+        ("nothing", 404),
+    ],
+)
+def test_what_is_not_here_has_its_status(client: httpx.Client, address: str, status: int) -> None:
+    answer = client.get(f"/dicom-web/{address}")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/json")
+
+
+@pytest.mark.parametrize(
+    ("address", "accept", "status"),
+    [
+        ("studies", "application/dicom+xml", 406),
+        ("studies", "text/html, application/json;q=0.5", 200),
+        ("studies?accept=application/dicom%2Bjson", "text/html", 200),
+        (f"studies/{ENGLISH}/metadata", "text/html", 406),
+        (f"studies/{ENGLISH}", "image/jpeg", 406),
+        (f"studies/{ENGLISH}", 'multipart/related; type="image/jpeg"', 406),
+        (
+            f"studies/{ENGLISH}",
+            'multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2',
+            200,
+        ),
+        (
+            f"studies/{ENGLISH}",
+            'multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2.4.80',
+            406,
+        ),
+        (f"studies/{ENGLISH}?accept=image/jpeg", "*/*", 406),
+    ],
+)
+def test_only_what_is_accepted_is_sent(client: httpx.Client, address: str, accept: str, status: int) -> None:
+    assert client.get(f"/dicom-web/{address}", headers={"Accept": accept}).status_code == status
+
+
+def test_a_file_that_is_damaged_hides_no_other(tmp_path: Path) -> None:
+    settings = site_settings(tmp_path, minimum_free_space_mb=0)
+    for folder in (settings.incoming_dir, settings.studies_dir):
+        folder.mkdir(parents=True)
+    engine = open_site(settings)
+    reception = Reception(settings=settings, engine=engine)
+    for number in (1, 2, 3):
+        keep(reception, make_ct_dataset(StudyInstanceUID="1.2.5", SeriesInstanceUID="1.2.5.1", InstanceNumber=number))
+    first, second, _ = sorted(settings.data_dir.rglob("*.dcm"))
+    first.write_bytes(b"no DICOM at all")
+    second.unlink()
+    with serving(create_app(settings)) as client:
+        (study,) = search(client, "studies")
+        assert (study.StudyInstanceUID, study.NumberOfStudyRelatedInstances) == ("1.2.5", 2)
+        assert len(search(client, "studies/1.2.5/instances")) == 2
+        assert len(client.get("/dicom-web/studies/1.2.5/metadata").json()) == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(["limit", "offset", "includefield", "PatientName"]) | st.text(), st.text())))
+def test_any_parameters_are_understood_or_refused(parameters: list[tuple[str, str]]) -> None:
+    try:
+        query = parse_query(parameters)
+    except BadQuery:
+        return
+    matches(make_ct_dataset(), query.keys)
+    json.dumps(query.fields)
