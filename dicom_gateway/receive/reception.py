@@ -154,8 +154,7 @@ class Incoming:
     def _place(self, header: ledger.InstanceHeader, association_count: int) -> None:
         settings = self._reception.settings
         path = files.instance_path(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
-        is_new = not (settings.data_dir / path).exists()
-        file = self._part.place(path)
+        file, is_new = self._part.place(path)
         try:
             with self._reception.writing(), self._reception.engine.begin() as connection:
                 receipt = ledger.record_instance(

@@ -92,11 +92,12 @@ class PartFile:
         with _failing_is_storage_full():
             return os.pread(self._file.fileno(), count, self._meta_bytes + offset)
 
-    def place(self, path: Path) -> StoredFile:
-        """Put the file at `path`, relative to the data folder; on the disk when this returns.
+    def place(self, path: Path) -> tuple[StoredFile, bool]:
+        """Put the file at `path`, relative to the data folder: on the disk when this returns; whether it is new there.
 
         The same data set at that path already is a success. Raises ConflictingInstance when another one is there.
         """
+        is_new = True
         target = self._data_dir / path
         stored = StoredFile(
             path=path, sha256=self._digest.hexdigest(), size_bytes=self._meta_bytes + self.data_set_bytes
@@ -110,13 +111,16 @@ class PartFile:
             except FileExistsError:
                 if digest(target) != stored.sha256:
                     raise ConflictingInstance("stored already, with other bytes") from None
+                is_new = False
             finally:
                 self.discard()
             _sync_folder(target.parent)
-        return stored
+        return stored, is_new
 
     def discard(self) -> None:
         """Close and remove the part file."""
+        if self._file.closed:
+            return
         self._file.close()
         with contextlib.suppress(OSError):
             self._path.unlink()

@@ -65,7 +65,10 @@ def record_instance(
     """
     open_revision = _insert_into_open_study(connection, header, file, now)
     if open_revision is not None:
-        _count_instance(connection, header, association_count=association_count, now=now, priority=priority)
+        connection.execute(
+            _COUNT_INSTANCE,
+            {"uid": header.study_instance_uid, "now": now, "sent": association_count, "urgency": priority},
+        )
         return Receipt(revision=open_revision, duplicate=False, reopened=False)
     _insert_or_ignore(connection, study, _new_study(header, calling_ae_title, priority, now))
     key = study.c.study_instance_uid == header.study_instance_uid
@@ -304,32 +307,41 @@ def _insert_into_open_study(
 
     299 of 300 images are that simple, and one statement is all they need here.
     """
-    values = _new_instance(header, file, 0, now)
-    names = list(values)
-    selected = [study.c.revision if name == "revision" else sa.bindparam(None, values[name]) for name in names]
-    is_open = sa.and_(study.c.study_instance_uid == header.study_instance_uid, study.c.state == StudyState.RECEIVING)
-    source = sa.select(*selected).where(is_open).with_for_update()
-    insert: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = insert(instance).from_select(names, source).on_conflict_do_nothing().returning(instance.c.revision)
-    return connection.execute(statement).scalar()
+    statement = _INSERT_INTO_OPEN_STUDY[connection.dialect.name]
+    return connection.execute(statement, _new_instance(header, file, 0, now)).scalar()
 
 
-def _count_instance(
-    connection: sa.Connection, header: InstanceHeader, *, association_count: int, now: float, priority: int
-) -> None:
-    connection.execute(
-        sa.update(study)
-        .where(study.c.study_instance_uid == header.study_instance_uid)
-        .values(
-            instance_count=study.c.instance_count + 1,
-            priority=sa.case((study.c.priority < priority, study.c.priority), else_=priority),
-            last_received=now,
-            largest_association=sa.case(
-                (study.c.largest_association > association_count, study.c.largest_association), else_=association_count
-            ),
-            error=None,
-        )
+def _insert_into_open_study_of(insert: Any) -> Any:
+    names = [column.name for column in instance.columns]
+    values = [
+        study.c.revision if name == "revision" else sa.bindparam(name, type_=instance.c[name].type) for name in names
+    ]
+    of_open_study = sa.and_(
+        study.c.study_instance_uid == sa.bindparam("study_instance_uid"), study.c.state == StudyState.RECEIVING
     )
+    source = sa.select(*values).where(of_open_study).with_for_update()
+    return insert(instance).from_select(names, source).on_conflict_do_nothing().returning(instance.c.revision)
+
+
+# Built once: to build them costs several times as much as to execute them.
+_INSERT_INTO_OPEN_STUDY = {
+    "sqlite": _insert_into_open_study_of(sqlite.insert),
+    "postgresql": _insert_into_open_study_of(postgresql.insert),
+}
+_COUNT_INSTANCE = (
+    sa.update(study)
+    .where(study.c.study_instance_uid == sa.bindparam("uid"))
+    .values(
+        instance_count=study.c.instance_count + 1,
+        priority=sa.case((study.c.priority < sa.bindparam("urgency"), study.c.priority), else_=sa.bindparam("urgency")),
+        last_received=sa.bindparam("now"),
+        largest_association=sa.case(
+            (study.c.largest_association > sa.bindparam("sent"), study.c.largest_association),
+            else_=sa.bindparam("sent"),
+        ),
+        error=None,
+    )
+)
 
 
 def _new_study(header: InstanceHeader, calling_ae_title: str, priority: int, now: float) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def test_a_path_never_leaves_its_folder(text, place):
 def keep(settings, content: bytes) -> files.StoredFile:
     part = files.PartFile(settings.data_dir, META)
     part.write(content)
-    return part.place(PATH)
+    stored, _is_new = part.place(PATH)
+    return stored
 
 
 def test_kept_bytes(settings):
