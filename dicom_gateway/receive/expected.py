@@ -87,23 +87,28 @@ def compare(held: Mapping[str, int], count: SourceCount) -> Comparison:
 
 
 def ask(source: Source, study_instance_uid: str, *, calling_ae_title: str) -> SourceCount:
-    """C-FIND at SERIES level, and at STUDY level where series are not counted there (PS3.4 C.6.2.1).
+    """C-FIND at SERIES level, at IMAGE level for series that are not counted there; at STUDY level without any series.
 
-    Raises PeerUnreachable or PeerRefused when there is no answer.
+    PS3.4 C.6.2.1: only the unique keys must be supported, the numbers are optional. Raises PeerUnreachable or
+    PeerRefused when there is no answer.
     """
     end = time.monotonic() + ANSWER_WITHIN_S
     with _association(source, calling_ae_title) as association:
-        keys = dict.fromkeys(("SeriesInstanceUID", "Modality", "NumberOfSeriesRelatedInstances"), "")
-        found = list(_find(association, "SERIES", study_instance_uid, keys, end))
+
+        def find(level: str, **keys: str) -> list[Dataset]:
+            return list(_find(association, level, study_instance_uid, keys, end))
+
+        found = find("SERIES", SeriesInstanceUID="", Modality="", NumberOfSeriesRelatedInstances="")
+        ct = {_text(one, "SeriesInstanceUID"): one for one in found if _text(one, "Modality") in ("CT", "")}
         series = {
-            _text(one, "SeriesInstanceUID"): _number(one, "NumberOfSeriesRelatedInstances")
-            for one in found
-            if _text(one, "Modality") in ("CT", "")
+            uid: _number(one, "NumberOfSeriesRelatedInstances")
+            or len(find("IMAGE", SeriesInstanceUID=uid, SOPInstanceUID=""))
+            for uid, one in ct.items()
+            if uid
         }
-        if series and all(uid and number for uid, number in series.items()):
+        if any(series.values()):
             return SourceCount(series=series)
-        keys = dict.fromkeys(("ModalitiesInStudy", "NumberOfStudyRelatedInstances"), "")
-        studies = list(_find(association, "STUDY", study_instance_uid, keys, end))
+        studies = find("STUDY", ModalitiesInStudy="", NumberOfStudyRelatedInstances="")
     if len(studies) != 1:
         return SourceCount()
     modalities = frozenset(_text(studies[0], "ModalitiesInStudy").split("\\"))

@@ -1,0 +1,40 @@
+"""Fault trials, by hand: `python benchmarks/trials KIND [--trials N] [--seed N]`. They say what they tried and what broke.
+
+They run the real service by its command line, the wire and the stored files, with DCMTK as the sender; `power` and
+`storage` mount file systems of their own and need root.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2] / "tests"), str(Path(__file__).parents[2])]
+
+import kill
+import power
+import storage
+
+KINDS = {
+    "kill-listener": (kill.kill_listener, 200),
+    "kill-service": (kill.kill_service, 12),
+    "power": (power.cut_power, 60),
+    "power-control": (power.cut_power_without_sync, 9),
+    "storage": (storage.fail_storage, 10),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python benchmarks/trials", description=__doc__)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--trials", type=int, help="how many; otherwise as many as the figures in the README")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    run, trials = KINDS[arguments.kind]
+    with tempfile.TemporaryDirectory(prefix="onescan-trials-") as folder:
+        tallies = run(Path(folder), arguments.trials or trials, arguments.seed)
+        print(*(tallies if isinstance(tallies, list) else [tallies]), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""A power cut: what the disk had at a random moment, and nothing that was only in memory.
+
+A file system on a loop device keeps unsynced data in memory and gives the loop device what was synced. At the cut the
+listener is stopped, the loop device's file is copied, and the service goes on with the copy, mounted anew.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from ground import Tally, acknowledged, answers, judge, start_storescu, write_study
+from running import end, make_settings, start_role
+
+IMAGES = 24
+# Journals are written when somebody asks for it, not after the usual 5 s (ext4) and 30 s (btrfs).
+_FILE_SYSTEMS = {
+    "ext4": (64, ["mkfs.ext4", "-q", "-F"], "loop,commit=600,noauto_da_alloc"),
+    "xfs": (320, ["mkfs.xfs", "-q"], "loop"),
+    "btrfs": (256, ["mkfs.btrfs", "-q", "-f"], "loop,commit=300"),
+}
+_NO_SYNC = "/usr/lib/x86_64-linux-gnu/libeatmydata.so"
+
+
+def cut_power(folder: Path, trials: int, seed: int) -> Tally:
+    """As many cuts on each file system."""
+    tally = Tally("power cut")
+    for file_system in _FILE_SYSTEMS:
+        _cut(tally, folder, file_system, trials // len(_FILE_SYSTEMS), seed)
+    return tally
+
+
+def cut_power_without_sync(folder: Path, trials: int, seed: int) -> Tally:
+    """The same with every sync made to do nothing (libeatmydata): shows that the trial sees what is lost."""
+    os.environ["LD_PRELOAD"] = _NO_SYNC
+    try:
+        tally = cut_power(folder, trials, seed)
+    finally:
+        del os.environ["LD_PRELOAD"]
+    tally.name = "power cut, control without any sync"
+    return tally
+
+
+def _cut(tally: Tally, folder: Path, file_system: str, trials: int, seed: int) -> None:
+    size_mb, make, options = _FILE_SYSTEMS[file_system]
+    choice, disk = random.Random(seed), folder / f"{file_system}.disk"
+    disk.touch()
+    os.truncate(disk, size_mb << 20)
+    subprocess.run([*make, str(disk)], check=True)
+    site = folder / file_system
+    site.mkdir()
+    sent: dict[str, str] = {}
+    taken: set[str] = set()
+    with _mounted(disk, site, options):
+        settings = make_settings(site, quiet_period_s=600.0, quiet_period_single_image_s=600.0)
+        subprocess.run(["sync", "-f", str(site)], check=True)
+    for trial in range(trials):
+        out = folder / f"{file_system}{trial}"
+        latest = write_study(out, f"{file_system} {seed} {trial}", IMAGES)
+        sent |= latest
+        after = folder / "after.disk"
+        with _mounted(disk, site, options):
+            listener = start_role(settings, "listener")
+            sender = start_storescu(settings, out)
+            time.sleep(choice.uniform(0.02, 0.35))
+            os.kill(listener.pid, signal.SIGSTOP)
+            subprocess.run(["cp", "--sparse=always", str(disk), str(after)], check=True)
+            end(listener)
+        new = acknowledged(answers(sender))
+        taken |= new
+        tally.tried += 1
+        tally.note(f"{file_system}: in mid study", 0 < len(new) < IMAGES)
+        after.replace(disk)
+        shutil.rmtree(out)
+        with _mounted(disk, site, options):
+            listener = start_role(settings, "listener")
+            tally.add(judge(settings, sent, taken))
+            end(listener)
+            # What the restart did stays: the next cut is another day.
+            subprocess.run(["sync", "-f", str(site)], check=True)
+    tally.acknowledged += len(taken)
+
+
+@contextmanager
+def _mounted(disk: Path, folder: Path, options: str):
+    subprocess.run(["mount", "-o", options, str(disk), str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
