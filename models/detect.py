@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ from models.heads import (
     joined_mask,
     lesion_candidates,
     not_lining,
+    soft_tissue_radius_mm,
 )
 from models.manifest import ModelManifest, OperatingPoint
 from models.measure import (
@@ -63,6 +65,9 @@ _SMALLEST_MASS_ML = 1.8
 _LARGEST_NODULE_MM = 30.0
 # Short over long axis: what is slimmer is collapsed lung or a fissure.
 _LEAST_COMPACT = 0.4
+# Of a ball of soft tissue that a mass holds somewhere, and vessels side by side do not.
+_LEAST_MASS_RADIUS_MM = 4.0
+_SOFT_TISSUE_HU = 50.0
 # Lung that a pleural effusion compresses is a rim of about this width.
 _LINING_MM = 10.0
 _LINING_SHARE = 0.7
@@ -169,15 +174,19 @@ class _Reading:
         self._right_label = self._manifest.anatomy.index("lung_right")
         self._lung_z_mm = self._lung_height_mm()
 
-    def anatomy(self, sharp_kernel: bool) -> Anatomy:
+    @cached_property
+    def blood_pool(self) -> BloodPool:
         left, right = self._grid.from_source(self._lungs.left), self._grid.from_source(self._lungs.right)
+        return measure_blood_pool(self._grid.hu[0, 0], left, right)
+
+    def anatomy(self, sharp_kernel: bool) -> Anatomy:
         return Anatomy(
             volume=self._volume,
             lungs=self._lungs,
             grid=self._grid,
             labels=self._outputs.anatomy,
             names=self._manifest.anatomy,
-            blood_pool=measure_blood_pool(self._grid.hu[0, 0], left, right),
+            blood_pool=self.blood_pool,
             sharp_kernel=sharp_kernel,
             model_sha256=self._manifest.sha256,
         )
@@ -310,7 +319,8 @@ class _Reading:
     def _masses(self) -> tuple[tuple[Nodule, ...], float]:
         """Masses by the network for lesions, with the study's score for each, and from which score on they are present.
 
-        Too large for the patches of the network for nodules. An unstable score is held to be none.
+        Too large for the patches of the network for nodules. An unstable score is held to be none, and so is that of
+        what may be vessels.
         """
         kind = FindingKind.PULMONARY_NODULE
         point, channel = self._manifest.operating_points[kind], self._manifest.lesions.index(kind)
@@ -322,12 +332,26 @@ class _Reading:
         probability = self._outputs.lesions[channel]
         voxel_mm3 = self._grid.geometry.voxel_volume_mm3
         candidates = lesion_candidates(probability, point.voxel_threshold, voxel_mm3, _SMALLEST_MASS_ML)
-        regions = (self._source_region(kind, (c,), probability, point.voxel_threshold) for c in candidates)
-        masses = (
-            described(self._volume, region, score, self._mass_type(region)) for region in regions if region is not None
+        masses = []
+        for candidate in candidates:
+            region = self._source_region(kind, (candidate,), probability, point.voxel_threshold)
+            if region is None:
+                continue
+            found = self._mass_type(region)
+            sure = found is NoduleType.GROUND_GLASS or self._holds_soft_tissue(candidate)
+            mass = described(self._volume, region, score if sure else min(score, point.absent_probability), found)
+            if mass.short_axis_mm >= _LEAST_COMPACT * mass.long_axis_mm:
+                masses.append(mass)
+        return tuple(masses), point.present_probability
+
+    def _holds_soft_tissue(self, candidate: Candidate) -> bool:
+        """Whether there is a ball of it, as vessels side by side have none; contrast medium makes them brighter."""
+        blood = self.blood_pool
+        brightest = (blood.hu + _SOFT_TISSUE_HU) / 2 if blood.contrast and blood.hu is not None else np.inf
+        radius_mm = soft_tissue_radius_mm(
+            candidate, self._grid.hu[0, 0], self._grid.geometry.spacing_mm, float(brightest)
         )
-        compact = tuple(mass for mass in masses if mass.short_axis_mm >= _LEAST_COMPACT * mass.long_axis_mm)
-        return compact, point.present_probability
+        return radius_mm >= _LEAST_MASS_RADIUS_MM
 
     def _mass_type(self, region: Region) -> NoduleType:
         """Its type by HU; vessels with contrast inside a mass are not calcium."""

@@ -11,6 +11,7 @@ from scipy import ndimage
 from models.findings import Laterality
 
 Box = tuple[slice, slice, slice]
+_SOFT_TISSUE_HU = -100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,6 +65,18 @@ def not_lining(
     """Without the rims of `fluid` (D, H, W): `share` or more within `reach` voxels of it, and nowhere deeper."""
     near = ndimage.distance_transform_cdt(~fluid, "chessboard") <= reach if fluid.any() else fluid
     return tuple(c for c in candidates if near[c.box][c.mask].mean() < share or _depth(c) > reach)
+
+
+def soft_tissue_radius_mm(
+    candidate: Candidate, hu: npt.NDArray[np.float32], spacing_mm: tuple[float, float, float], brightest_hu: float
+) -> float:
+    """Of the largest ball in a candidate, or one voxel around it, that is all between -100 HU and `brightest_hu`."""
+    box = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in candidate.box)
+    inside = np.pad(candidate.mask, [(part.start - cut.start, 1) for part, cut in zip(candidate.box, box, strict=True)])
+    tissue = hu[box]
+    inside = ndimage.binary_dilation(inside)[tuple(slice(0, n) for n in tissue.shape)]
+    inside &= (tissue > _SOFT_TISSUE_HU) & (tissue < brightest_hu)
+    return float(ndimage.distance_transform_edt(np.pad(inside, 1), spacing_mm).max())
 
 
 def _depth(candidate: Candidate) -> float:

@@ -160,8 +160,9 @@ def _breathed_out(sample: Sample, rng: np.random.Generator) -> Array:
     if not rows.size:
         return sample.hu
     height = (np.arange(sample.hu.shape[1], dtype=np.float32) - rows[0]) / max(1, rows[-1] - rows[0])
-    filled = rng.normal(0.03, 0.05) + max(0.0, rng.normal(0.0, 0.08)) * (height - 0.3)
-    filled = np.clip(filled, -0.06, 0.2).astype(np.float32)[None, :, None]
+    # lungs at rest hold half the air of a full breath: the density of -690 HU instead of -850 is 0.18 more
+    filled = rng.uniform(-0.05, 0.2) + max(0.0, rng.normal(0.0, 0.1)) * (height - 0.3)
+    filled = np.clip(filled, -0.06, 0.3).astype(np.float32)[None, :, None]
     aerated = lungs & (sample.lesions & bit(FindingKind.PNEUMOTHORAX) == 0)
     changed: Array = sample.hu + filled * aerated * np.maximum(40.0 - sample.hu, 0.0)
     return changed
