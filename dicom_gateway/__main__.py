@@ -116,8 +116,8 @@ def run_web(settings: Settings, stop: threading.Event) -> None:
     from dicom_gateway.web.app import create_app
     from dicom_gateway.web.server import web_server
 
-    _wait_for_port(settings.web_host, settings.web_port)
     server = web_server(create_app(settings), settings)
+    _wait_for_port(settings.web_host, settings.web_port)
     thread = threading.Thread(target=server.run, name="web", daemon=True)
     thread.start()
     while not server.started and thread.is_alive():

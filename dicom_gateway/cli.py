@@ -403,6 +403,19 @@ def doctor(config: ConfigOption = None) -> None:
 
 
 @app.command()
+def password(name: Annotated[str, typer.Argument(help="Name of the person.", show_default=False)]) -> None:
+    """Ask for a password and print the line of web_users_file for it: [bold]onescan password NAME >> FILE[/]."""
+    from dicom_gateway.users import hash_line
+
+    try:
+        line = hash_line(name, typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    except ValueError as error:
+        err.print(f"[red]{error}[/]", highlight=False)
+        raise typer.Exit(USAGE_ERROR) from error
+    print(line)
+
+
+@app.command()
 def status(config: ConfigOption = None) -> None:
     """Studies, deliveries and parked jobs of the service."""
     from dicom_gateway.operate import print_status

@@ -10,7 +10,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -32,14 +32,19 @@ from dicom_gateway.settings import (
     FhirDestination,
     Hl7Destination,
     Settings,
+    Source,
     StowDestination,
 )
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import DeliveryState, StudyState, create_tables, open_database, study
+from dicom_gateway.users import read_users, require_guarded
 from models.errors import ModelError
 from models.manifest import load_manifest
 
 _DELIVERIES_LOOKED_AT = 1000
+# What is in them is nobody else's: patient data, and hashes of passwords.
+PRIVATE = 0o700
+_OTHERS = 0o007
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +77,7 @@ class ServiceStatus:
 
     `excluded` counts the studies that each rule keeps from being analysed. `not_as_asked` counts, of the latest
     deliveries, what a destination was sent in another class or not at all: (destination, in words) -> deliveries.
+    `refused` counts the images that were not taken, by reason.
     """
 
     counts: index.Counts
@@ -80,12 +86,14 @@ class ServiceStatus:
     parked: tuple[ParkedJob, ...]
     excluded: Mapping[str, int]
     not_as_asked: dict[tuple[str, str], int]
+    refused: Mapping[str, int]
 
 
 def prepare_data(settings: Settings) -> None:
     """Create the data folder and the tables where they are missing."""
+    settings.data_dir.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
     for folder in (settings.incoming_dir, settings.studies_dir, settings.results_dir):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=PRIVATE, exist_ok=True)
     engine = open_database(settings.database)
     create_tables(engine)
     engine.dispose()
@@ -105,6 +113,7 @@ def service_status(settings: Settings) -> ServiceStatus:
             parked=_parked(engine),
             excluded=index.count_excluded(engine),
             not_as_asked=_not_as_asked(engine),
+            refused=index.count_refused(engine),
         )
 
 
@@ -153,6 +162,8 @@ def print_status(settings: Settings, console: Console) -> None:
         console.print(f"{destination}: {words} ({number} of the latest deliveries)", soft_wrap=True)
     for rule, number in status.excluded.items():
         console.print(f"{excluded_in_words(rule)} ({number})")
+    for reason, number in status.refused.items():
+        console.print(f"not taken: {number} images: {reason}", soft_wrap=True)
     for job in status.parked:
         console.print(f"parked: {job.job_id}  {job.error}", soft_wrap=True)
 
@@ -161,8 +172,9 @@ def doctor(settings: Settings) -> list[Check]:
     """Check data folder, database, model, senders, ports and destinations; creates what is missing of the first two."""
     checks = [_check_disk(settings), _check_database(settings), _check_session(settings), _check_senders(settings)]
     checks.append(_check_dicom_port(settings))
-    checks.append(_check_web_port(settings))
+    checks += [_check_web_port(settings), _check_web_access(settings)]
     checks += [_check_destination(settings, peer) for peer in settings.destinations]
+    checks += [_check_source(settings, source) for source in settings.sources]
     if not settings.destinations:
         checks.append(Check(name="destinations", ok=True, detail="none: reports stay on the web page and on disk"))
     return checks
@@ -294,7 +306,8 @@ def _replay(engine: sa.Engine, jobs: JobQueue, settings: Settings, job: ParkedJo
 def _check_disk(settings: Settings) -> Check:
     folder = settings.data_dir.resolve()
     try:
-        settings.incoming_dir.mkdir(parents=True, exist_ok=True)
+        settings.data_dir.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        settings.incoming_dir.mkdir(mode=PRIVATE, exist_ok=True)
     except OSError as error:
         return Check(
             name="data folder",
@@ -305,6 +318,8 @@ def _check_disk(settings: Settings) -> Check:
     free_mb = shutil.disk_usage(folder).free // 1_000_000
     ok = os.access(folder, os.W_OK) and free_mb >= settings.minimum_free_space_mb
     advice = None if ok else "Make room, or point data_dir to a larger writable disk."
+    if ok and folder.stat().st_mode & _OTHERS:
+        ok, advice = False, f"Everybody on this machine gets in: chmod o-rwx {folder}"
     return Check(name="data folder", ok=ok, detail=f"{folder}, {free_mb} MB free", advice=advice)
 
 
@@ -393,6 +408,23 @@ def _check_web_port(settings: Settings) -> Check:
     return _check_port("web port", settings.web_host, settings.web_port, is_ours, "web_port")
 
 
+def _check_web_access(settings: Settings) -> Check:
+    try:
+        require_guarded(settings)
+    except ConfigurationError as error:
+        return Check(name="web access", ok=False, detail=str(error), advice="onescan password NAME makes a line of it.")
+    if settings.web_users_file is None:
+        detail = f"everybody who reaches {settings.web_host}:{settings.web_port} on this machine"
+        return Check(name="web access", ok=True, detail=detail)
+    readable = settings.web_users_file.stat().st_mode & _OTHERS
+    return Check(
+        name="web access",
+        ok=not readable,
+        detail=f"{len(read_users(settings.web_users_file))} users of {settings.web_users_file}",
+        advice=f"Everybody on this machine can read it: chmod o-rwx {settings.web_users_file}" if readable else None,
+    )
+
+
 def _check_port(name: str, host: str, port: int, is_ours: Callable[[], bool], setting: str) -> Check:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -418,6 +450,15 @@ def _check_destination(settings: Settings, peer: AnyDestination) -> Check:
     return Check(name=name, ok=True, detail=f"{peer.address} {how}")
 
 
+def _check_source(settings: Settings, source: Source) -> Check:
+    """Whether a source answers; that it answers queries too shows when it is asked for a study."""
+    peer = Destination(name=source.name, ae_title=source.called_ae_title, host=source.host, port=source.port)
+    if not settings.accepts(source.ae_title):
+        advice = f"Add {source.ae_title} to calling_ae_titles."
+        return Check(name=f"source {source.name}", ok=False, detail="may not send images", advice=advice)
+    return replace(_check_destination(settings, peer), name=f"source {source.name}")
+
+
 def _call(settings: Settings, peer: AnyDestination) -> str:
     """What the destination did when it was called, in words. Raises DeliveryError and ConfigurationError."""
     from dicom_gateway.deliver import fhir, mllp, stow
@@ -426,12 +467,12 @@ def _call(settings: Settings, peer: AnyDestination) -> str:
         case FhirDestination():
             fhir.ask(peer.url, bearer_token=peer.bearer_token())
             return "answers with its capabilities"
+        case StowDestination():
+            stow.ask(peer.url, bearer_token=peer.bearer_token())
+            return "answers a search"
         case Hl7Destination():
             mllp.connect(peer.host, peer.port)
             return "takes connections"
         case _:
             echo(peer, calling_ae_title=settings.ae_title)
             return "answers C-ECHO"
-        case StowDestination():
-            stow.ask(peer.url, bearer_token=peer.bearer_token())
-            return "answers a search"

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import sqlalchemy as sa
-import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
@@ -36,6 +35,7 @@ from dicom_gateway.store.ledger import (
     record_report,
 )
 from dicom_gateway.store.schema import DeliveryState, StudyState, create_tables, open_database
+from dicom_gateway.web.server import web_server
 from imaging.uids import derive_uid
 from models.findings import FindingKind
 
@@ -65,7 +65,7 @@ def site_settings(tmp_path: Path, **values: Any) -> Settings:
 def serving(app: FastAPI) -> Iterator[httpx.Client]:
     """The application behind a real HTTP server on a free loopback port, and a client for it."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+        server = web_server(app, Settings(), log_level="critical")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

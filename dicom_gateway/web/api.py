@@ -95,13 +95,7 @@ def get_report_file(
     site: CurrentSite, uid: StudyUid, revision: Revision, name: Annotated[str, Path(pattern=SERVED_NAME)]
 ) -> FileResponse:
     path = result_file(site.settings, site.report_row(uid, revision), name)
-    inline = path.suffix == ".png"
-    return FileResponse(
-        path,
-        media_type=MEDIA_TYPES[path.suffix],
-        filename=None if inline else name,
-        headers={"Cache-Control": "private, max-age=600"} if inline else None,
-    )
+    return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], filename=None if path.suffix == ".png" else name)
 
 
 @router.get("/deliveries", summary="Deliveries of reports, the last changed first")

@@ -3,9 +3,10 @@
 from http import HTTPStatus
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBasic
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -13,17 +14,23 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from dicom_gateway.errors import NotFound
 from dicom_gateway.settings import Settings
 from dicom_gateway.store.schema import create_tables, open_database
+from dicom_gateway.users import require_guarded
 from dicom_gateway.web import api, dicomweb, pages
+from dicom_gateway.web.access import RequireUser
 from dicom_gateway.web.rendering import render_problem, software_version
-from dicom_gateway.web.security import HEADERS, LOOPBACK_HOSTS, SecureHeaders
+from dicom_gateway.web.security import LOOPBACK_HOSTS, BoundedBodies, OwnPagesOnly, SecureAnswers
 from dicom_gateway.web.site import Site
 
 _STATIC = Path(__file__).parent / "static"
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application on the database and the results of `settings`; both are made when missing."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    """The application on the database and the results of `settings`; both are made when missing.
+
+    Raises ConfigurationError where other machines would get in without being asked who they are.
+    """
+    require_guarded(settings)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = open_database(settings.database)
     create_tables(engine)
     app = FastAPI(
@@ -35,18 +42,25 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.site = Site(settings, engine)
-    app.include_router(api.router)
-    app.include_router(dicomweb.router)
+    # The check itself is RequireUser's, which nothing gets past; this says so in the OpenAPI document.
+    documented = [Security(HTTPBasic(auto_error=False))] if settings.web_users_file else []
+    app.include_router(api.router, dependencies=documented)
+    app.include_router(dicomweb.router, dependencies=documented)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
-    if settings.web_host in LOOPBACK_HOSTS:
-        # Against DNS rebinding: a foreign page cannot read us under a name of its own.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK_HOSTS))
-    app.add_middleware(SecureHeaders)
     app.add_exception_handler(NotFound, _not_found)
     app.add_exception_handler(RequestValidationError, _unprocessable)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _server_error)
+    # The last one added sees a request first.
+    app.add_middleware(BoundedBodies)
+    app.add_middleware(OwnPagesOnly)
+    if settings.web_users_file:
+        app.add_middleware(RequireUser, users_file=settings.web_users_file)
+    else:
+        # Against DNS rebinding: a foreign page cannot read us under a name of its own.
+        names = [*LOOPBACK_HOSTS, *settings.web_host_names]
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
+    app.add_middleware(SecureAnswers, failed=_server_error)
     return app
 
 
@@ -62,13 +76,13 @@ def _unprocessable(request: Request, error: Exception) -> Response:
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _problem(request, HTTPStatus(error.status_code), error.detail)
-
-
-def _server_error(request: Request, error: Exception) -> Response:
-    answer = _problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "The service met an error; its log says which.")
-    answer.headers.update(HEADERS)  # this handler stands outside of every middleware
+    answer = _problem(request, HTTPStatus(error.status_code), error.detail)
+    answer.headers.update(error.headers or {})
     return answer
+
+
+def _server_error(request: Request) -> Response:
+    return _problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "The service met an error; its log says which.")
 
 
 def _problem(request: Request, status: HTTPStatus, detail: str) -> Response:

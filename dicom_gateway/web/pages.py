@@ -23,7 +23,9 @@ from dicom_gateway.store.index import (
     StudyRow,
     counts,
     get_report,
+    get_shortfall,
     list_deliveries,
+    list_refusals,
     list_reports,
     list_studies,
 )
@@ -111,6 +113,8 @@ def study_page(
         headline=in_short(report) if report else (),
         revisions=[stored.revision for stored in reports],
         deliveries=list_deliveries(site.engine, uid),
+        refusals=list_refusals(site.engine, uid),
+        shortfall=get_shortfall(site.engine, uid, row.revision if row else study.revision),
         report_url=base,
         downloads=dicom_objects(site.settings, row) if row else {},
         settings=site.settings,
@@ -156,6 +160,8 @@ def rules_page(request: Request, site: CurrentSite, days: Annotated[int, Query(g
 @router.get("/system")
 def system_page(request: Request, site: CurrentSite, checks: bool = False) -> HTMLResponse:
     """Health and settings; with `checks` also the checks of `onescan doctor`, which call every destination."""
+    if checks:
+        require_same_origin(request)
     return render(
         request,
         "system.html",

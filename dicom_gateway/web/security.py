@@ -1,16 +1,27 @@
-"""What every request and every answer is held against: headers, same origin for changes, UIDs."""
+"""What every request and every answer is held against: headers, bodies, same origin for changes, UIDs."""
 
+import asyncio
+import time
+from collections.abc import Callable
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Path, Request
-from starlette.datastructures import MutableHeaders
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dicom_gateway.events import Event, emit, frames
 from imaging.uids import is_safe_uid
 
 CUSTOM_HEADER = "X-OneScan-Request"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+# No request of ours has a body that matters.
+MAXIMUM_BODY_BYTES = 65_536
+BODY_GRACE_S = 30.0
+SLOWEST_BODY_BYTES_PER_S = 16_384
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 # Referrer-Policy is same-origin and not no-referrer: with the latter browsers send "Origin: null" with our own forms
 # (Fetch standard, "append a request Origin header").
@@ -26,21 +37,98 @@ HEADERS = {
 }
 
 
-class SecureHeaders:
-    """ASGI middleware: the headers above on every answer; patient data are kept by no cache."""
+class SecureAnswers:
+    """ASGI middleware: the headers above on every answer, and `failed` as the answer to an error of ours.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Patient data are kept by no cache. Of an error only its class and place are logged: its message may quote a header.
+    """
+
+    def __init__(self, app: ASGIApp, failed: Callable[[Request], Response]) -> None:
         self._app = app
+        self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            return
+        except Exception as error:  # noqa: BLE001  # edge: the client always gets an answer
+            emit(Event.WEB_REQUEST_FAILED, level="error", error=type(error).__name__, at=frames(error))
+            if not started and scope["type"] == "http":
+                await self._failed(Request(scope))(scope, receive, send_with_headers)
+
+
+class BoundedBodies:
+    """ASGI middleware: a request body has at most MAXIMUM_BODY_BYTES, and comes steadily.
+
+    Below `uploads` (paths) the size is left to the handler.
+    """
+
+    def __init__(self, app: ASGIApp, uploads: tuple[str, ...] = ()) -> None:
+        self._app = app
+        self._uploads = uploads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        limit_bytes = None if scope["path"].startswith(self._uploads) else MAXIMUM_BODY_BYTES
+        announced = Headers(scope=scope).get("content-length", "0")
+        if limit_bytes is not None and announced.isdecimal() and int(announced[:18]) > limit_bytes:
+            answer = JSONResponse({"detail": f"A request has at most {limit_bytes} bytes."}, 413)
+            return await answer(scope, receive, send)
+        started, received, whole = time.monotonic(), 0, False
+
+        async def receive_bounded() -> Message:
+            nonlocal received, whole
+            if whole:
+                return await receive()  # the end of the connection, whenever that is
+            ends = started + BODY_GRACE_S + received / SLOWEST_BODY_BYTES_PER_S
+            try:
+                message = await asyncio.wait_for(receive(), ends - time.monotonic())
+            except TimeoutError:
+                raise HTTPException(408, "The request came too slowly.") from None
+            received += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if limit_bytes is not None and received > limit_bytes:
+                raise HTTPException(413, f"A request has at most {limit_bytes} bytes.")
+            return message
+
+        await self._app(scope, receive_bounded, send)
+
+
+class OwnPagesOnly:
+    """ASGI middleware: a browser changes something only from a page of ours, whatever the path.
+
+    The name and password that a browser remembers go with requests of foreign pages, too. Programs send neither header.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in _SAFE_METHODS and _is_foreign(Headers(scope=scope)):
+            answer = JSONResponse({"detail": "This request comes from a foreign page."}, 403)
+            return await answer(scope, receive, send)
+        await self._app(scope, receive, send)
+
+
+def _is_foreign(headers: Headers) -> bool:
+    """Whether a page of another origin made the request. Browsers send Sec-Fetch-Site to HTTPS and loopback only."""
+    site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    return origin is not None and origin.partition("://")[2] != headers.get("Host")
 
 
 def require_same_origin(request: Request) -> None:
@@ -51,10 +139,8 @@ def require_same_origin(request: Request) -> None:
     """
     if request.headers.get(CUSTOM_HEADER):
         return
-    site = request.headers.get("Sec-Fetch-Site")
-    origin = request.headers.get("Origin")
-    # Browsers send Sec-Fetch-Site to HTTPS and loopback addresses only.
-    if site == "same-origin" or (site is None and origin and urlsplit(origin).netloc == request.headers.get("Host")):
+    told = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if any(told) and told[0] != "none" and not _is_foreign(request.headers):
         return
     raise HTTPException(403, f"This request must come from a OneScan page or carry the header {CUSTOM_HEADER}.")
 

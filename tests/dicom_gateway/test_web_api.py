@@ -1,7 +1,9 @@
 """The JSON API over HTTP, on a real SQLite store filled by the store's functions."""
 
+import contextlib
 import http.client
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -25,7 +27,9 @@ from web_samples import (
 from dicom_gateway.report.content import Report, report_schema
 from dicom_gateway.settings import Settings
 from dicom_gateway.store.schema import DeliveryState
+from dicom_gateway.web import server
 from dicom_gateway.web.app import create_app
+from dicom_gateway.web.security import MAXIMUM_BODY_BYTES
 
 REPORTED, REFUSED, FAILED, WAITING = "1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.4"
 
@@ -145,10 +149,10 @@ def test_every_operation_is_documented_with_a_typed_answer(client: httpx.Client)
     }
     assert {("get", "/api/health"), ("get", "/api/studies"), ("post", "/api/studies/{uid}/replay")} <= set(operations)
     for (method, path), operation in operations.items():
-        assert path.startswith("/api/")
+        assert path.startswith(("/api/", "/dicom-web/"))
         assert operation["summary"]
         content = operation["responses"]["200"]["content"]
-        assert content.get("application/json", {"schema": "a file"})["schema"], (method, path)
+        assert path.startswith("/dicom-web/") or content.get("application/json", {"schema": "a file"})["schema"]
 
 
 def test_health_names_every_part_and_what_waits_for_a_person(client: httpx.Client) -> None:
@@ -235,25 +239,37 @@ def test_every_answer_has_the_security_headers(client: httpx.Client, path: str) 
     assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "same-origin"
+    assert headers["cache-control"] == "no-store"
+    assert "server" not in headers
     assert "access-control-allow-origin" not in headers
 
 
-def test_an_error_of_ours_has_the_headers_and_tells_nothing(tmp_path: Path) -> None:
+def test_an_error_of_ours_has_the_headers_and_tells_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = make_site(tmp_path)
     app = create_app(settings)
     app.state.site.engine.dispose()
     (settings.data_dir / "onescan.sqlite").unlink()
     (settings.data_dir / "onescan.sqlite").mkdir()
     with serving(app) as client:
-        answer = client.get("/api/studies")
-    assert answer.status_code == 500
-    assert "default-src 'self'" in answer.headers["content-security-policy"]
-    assert "sqlite" not in answer.text.lower()
+        answers = [client.get("/api/studies"), client.get("/")]
+    for answer in answers:
+        assert answer.status_code == 500
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert answer.headers["cache-control"] == "no-store"
+        assert "sqlite" not in answer.text.lower()
+    logged = capsys.readouterr().out
+    assert "OperationalError" in logged and "unable to open" not in logged
 
 
 def test_a_loopback_service_answers_to_loopback_names_only(client: httpx.Client) -> None:
     assert client.get("/api/studies", headers={"Host": "rebound.example"}).status_code == 400
     assert client.get("/api/studies", headers={"Host": "localhost:8080"}).status_code == 200
+
+
+def test_a_proxy_may_pass_on_the_names_that_the_settings_list(tmp_path: Path) -> None:
+    with serving(create_app(site_settings(tmp_path, web_host_names=("onescan.example",)))) as client:
+        hosts = ("onescan.example", "onescan.example:8443", "evil.example", "www.onescan.example")
+        assert [client.get("/", headers={"Host": host}).status_code for host in hosts] == [200, 200, 400, 400]
 
 
 OURS = {"X-OneScan-Request": "1"}
@@ -278,7 +294,7 @@ def test_a_failed_study_is_replayed_and_waits_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("headers", [
     {}, {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
-    {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1"},
+    {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1"}, {"Sec-Fetch-Site": "none"}, {"Origin": "http://["},
 ])  # fmt: skip
 @pytest.mark.parametrize("path", [
     f"/api/studies/{FAILED}/replay", f"/studies/{FAILED}/replay", f"/api/deliveries/{REPORTED}/1/pacs/replay",
@@ -289,5 +305,33 @@ def test_a_change_from_a_foreign_page_is_refused(client: httpx.Client, path: str
     assert client.get(f"/api/studies/{FAILED}").json()["state"] == "failed"
 
 
+def test_a_foreign_page_changes_nothing_whatever_the_path(client: httpx.Client) -> None:
+    for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
+        assert client.put("/of-tomorrow", headers=headers | OURS).status_code == 403
+    assert client.put("/of-tomorrow").status_code == 404
+
+
 def test_a_change_needs_a_post(client: httpx.Client) -> None:
-    assert client.get(f"/api/studies/{FAILED}/replay").status_code == 405
+    answer = client.get(f"/api/studies/{FAILED}/replay")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+def test_a_body_is_bounded(client: httpx.Client) -> None:
+    path, most = f"/api/studies/{REPORTED}/replay", MAXIMUM_BODY_BYTES
+    assert client.post(path, headers=OURS, content=b"x" * (most + 1)).status_code == 413
+    assert client.post(path, headers=OURS, content=b"x" * most).status_code == 200
+
+
+def test_a_peer_that_does_not_say_what_it_wants_is_let_go(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "REQUEST_HEAD_S", 0.5)
+    said = [b"", b"GET / HTTP/1.1\r\nHost: 127", b"GET /api/studies HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /"]
+    for beginning in said:
+        with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as peer:
+            peer.sendall(beginning)
+            answered = b""
+            with contextlib.suppress(ConnectionResetError):
+                while block := peer.recv(65536):
+                    answered += block
+        assert answered.startswith(b"HTTP/1.1 200") == beginning.endswith(b"GET /")

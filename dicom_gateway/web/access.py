@@ -1,0 +1,136 @@
+"""Nobody gets to the pages without a name and password of the users file, asked for by HTTP Basic (RFC 7617)."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import math
+import secrets
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+
+from anyio import CapacityLimiter, to_thread
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dicom_gateway.errors import ConfigurationError
+from dicom_gateway.events import Event, emit
+from dicom_gateway.users import hashed, matches, read_users
+
+CHALLENGE = 'Basic realm="OneScan", charset="UTF-8"'
+_REMEMBERED_S = 600.0
+_REFUSALS, _REFUSALS_WITHIN_S = 10, 60.0
+_ADDRESSES = 10_000
+_MOST_WAITING = 50
+
+
+@dataclass(slots=True)
+class _Users:
+    """The users file, read again when it changes; one that cannot be read lets nobody in."""
+
+    path: Path
+    _read_as: tuple[int, int, int] | None = None
+    _users: dict[str, bytes] = field(default_factory=dict)
+
+    def hashes(self) -> dict[str, bytes]:
+        try:
+            status = self.path.stat()
+            now = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if now != self._read_as:
+                self._users, self._read_as = read_users(self.path), now
+        except (OSError, ConfigurationError):
+            if self._read_as is not None or self._users:
+                emit(Event.WEB_USERS_UNREADABLE, level="error", setting="web_users_file")
+            self._users, self._read_as = {}, None
+        return self._users
+
+
+@dataclass(slots=True)
+class _Refusals:
+    """Recent refusals by address, monotonic seconds; the address longest without one is forgotten first."""
+
+    _times: OrderedDict[str, deque[float]] = field(default_factory=OrderedDict)
+
+    def wait_s(self, address: str, now: float) -> int:
+        """Seconds this address has to wait; 0: none."""
+        times = self._times.get(address, deque())
+        while times and times[0] <= now - _REFUSALS_WITHIN_S:
+            times.popleft()
+        return math.ceil(times[0] + _REFUSALS_WITHIN_S - now) if len(times) >= _REFUSALS else 0
+
+    def add(self, address: str, now: float) -> None:
+        self._times.setdefault(address, deque(maxlen=_REFUSALS)).append(now)
+        self._times.move_to_end(address)
+        if len(self._times) > _ADDRESSES:
+            self._times.popitem(last=False)
+
+
+class RequireUser:
+    """ASGI middleware: every request carries name and password of the users file; nothing behind it runs without.
+
+    Hashes are computed one at a time in a thread of their own. What was right is remembered by a keyed digest for
+    ten minutes, or until the file has another hash for it.
+    """
+
+    def __init__(self, app: ASGIApp, users_file: Path) -> None:
+        self._app = app
+        self._users = _Users(users_file)
+        self._refusals = _Refusals()
+        self._key = secrets.token_bytes(32)
+        self._remembered: dict[bytes, tuple[bytes, float]] = {}
+        self._one_at_a_time = CapacityLimiter(1)
+        # For names nobody has: the answer must not come sooner than to a wrong password.
+        self._nobody = hashed(secrets.token_hex(16))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._app(scope, receive, send)
+        authorization = Headers(scope=scope).get("authorization")
+        address = scope["client"][0] if scope.get("client") else ""
+        refusal = await self._refusal(authorization, address, scope["path"])
+        await (refusal or self._app)(scope, receive, send)
+
+    async def _refusal(self, authorization: str | None, address: str, path: str) -> Response | None:
+        if authorization is None:
+            return _refuse(path, HTTPStatus.UNAUTHORIZED, {"WWW-Authenticate": CHALLENGE})
+        hashes = self._users.hashes()
+        given = hmac.digest(self._key, authorization.encode("latin-1"), hashlib.sha256)
+        remembered, until = self._remembered.get(given, (b"", 0.0))
+        if remembered in hashes.values() and time.monotonic() < until:
+            return None
+        wait_s = self._refusals.wait_s(address, time.monotonic())
+        if wait_s or self._one_at_a_time.statistics().tasks_waiting >= _MOST_WAITING:
+            return _refuse(path, HTTPStatus.TOO_MANY_REQUESTS, {"Retry-After": str(wait_s or 1)})
+        name, password = _credentials(authorization)
+        expected = hashes.get(name, self._nobody)
+        right = await to_thread.run_sync(matches, password, expected, limiter=self._one_at_a_time)
+        if right and name in hashes:
+            self._remembered = {k: v for k, v in self._remembered.items() if v[1] > time.monotonic()}
+            self._remembered[given] = (expected, time.monotonic() + _REMEMBERED_S)
+            return None
+        self._refusals.add(address, time.monotonic())
+        emit(Event.WEB_LOGIN_REFUSED, level="warning", address=address)
+        return _refuse(path, HTTPStatus.UNAUTHORIZED, {"WWW-Authenticate": CHALLENGE})
+
+
+def _credentials(authorization: str) -> tuple[str, bytes]:
+    """Name and password of the header; an empty pair where it is none."""
+    scheme, _, encoded = authorization.partition(" ")
+    try:
+        decoded = base64.b64decode(encoded.strip(), validate=True)
+        name, _, password = decoded.partition(b":")
+        return (name.decode(), password) if scheme.lower() == "basic" else ("", b"")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return "", b""
+
+
+def _refuse(path: str, status: HTTPStatus, headers: dict[str, str]) -> Response:
+    detail = "Name and password are needed." if status is HTTPStatus.UNAUTHORIZED else "Too many wrong attempts: wait."
+    if path.startswith("/api/"):
+        return JSONResponse({"detail": detail}, status, headers)
+    return PlainTextResponse(detail, status, headers)
