@@ -128,8 +128,8 @@ class Incoming:
             self._part.discard()
             raise
 
-    def keep(self) -> None:
-        """Check the instance and keep it: durable and indexed when this returns."""
+    def keep(self, of_study: str | None = None) -> ledger.InstanceHeader:
+        """Check the instance and keep it: durable and indexed when this returns. Refused if not `of_study`."""
         try:
             header = read_header(
                 self._part.read,
@@ -138,6 +138,9 @@ class Incoming:
                 sop_class_uid=self._sop_class_uid,
                 sop_instance_uid=self._sop_instance_uid,
             )
+            if of_study not in (None, header.study_instance_uid):
+                status = StoreStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS
+                raise StoreRefused(status, "Of another study than the one it was sent to")
             associations = self._reception.associations
             if associations.sending(self._association) != header.study_instance_uid:
                 release_study(self._reception, self._association)
@@ -146,6 +149,7 @@ class Incoming:
                 self._place(header, count)
         finally:
             self._part.discard()
+        return header
 
     def discard(self) -> None:
         """Forget it; also after `keep`."""
