@@ -1,4 +1,4 @@
-"""Fault trials, by hand: `python benchmarks/trials KIND [--trials N] [--seed N]`. They say what they tried and what broke.
+"""Fault trials, by hand: `python benchmarks/trials KIND [--trials N] [--seed N]`. They say what broke.
 
 They run the real service by its command line, the wire and the stored files, with DCMTK as the sender; `power` and
 `storage` mount file systems of their own and need root.
@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2] / "tests"), str(Path(__file__).parents[2])]
 
-import kill
-import power
-import storage
+import kill  # noqa: E402
+import power  # noqa: E402
+import storage  # noqa: E402
 
 KINDS = {
     "kill-listener": (kill.kill_listener, 200),

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import sqlalchemy as sa
 from factories import save_ct
 from running import dcmtk
 
 from dicom_gateway.settings import Settings
-from dicom_gateway.store import files, index
-from dicom_gateway.store.schema import open_database
+from dicom_gateway.store import files
+from dicom_gateway.store.schema import instance, open_database
 from imaging.uids import derive_uid
 
 SEND_S = 120
@@ -114,7 +115,7 @@ def judge(settings: Settings, sent: Mapping[str, str], taken: Collection[str]) -
         stored.setdefault(path.stem, []).append(path)
     engine = open_database(settings.database)
     with engine.connect() as connection:
-        rows = {uid: Path(path) for uid, path in connection.exec_driver_sql("select sop_instance_uid, path from instance")}
+        rows = {row.sop_instance_uid: Path(row.path) for row in connection.execute(sa.select(instance))}
     engine.dispose()
     ours = sent.keys() & stored.keys()
     return {

@@ -4,7 +4,7 @@ import struct
 import threading
 import time
 from collections.abc import Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -130,6 +130,7 @@ class Incoming:
 
     def keep(self, of_study: str | None = None) -> ledger.InstanceHeader:
         """Check the instance and keep it: durable and indexed when this returns. Refused if not `of_study`."""
+        study_instance_uid = None
         try:
             header = read_header(
                 self._part.read,
@@ -138,7 +139,8 @@ class Incoming:
                 sop_class_uid=self._sop_class_uid,
                 sop_instance_uid=self._sop_instance_uid,
             )
-            if of_study not in (None, header.study_instance_uid):
+            study_instance_uid = header.study_instance_uid
+            if of_study not in (None, study_instance_uid):
                 status = StoreStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS
                 raise StoreRefused(status, "Of another study than the one it was sent to")
             associations = self._reception.associations
@@ -147,6 +149,9 @@ class Incoming:
             count = associations.count(self._association, header.study_instance_uid)
             with self._reception.alone_with(self._sop_instance_uid):
                 self._place(header, count)
+        except (StoreRefused, ConflictingInstance) as error:
+            self._count_refusal(_as_refused(error), study_instance_uid)
+            raise
         finally:
             self._part.discard()
         return header
@@ -154,6 +159,18 @@ class Incoming:
     def discard(self) -> None:
         """Forget it; also after `keep`."""
         self._part.discard()
+
+    def _count_refusal(self, refused: StoreRefused, study_instance_uid: str | None) -> None:
+        # The sender is refused all the same, and the log has it, where the index cannot be written.
+        with suppress(sa.exc.OperationalError), self._reception.writing(), self._reception.engine.begin() as connection:
+            ledger.record_refusal(
+                connection,
+                study_instance_uid,
+                status=refused.status,
+                reason=refused.comment,
+                calling_ae_title=self._calling_ae_title,
+                now=time.time(),
+            )
 
     def _place(self, header: ledger.InstanceHeader, association_count: int) -> None:
         settings = self._reception.settings
@@ -183,10 +200,8 @@ class Incoming:
 def refusal_of(error: Exception, calling_ae_title: str) -> StoreRefused:
     """What the sender is told where an instance is not kept because of `error`; logs it."""
     event, level, known = Event.INSTANCE_REFUSED, "warning", {}
-    if isinstance(error, StoreRefused):
-        refusal = error
-    elif isinstance(error, ConflictingInstance):
-        refusal = StoreRefused(StoreStatus.DUPLICATE_SOP_INSTANCE, "Stored already, with other bytes")
+    if isinstance(error, StoreRefused | ConflictingInstance):
+        refusal = _as_refused(error)
     elif isinstance(error, StorageFull):
         event, refusal = Event.STORAGE_FULL, StoreRefused(StoreStatus.REFUSED_OUT_OF_RESOURCES, str(error))
     else:
@@ -201,6 +216,12 @@ def refusal_of(error: Exception, calling_ae_title: str) -> StoreRefused:
         **known,
     )
     return refusal
+
+
+def _as_refused(error: StoreRefused | ConflictingInstance) -> StoreRefused:
+    if isinstance(error, StoreRefused):
+        return error
+    return StoreRefused(StoreStatus.DUPLICATE_SOP_INSTANCE, "Stored already, with other bytes")
 
 
 def priority_of(calling_ae_title: str, settings: Settings) -> int:
