@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ SUMMARY_NAME = "summary.sc.dcm"
 SEGMENTS_NAME = "segments.seg.dcm"
 
 _PREAMBLE_BYTES = 128
+_making_folders = threading.Lock()
 _META_LENGTH_END = _PREAMBLE_BYTES + 4 + 12
 
 
@@ -178,12 +180,14 @@ def _write_whole(file: FileIO, content: bytes | memoryview) -> None:
 
 def _make_folders(folder: Path, data_dir: Path) -> None:
     missing = []
-    while folder != data_dir and not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for new in reversed(missing):
-        new.mkdir(exist_ok=True)
-        _sync_folder(new.parent)
+    # One at a time: a folder that another thread has made and not yet synced would be taken for durable.
+    with _making_folders:
+        while folder != data_dir and not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for new in reversed(missing):
+            new.mkdir(exist_ok=True)
+            _sync_folder(new.parent)
 
 
 def _sync_folder(folder: Path) -> None:
