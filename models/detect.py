@@ -68,6 +68,9 @@ _LEAST_COMPACT = 0.4
 # Of a ball of soft tissue that a mass holds somewhere, and vessels side by side do not.
 _LEAST_MASS_RADIUS_MM = 4.0
 _SOFT_TISSUE_HU = 50.0
+# Between the median of lungs after a full breath (about -850) and of lungs at rest (about -700).
+_EXPANDED_LUNG_HU = -750.0
+_OPAQUE = 0.5
 # Lung that a pleural effusion compresses is a rim of about this width.
 _LINING_MM = 10.0
 _LINING_SHARE = 0.7
@@ -261,6 +264,8 @@ class _Reading:
             reason = "what was outlined lines a pleural effusion and may be compressed lung"
         candidates = kept
         doubt = self._doubt(channel, point)
+        if doubt is None and kind is FindingKind.GROUND_GLASS_OPACITY and presence is Presence.PRESENT:
+            doubt = self._breathed_out()
         if doubt is not None:
             presence, reason = Presence.INDETERMINATE, doubt
         if presence is Presence.ABSENT:
@@ -394,6 +399,16 @@ class _Reading:
         if high - low > MAXIMUM_SPREAD:
             return f"the score is not stable: {low:.2f} and {high:.2f} when the image is moved by one voxel"
         return None
+
+    def _breathed_out(self) -> str | None:
+        """Why haze may be lung with little air in it: the lung beside all opacities is dense, too."""
+        lung = self._grid.from_source(self._lungs.left | self._lungs.right)
+        opaque = (self._outputs.lesions >= _OPAQUE).any(axis=0)
+        clear = self._grid.hu[0, 0][lung & ~opaque]
+        hu = float(np.median(clear)) if clear.size else -np.inf
+        if hu <= _EXPANDED_LUNG_HU:
+            return None
+        return f"lungs that hold little air look like ground glass; what is clear of it measures {hu:.0f} HU"
 
     def quality(self) -> tuple[QualityIssue, ...]:
         return unfamiliar(self._manifest, self._outputs)

@@ -178,6 +178,31 @@ def test_a_mass_is_described_though_the_nodule_network_sees_none(detector: Detec
     assert mass.probability == study.probability
 
 
+def test_ground_glass_in_lungs_without_air_is_left_open(detector: Detector) -> None:
+    """The same opacity in lungs after a full breath and at rest; the lesion network sees it in both."""
+    kind, nodule = FindingKind.GROUND_GLASS_OPACITY, FindingKind.PULMONARY_NODULE
+    known = detector.manifest
+    manifest = known.model_copy(
+        update={
+            "lesions": (kind,),
+            "operating_points": {kind: known.operating_points[nodule]},
+            "evidence": {kind: known.evidence[nodule]},
+            "not_assessed": {other: "not learned" for other in FindingKind if other is not kind},
+        }
+    )
+    session = SimpleNamespace(manifest=manifest, run=detector.session.run)
+    volume, _ = _thorax(np.eye(3), (75.0, 20.0, 50.0))
+    answers = []
+    for lung_hu in (-850, -690):
+        hu = np.where(volume.hu == -850, lung_hu, volume.hu).astype(np.int16)
+        lungs = Volume(hu, volume.geometry, "1", volume.sop_instance_uids, volume.frame_numbers)
+        findings = Detector(session).detect(lungs, segment_lungs(lungs), sharp_kernel=False).findings  # type: ignore[arg-type]
+        answers.append(next(f for f in findings if f.kind is kind and f.lesion is None))
+    full, rest = answers
+    assert (full.presence, rest.presence) == (Presence.PRESENT, Presence.INDETERMINATE)
+    assert "little air" in (rest.reason or "")
+
+
 def test_every_kind_has_one_answer_and_none_is_absent_without_being_assessed(detector: Detector) -> None:
     volume, _ = _thorax(np.eye(3), None)
     detection = detector.detect(volume, segment_lungs(volume), sharp_kernel=False)
