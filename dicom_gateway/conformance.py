@@ -30,6 +30,8 @@ from dicom_gateway.report import (
     summary,
 )
 from dicom_gateway.report.codes import CodeEntry, CodeStatus
+from dicom_gateway.report.instance import described
+from dicom_gateway.report.language import ENGLISH
 from dicom_gateway.report.wording import KIND_NAMES, QUANTITY_NAMES
 from dicom_gateway.settings import Destination, ResultObject, Settings, TransferSyntax
 
@@ -85,32 +87,52 @@ _DICOM_SETTINGS = (
 )
 # Name in settings -> series number, description, root template, when there is none.
 OBJECTS: dict[ResultObject, tuple[int, str, str, str]] = {
-    "sr": (sr.SERIES_NUMBER, sr.SERIES_DESCRIPTION, "TID 1500", "never"),
+    "sr": (sr.SERIES_NUMBER, described(sr.SERIES_DESCRIPTION, ENGLISH), "TID 1500", "never"),
     "seg": (
         segmentation.SERIES_NUMBER,
-        segmentation.SERIES_DESCRIPTION,
+        described(segmentation.SERIES_DESCRIPTION, ENGLISH),
         "-",
         "nothing is outlined, or the source has no frame of reference",
     ),
-    "sc": (summary.SERIES_NUMBER, summary.SERIES_DESCRIPTION, "-", "never"),
-    "marks": (marks.SERIES_NUMBER, marks.SERIES_DESCRIPTION, "TID 1500", "nothing is outlined"),
+    "sc": (summary.SERIES_NUMBER, described(summary.SERIES_DESCRIPTION, ENGLISH), "-", "never"),
+    "marks": (marks.SERIES_NUMBER, described(marks.SERIES_DESCRIPTION, ENGLISH), "TID 1500", "nothing is outlined"),
     "key_images": (
         key_image_objects.SERIES_NUMBER,
-        key_image_objects.SERIES_DESCRIPTION,
+        described(key_image_objects.SERIES_DESCRIPTION, ENGLISH),
         "-",
         "no finding has a key image",
     ),
-    "ko": (key_objects.SERIES_NUMBER, key_objects.SERIES_DESCRIPTION, "TID 2010", "no finding has a key slice"),
-    "gsps": (presentation.SERIES_NUMBER, presentation.SERIES_DESCRIPTION, "-", "nothing is outlined"),
-    "pdf": (pdf.SERIES_NUMBER, pdf.SERIES_DESCRIPTION, "-", "never"),
+    "ko": (
+        key_objects.SERIES_NUMBER,
+        described(key_objects.SERIES_DESCRIPTION, ENGLISH),
+        "TID 2010",
+        "no finding has a key slice",
+    ),
+    "gsps": (
+        presentation.SERIES_NUMBER,
+        described(presentation.SERIES_DESCRIPTION, ENGLISH),
+        "-",
+        "nothing is outlined",
+    ),
+    "pdf": (pdf.SERIES_NUMBER, described(pdf.SERIES_DESCRIPTION, ENGLISH), "-", "never"),
     "sr_comprehensive": (
         sr_fallbacks.SERIES_NUMBERS[ComprehensiveSRStorage],
-        sr.SERIES_DESCRIPTION,
+        described(sr.SERIES_DESCRIPTION, ENGLISH),
         "TID 1500",
         "never",
     ),
-    "sr_enhanced": (sr_fallbacks.SERIES_NUMBERS[EnhancedSRStorage], sr.SERIES_DESCRIPTION, "TID 1500", "never"),
-    "sr_text": (sr_fallbacks.SERIES_NUMBERS[BasicTextSRStorage], sr.SERIES_DESCRIPTION, "TID 2000", "never"),
+    "sr_enhanced": (
+        sr_fallbacks.SERIES_NUMBERS[EnhancedSRStorage],
+        described(sr.SERIES_DESCRIPTION, ENGLISH),
+        "TID 1500",
+        "never",
+    ),
+    "sr_text": (
+        sr_fallbacks.SERIES_NUMBERS[BasicTextSRStorage],
+        described(sr.SERIES_DESCRIPTION, ENGLISH),
+        "TID 2000",
+        "never",
+    ),
 }
 
 _SR: tuple[ResultObject, ...] = ("sr", "sr_comprehensive", "sr_enhanced", "sr_text", "marks")
@@ -267,7 +289,7 @@ def _services() -> str:
 
 
 def _accepted_contexts() -> str:
-    rows = [(Verification.name, UID(uid).name, str(uid)) for uid in admission.ECHO_SYNTAXES]
+    rows = [(Verification.name, UID(uid).name, str(uid)) for uid in admission.MESSAGE_SYNTAXES]
     stored = ", ".join(UID(sop_class).name for sop_class in admission.SOP_CLASSES)
     rows += [(stored, UID(uid).name, str(uid)) for uid in admission.TRANSFER_SYNTAXES]
     return _table(("abstract syntax", "transfer syntax", "UID"), rows)

@@ -15,8 +15,8 @@ from pynetdicom.sop_class import CTImageStorage, EnhancedCTImageStorage, Verific
 from dicom_gateway.errors import StorageFull
 from dicom_gateway.events import Event, emit
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicom_gateway.receive import pdu
-from dicom_gateway.receive.pdu import AssociateRequest, ContextResult, Rejection, UserIdentity
+from dicom_gateway.receive import commitment, pdu
+from dicom_gateway.receive.pdu import AssociateRequest, ContextResult, Proposal, Rejection, UserIdentity
 from dicom_gateway.receive.reception import Reception
 from imaging.volume import TRANSFER_SYNTAXES as DECODED_SYNTAXES
 
@@ -24,7 +24,8 @@ SOP_CLASSES: tuple[str, ...] = (str(CTImageStorage), str(EnhancedCTImageStorage)
 # What the pipeline decodes, uncompressed first; big endian is retired and nobody should start to send it.
 TRANSFER_SYNTAXES = tuple(str(uid) for uid in DECODED_SYNTAXES if uid != ExplicitVRBigEndian)
 MAXIMUM_PDU_BYTES = 131072
-ECHO_SYNTAXES = TRANSFER_SYNTAXES[:2]
+# Of what carries no image: C-ECHO, storage commitment.
+MESSAGE_SYNTAXES = TRANSFER_SYNTAXES[:2]
 _USER_INFORMATION = pdu.encode_user_information(
     MAXIMUM_PDU_BYTES, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 )
@@ -33,10 +34,14 @@ _LONGEST_PAUSE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """An accepted association: abstract and transfer syntax of each context id, and the PDU that says so."""
+    """An accepted association: abstract and transfer syntax of each context id, and the PDU that says so.
+
+    `maximum_pdu_bytes` is what the peer takes, 0 for any.
+    """
 
     calling_ae_title: str
     contexts: Mapping[int, tuple[str, str]]
+    maximum_pdu_bytes: int
     encoded: bytes
 
 
@@ -55,17 +60,17 @@ class Admission:
 
         Raises ProtocolError for a request that is not well formed.
         """
-        contexts, encoded, identity, application_context = _negotiated(request.items)
+        proposal, contexts, encoded = _negotiated(request.items)
         stores = any(abstract_syntax in SOP_CLASSES for abstract_syntax, _ in contexts.values())
         refused = (
-            self._wrong_protocol(request, application_context)
-            or self._unwelcome(request, identity, address)
+            self._wrong_protocol(request, proposal.application_context)
+            or self._unwelcome(request, proposal.user_identity, address)
             or (stores and self._no_room())
             or self._too_many(association, address)
         )
         if not refused:
             accepted = pdu.encode_associate_accept(request, encoded, _USER_INFORMATION)
-            return Accepted(request.calling_ae_title, contexts, accepted)
+            return Accepted(request.calling_ae_title, contexts, proposal.maximum_pdu_bytes, accepted)
         rejection, reason = refused
         emit(
             Event.ASSOCIATION_REFUSED,
@@ -143,18 +148,15 @@ def _is_known(identity: UserIdentity | None, passcodes: Mapping[str, str]) -> bo
     return expected is not None and hmac.compare_digest(expected.encode(), identity.secondary)
 
 
-_Negotiated = tuple[dict[int, tuple[str, str]], bytes, UserIdentity | None, str]
-
-
 @lru_cache(maxsize=256)
-def _negotiated(items: bytes) -> _Negotiated:
+def _negotiated(items: bytes) -> tuple[Proposal, dict[int, tuple[str, str]], bytes]:
     """Accepted contexts and the encoded results of all; a sender asks for the same ones each time."""
     proposal = pdu.parse_proposal(items)
     contexts: dict[int, tuple[str, str]] = {}
     encoded = []
     for context in proposal.contexts:
-        supported = ECHO_SYNTAXES if context.abstract_syntax == Verification else TRANSFER_SYNTAXES
-        if context.abstract_syntax not in (*SOP_CLASSES, Verification):
+        supported = TRANSFER_SYNTAXES if context.abstract_syntax in SOP_CLASSES else MESSAGE_SYNTAXES
+        if context.abstract_syntax not in (*SOP_CLASSES, Verification, commitment.SOP_CLASS_UID):
             result, chosen = ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED, TRANSFER_SYNTAXES[1]
         elif syntax := next((syntax for syntax in supported if syntax in context.transfer_syntaxes), None):
             result, chosen = ContextResult.ACCEPTANCE, syntax
@@ -162,4 +164,4 @@ def _negotiated(items: bytes) -> _Negotiated:
         else:
             result, chosen = ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED, TRANSFER_SYNTAXES[1]
         encoded.append(pdu.encode_context_result(context.context_id, result, chosen))
-    return contexts, b"".join(encoded), proposal.user_identity, proposal.application_context
+    return proposal, contexts, b"".join(encoded)

@@ -1,4 +1,4 @@
-"""One connection of the DICOM port from its first byte to its last: association, C-ECHO, C-STORE, release.
+"""One connection of the DICOM port from its first byte to its last: association, C-ECHO, C-STORE, N-ACTION, release.
 
 Image bytes go from the socket's buffer into the file; no data set is ever held in memory. Every wait has a deadline
 for the whole of what is waited for, so that a peer that sends a byte now and then holds its place no longer than one
@@ -10,13 +10,14 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from dicom_gateway.errors import GatewayError
 from dicom_gateway.events import Event, emit
-from dicom_gateway.receive import pdu
+from dicom_gateway.receive import commitment, pdu
 from dicom_gateway.receive.admission import MAXIMUM_PDU_BYTES, Accepted, Admission
+from dicom_gateway.receive.commitment import Commitments
 from dicom_gateway.receive.pdu import AbortReason, Command, CommandSet, PduType, ProtocolError
 from dicom_gateway.receive.reception import Incoming, Reception, refusal_of, release_study
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
@@ -108,6 +109,15 @@ class _Image:
     refusal: StoreRefused | None = None
 
 
+@dataclass(slots=True)
+class _Action:
+    """An N-ACTION request whose information is coming."""
+
+    context_id: int
+    command: CommandSet
+    information: bytearray = field(default_factory=bytearray)
+
+
 class Association:
     """The acceptor's side of one association (PS3.8 section 7), as the one who `serve`s its connection."""
 
@@ -117,6 +127,7 @@ class Association:
         address: str,
         reception: Reception,
         admission: Admission,
+        commitments: Commitments,
         *,
         on_established: Callable[[], None],
     ) -> None:
@@ -124,9 +135,11 @@ class Association:
         self._address = address
         self._reception = reception
         self._admission = admission
+        self._commitments = commitments
         self._on_established = on_established
         self._accepted: Accepted | None = None
         self._image: _Image | None = None
+        self._action: _Action | None = None
         self._command = bytearray()
 
     def serve(self, half_open_deadline: float) -> None:
@@ -228,8 +241,8 @@ class Association:
         return int(length) + 4
 
     def _command_fragment(self, content: bytes, context_id: int, is_last: bool) -> None:
-        if self._image is not None or len(self._command) + len(content) > _MAXIMUM_COMMAND_BYTES:
-            raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a command inside an image, or one without an end")
+        if self._image or self._action or len(self._command) + len(content) > _MAXIMUM_COMMAND_BYTES:
+            raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a command inside a message, or one without an end")
         self._command += content
         if is_last:
             command = pdu.parse_command_set(bytes(self._command))
@@ -241,10 +254,14 @@ class Association:
         context = self._accepted.contexts.get(context_id)
         if context is None:
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a presentation context that was not accepted")
-        if command.command == Command.C_STORE_RQ and command.has_data_set:
+        if command.command == Command.N_ACTION_RQ and command.has_data_set:
+            self._action = _Action(context_id, command)
+        elif command.command == Command.C_STORE_RQ and command.has_data_set:
             self._image = self._begin_image(command, context_id)
         elif command.command == Command.C_ECHO_RQ and not command.has_data_set:
             self._stream.send(pdu.encode_response(command, context_id, StoreStatus.SUCCESS))
+        elif command.command == Command.N_EVENT_REPORT_RQ | pdu.RESPONSE and not command.has_data_set:
+            return
         elif command.has_data_set or command.command & pdu.RESPONSE:
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a command that nobody asked for")
         elif command.command != Command.C_CANCEL_RQ:
@@ -269,8 +286,11 @@ class Association:
 
     def _data_fragment(self, count: int, context_id: int, is_last: bool, deadline: float) -> None:
         image = self._image
+        if self._action is not None:
+            self._action_fragment(self._action, self._stream.take(count, deadline), context_id, is_last)
+            return
         if image is None or image.context_id != context_id:
-            raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "image data without a request")
+            raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "data without a request")
         image.received_bytes += count
         slow_s = time.monotonic() - image.started - IDLE_TIMEOUT_S
         if slow_s > 0 and image.received_bytes < slow_s * LEAST_BYTES_PER_S:
@@ -291,6 +311,47 @@ class Association:
                 status, comment = image.refusal.status, image.refusal.comment
             self._stream.send(pdu.encode_response(image.command, context_id, status, comment))
             self._admission.pace(self, image.received_bytes)
+
+    def _action_fragment(self, action: _Action, content: bytes, context_id: int, is_last: bool) -> None:
+        if action.context_id != context_id:
+            raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "data without a request")
+        action.information += content
+        if len(action.information) > commitment.MAXIMUM_REQUEST_BYTES:
+            raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a request without an end")
+        if is_last:
+            self._action = None
+            self._answer_action(action)
+
+    def _answer_action(self, action: _Action) -> None:
+        """Storage commitment: the response, then the result where it is told on this association."""
+        assert self._accepted is not None
+        command, context_id = action.command, action.context_id
+        abstract_syntax, transfer_syntax = self._accepted.contexts[context_id]
+        calling = self._accepted.calling_ae_title
+        try:
+            if abstract_syntax != commitment.SOP_CLASS_UID or command.action_type_id != commitment.REQUEST_ACTION_TYPE:
+                raise StoreRefused(StoreStatus.NO_SUCH_ACTION, "Only storage commitment is an action here")
+            if command.sop_instance_uid != commitment.SOP_INSTANCE_UID:
+                raise StoreRefused(StoreStatus.NO_SUCH_SOP_INSTANCE, "Not the instance of storage commitment")
+            request = commitment.parse_request(bytes(action.information), transfer_syntax, calling)
+            told_here = self._commitments.take(request)
+        except Exception as error:  # noqa: BLE001  # edge: the sender always gets an answer
+            refusal = refusal_of(error, calling)
+            self._stream.send(pdu.encode_response(command, context_id, refusal.status, refusal.comment))
+            return
+        self._stream.send(pdu.encode_response(command, context_id, StoreStatus.SUCCESS))
+        if told_here is not None:
+            event_type, information = told_here
+            for encoded in pdu.encode_event_report(
+                context_id,
+                sop_class_uid=commitment.SOP_CLASS_UID,
+                sop_instance_uid=commitment.SOP_INSTANCE_UID,
+                event_type_id=event_type,
+                message_id=1,
+                information=commitment.encode_information(information, transfer_syntax),
+                maximum_pdu_bytes=self._accepted.maximum_pdu_bytes,
+            ):
+                self._stream.send(encoded)
 
     @contextmanager
     def _refusing(self, image: _Image) -> Iterator[None]:

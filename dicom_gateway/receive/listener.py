@@ -13,9 +13,11 @@ import time
 
 from dicom_gateway.events import Event, emit
 from dicom_gateway.receive.admission import Admission
+from dicom_gateway.receive.commitment import Commitments
 from dicom_gateway.receive.connection import HALF_OPEN_TIMEOUT_S, Association, Stream
 from dicom_gateway.receive.reception import Reception
 from dicom_gateway.receive.tls import TlsContext
+from dicom_gateway.store.schema import open_database
 
 _BACKLOG = 1024
 # Beyond these the connection that has been silent longest makes room: whoever opens them cannot keep others out.
@@ -35,6 +37,8 @@ class Listener:
             emit(Event.NOBODY_MAY_SEND, level="warning", setting="calling_ae_titles")
         self._reception = reception
         self._admission = Admission(reception)
+        self._commitments = Commitments(open_database(settings.database), settings)
+        self._stopped = threading.Event()
         self._tls = TlsContext(settings) if settings.dicom_tls_certificate_file else None
         self._half_open: dict[socket.socket, None] = {}
         self._connections: dict[socket.socket, threading.Thread] = {}
@@ -46,9 +50,11 @@ class Listener:
     def start(self) -> None:
         """Begin to answer."""
         self._accepting.start()
+        threading.Thread(target=self._commitments.run, args=[self._stopped], name="commitment", daemon=True).start()
 
     def shutdown(self) -> None:
         """Stop: connections are closed, images that are not whole are forgotten, none was acknowledged."""
+        self._stopped.set()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -106,6 +112,7 @@ class Listener:
             address,
             self._reception,
             self._admission,
+            self._commitments,
             on_established=lambda: self._established(connection),
         )
         try:

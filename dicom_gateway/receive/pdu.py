@@ -16,6 +16,8 @@ NO_DATA_SET = 0x0101
 # In a presentation data value's control header (PS3.8 E.2).
 COMMAND_FRAGMENT, LAST_FRAGMENT = 1, 2
 _FIXED_REQUEST_BYTES = 68
+_LARGEST_SENT_PDU_BYTES = 16384
+_LEAST_FRAGMENT_BYTES = 128
 _TITLES = slice(4, 68)
 
 
@@ -66,6 +68,7 @@ class Command(enum.IntEnum):
 
     C_STORE_RQ = 0x0001
     C_ECHO_RQ = 0x0030
+    N_EVENT_REPORT_RQ = 0x0100
     N_ACTION_RQ = 0x0130
     C_CANCEL_RQ = 0x0FFF
 
@@ -112,10 +115,11 @@ class UserIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """The variable part of an A-ASSOCIATE-RQ."""
+    """The variable part of an A-ASSOCIATE-RQ; a `maximum_pdu_bytes` of 0 means any."""
 
     application_context: str
     contexts: tuple[ProposedContext, ...]
+    maximum_pdu_bytes: int
     user_identity: UserIdentity | None
 
 
@@ -147,7 +151,7 @@ def parse_associate_request(body: bytes) -> AssociateRequest:
 
 def parse_proposal(items: bytes) -> Proposal:
     """Items of an A-ASSOCIATE-RQ; unknown ones are ignored (PS3.8 9.3.1). Raises ProtocolError."""
-    application_context, identity = "", None
+    application_context, maximum_pdu_bytes, identity = "", 0, None
     contexts: dict[int, ProposedContext] = {}
     for kind, value in _items(items):
         if kind == 0x10:
@@ -159,9 +163,11 @@ def parse_proposal(items: bytes) -> Proposal:
             contexts[context.context_id] = context
         elif kind == 0x50:
             for sub_kind, sub_value in _items(value):
-                if sub_kind == 0x58:
+                if sub_kind == 0x51 and len(sub_value) == 4:
+                    (maximum_pdu_bytes,) = struct.unpack(">I", sub_value)
+                elif sub_kind == 0x58:
                     identity = _user_identity(sub_value)
-    return Proposal(application_context, tuple(contexts.values()), identity)
+    return Proposal(application_context, tuple(contexts.values()), maximum_pdu_bytes, identity)
 
 
 def parse_command_set(encoded: bytes) -> CommandSet:
@@ -243,10 +249,45 @@ def encode_response(request: CommandSet, context_id: int, status: int, comment: 
         elements.append(_element(0x1000, instance))
     if request.command == Command.N_ACTION_RQ:
         elements.append(_element(0x1008, struct.pack("<H", request.action_type_id)))
+    return _data_pdu(context_id, COMMAND_FRAGMENT | LAST_FRAGMENT, _command(elements))
+
+
+def encode_event_report(
+    context_id: int,
+    *,
+    sop_class_uid: str,
+    sop_instance_uid: str,
+    event_type_id: int,
+    message_id: int,
+    information: bytes,
+    maximum_pdu_bytes: int,
+) -> list[bytes]:
+    """P-DATA-TF PDUs of an N-EVENT-REPORT request (PS3.7 Table 10.3-1), none longer than the peer takes."""
+    command = _command(
+        [
+            _element(0x0002, sop_class_uid.encode("ascii")),
+            _element(0x0100, struct.pack("<H", Command.N_EVENT_REPORT_RQ)),
+            _element(0x0110, struct.pack("<H", message_id)),
+            _element(0x0800, struct.pack("<H", 0)),
+            _element(0x1000, sop_instance_uid.encode("ascii")),
+            _element(0x1002, struct.pack("<H", event_type_id)),
+        ]
+    )
+    room = max(_LEAST_FRAGMENT_BYTES, (maximum_pdu_bytes or _LARGEST_SENT_PDU_BYTES) - PDV_HEADER_BYTES)
+    fragments = [information[at : at + room] for at in range(0, len(information), room)]
+    values = [_data_pdu(context_id, COMMAND_FRAGMENT | LAST_FRAGMENT, command)]
+    for number, fragment in enumerate(fragments, start=1):
+        values.append(_data_pdu(context_id, LAST_FRAGMENT if number == len(fragments) else 0, fragment))
+    return values
+
+
+def _command(elements: list[bytes]) -> bytes:
     body = b"".join(elements)
-    command = _element(0x0000, struct.pack("<I", len(body))) + body
-    value = struct.pack(">IBB", len(command) + 2, context_id, COMMAND_FRAGMENT | LAST_FRAGMENT) + command
-    return _pdu(PduType.DATA, value)
+    return _element(0x0000, struct.pack("<I", len(body))) + body
+
+
+def _data_pdu(context_id: int, control: int, fragment: bytes) -> bytes:
+    return _pdu(PduType.DATA, struct.pack(">IBB", len(fragment) + 2, context_id, control) + fragment)
 
 
 def _pdu(kind: PduType, body: bytes) -> bytes:

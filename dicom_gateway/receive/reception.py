@@ -26,33 +26,37 @@ _SPACE_CHECKED_EVERY_BYTES = 32 << 20
 
 @dataclass(slots=True)
 class OpenAssociations:
-    """Which study each open association is sending, and how many images of each study it has sent.
+    """Which studies each open association is sending, and how many images of each study it has sent.
 
     Only the study of its latest image counts as being sent: a PACS that moves forty studies over one association
-    need not end it before the first is analysed.
+    need not end it before the first is analysed. One that comes back to a study which it had left sends them by turns:
+    then it is sending all of them until it ends.
     """
 
     _images: dict[Hashable, dict[str, int]] = field(default_factory=dict)
-    _sending: dict[Hashable, str] = field(default_factory=dict)
+    _sending: dict[Hashable, frozenset[str]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, association: Hashable, study_instance_uid: str) -> int:
         """Number of images of the study this association has sent, with the one being stored."""
         with self._lock:
             images = self._images.setdefault(association, {})
+            sending = self._sending.get(association, frozenset())
+            if study_instance_uid not in sending:
+                by_turns = study_instance_uid in images or len(sending) > 1
+                self._sending[association] = frozenset({study_instance_uid, *(images if by_turns else ())})
             images[study_instance_uid] = images.get(study_instance_uid, 0) + 1
-            self._sending[association] = study_instance_uid
             return images[study_instance_uid]
 
     def studies(self) -> frozenset[str]:
-        """Study Instance UIDs of the latest image of each open association."""
+        """Study Instance UIDs that any open association is sending."""
         with self._lock:
-            return frozenset(self._sending.values())
+            return frozenset().union(*self._sending.values())
 
-    def sending(self, association: Hashable) -> str | None:
-        """Study Instance UID of the association's latest image; None before its first."""
+    def sending(self, association: Hashable) -> frozenset[str]:
+        """Study Instance UIDs that the association is sending; none before its first image."""
         with self._lock:
-            return self._sending.get(association)
+            return self._sending.get(association, frozenset())
 
     def close(self, association: Hashable) -> None:
         """Forget an association."""
@@ -144,7 +148,7 @@ class Incoming:
                 status = StoreStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS
                 raise StoreRefused(status, "Of another study than the one it was sent to")
             associations = self._reception.associations
-            if associations.sending(self._association) != header.study_instance_uid:
+            if header.study_instance_uid not in associations.sending(self._association):
                 release_study(self._reception, self._association)
             count = associations.count(self._association, header.study_instance_uid)
             with self._reception.alone_with(self._sop_instance_uid):
@@ -230,14 +234,14 @@ def priority_of(calling_ae_title: str, settings: Settings) -> int:
 
 
 def release_study(reception: Reception, association: Hashable) -> None:
-    """Note that the association has sent all it will of the study it is sending, before that is forgotten of it.
+    """Note that the association has sent all it will of what it is sending, before that is forgotten of it.
 
     The other way round the study would look quiet in between.
     """
-    study_instance_uid = reception.associations.sending(association)
-    if study_instance_uid is not None:
+    sent = reception.associations.sending(association)
+    if sent:
         with reception.writing(), reception.engine.begin() as connection:
-            ledger.mark_released(connection, frozenset({study_instance_uid}), time.time())
+            ledger.mark_released(connection, sent, time.time())
 
 
 def encode_file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str, calling_ae_title: str) -> bytes:

@@ -150,6 +150,19 @@ delivery = sa.Table(
     sa.Column("outcomes", sa.JSON(none_as_null=True), nullable=True),
 )
 
+# Storage commitment that a sender asked for and has not been told of yet. `references` are pairs of SOP Class and
+# Instance UID.
+commitment = sa.Table(
+    "commitment",
+    metadata,
+    sa.Column("calling_ae_title", sa.String(16), primary_key=True),
+    sa.Column("transaction_uid", sa.String(64), primary_key=True),
+    sa.Column("references", sa.JSON, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("next_attempt", sa.Float, nullable=False),
+)
+
 worker_heartbeat = sa.Table(
     "worker_heartbeat",
     metadata,
@@ -161,14 +174,14 @@ worker_heartbeat = sa.Table(
 def open_database(url: str, *, rebuildable: bool = False) -> sa.Engine:
     """Engine for the index and the jobs. A commit is on the disk when it returns.
 
-    `rebuildable` is for rows that can be made again from durable files: their commits wait for no disk. A power cut
-    can take the latest of them, but none that came before a commit that did wait: both kinds go into one log in order
-    (https://www.sqlite.org/pragma.html#pragma_synchronous, PostgreSQL manual, "Asynchronous Commit").
+    `rebuildable` is for rows that are made again from durable files when the service starts: in SQLite their commits
+    do not wait for the disk. A power cut can take the latest of them, but none from before a commit that did wait:
+    both kinds go into one log in order (https://www.sqlite.org/pragma.html#pragma_synchronous). PostgreSQL waits for
+    all, because it may crash and come back while this service goes on.
     Its errors do not quote parameters: patient names would reach the log that way.
     """
     if not url.startswith("sqlite"):
-        options = {"options": "-c synchronous_commit=off"} if rebuildable else {}
-        return sa.create_engine(url, pool_pre_ping=True, pool_size=10, hide_parameters=True, connect_args=options)
+        return sa.create_engine(url, pool_pre_ping=True, pool_size=10, hide_parameters=True)
     engine = sa.create_engine(url, connect_args={"timeout": 30}, pool_size=10, hide_parameters=True)
     sa.event.listen(engine, "connect", partial(_prepare_sqlite, synchronous="normal" if rebuildable else "full"))
     return engine

@@ -1,0 +1,230 @@
+"""Storage commitment for what was received (PS3.4 Annex J, push model): asked for by N-ACTION, told by N-EVENT-REPORT.
+
+A sender that is one of the `sources` is told on an association that we open, as modalities expect; another one on the
+association it asked on. A request is in the database before it is answered, so that a restart forgets none.
+"""
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import sqlalchemy as sa
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.uid import UID
+from pynetdicom import AE, build_role
+from pynetdicom.dsutils import encode
+from pynetdicom.sop_class import StorageCommitmentPushModel
+
+from dicom_gateway.events import Event, emit
+from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
+from dicom_gateway.settings import Settings, Source
+from dicom_gateway.store.schema import commitment, instance
+from imaging.uids import is_safe_uid
+
+SOP_CLASS_UID = str(StorageCommitmentPushModel)
+# PS3.4 J.4: the one well-known instance of the class.
+SOP_INSTANCE_UID = "1.2.840.10008.1.20.1.1"
+REQUEST_ACTION_TYPE = 1
+ALL_COMMITTED, SOME_FAILED = 1, 2
+MAXIMUM_REQUEST_BYTES = 16 << 20
+# PS3.3 C.14.1.1.
+_PROCESSING_FAILURE, _NO_SUCH_INSTANCE, _CLASS_INSTANCE_CONFLICT = 0x0110, 0x0112, 0x0119
+_CONNECTION_TIMEOUT_S, _RESPONSE_TIMEOUT_S = 10, 30
+_FIRST_DELAY_S, _LONGEST_DELAY_S, _GIVEN_UP_AFTER_S = 10.0, 3600.0, 86400.0
+_LOOK_EVERY_S = 1.0
+
+Reference = tuple[str, str]
+"""SOP Class UID and SOP Instance UID."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentRequest:
+    """What a sender wants to know safe with us."""
+
+    calling_ae_title: str
+    transaction_uid: str
+    references: tuple[Reference, ...]
+
+
+def parse_request(encoded: bytes, transfer_syntax: str, calling_ae_title: str) -> CommitmentRequest:
+    """The action information of an N-ACTION request (PS3.4 Table J.3-1). Raises StoreRefused for anything else."""
+    syntax = UID(transfer_syntax)
+    try:
+        information = read_dataset(BytesIO(encoded), bool(syntax.is_implicit_VR), bool(syntax.is_little_endian))
+        transaction_uid = str(information.TransactionUID)
+        references = tuple(
+            (str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
+            for item in information.ReferencedSOPSequence
+        )
+    except Exception as error:
+        # The parser fails in many ways on damaged bytes, and its messages may quote them.
+        raise StoreRefused(StoreStatus.INVALID_ARGUMENT_VALUE, "Not a request for storage commitment") from error
+    if not references or not all(map(is_safe_uid, (transaction_uid, *(uid for pair in references for uid in pair)))):
+        raise StoreRefused(StoreStatus.INVALID_ARGUMENT_VALUE, "A UID is missing or not valid")
+    return CommitmentRequest(calling_ae_title=calling_ae_title, transaction_uid=transaction_uid, references=references)
+
+
+def judge(engine: sa.Engine, data_dir: Path, request: CommitmentRequest) -> tuple[int, Dataset]:
+    """Event type and event information of the N-EVENT-REPORT (PS3.4 Table J.3-2) that answers a request."""
+    committed, failed = [], []
+    for reference in request.references:
+        reason = _why_not_committed(engine, data_dir, reference)
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = reference
+        if reason is None:
+            committed.append(item)
+        else:
+            item.FailureReason = reason
+            failed.append(item)
+    information = Dataset()
+    information.TransactionUID = request.transaction_uid
+    if committed:
+        information.ReferencedSOPSequence = committed
+    if failed:
+        information.FailedSOPSequence = failed
+    return SOME_FAILED if failed else ALL_COMMITTED, information
+
+
+def encode_information(information: Dataset, transfer_syntax: str) -> bytes:
+    """The data set of an N-EVENT-REPORT."""
+    encoded = encode(information, bool(UID(transfer_syntax).is_implicit_VR), True)
+    assert encoded is not None  # UIDs and numbers of our own
+    return bytes(encoded)
+
+
+def _why_not_committed(engine: sa.Engine, data_dir: Path, reference: Reference) -> int | None:
+    sop_class_uid, sop_instance_uid = reference
+    query = sa.select(instance.c.path, instance.c.size_bytes).where(instance.c.sop_instance_uid == sop_instance_uid)
+    with engine.connect() as connection:
+        row = connection.execute(query).one_or_none()
+    if row is None:
+        return _NO_SUCH_INSTANCE
+    path = data_dir / row.path
+    try:
+        if path.stat().st_size != row.size_bytes:
+            return _PROCESSING_FAILURE
+        stored_class = str(read_file_meta_info(path).MediaStorageSOPClassUID)
+    except OSError:
+        return _PROCESSING_FAILURE
+    return None if stored_class == sop_class_uid else _CLASS_INSTANCE_CONFLICT
+
+
+class Commitments:
+    """Requests for commitment, from their arrival until their sender knows."""
+
+    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._sources = {source.ae_title: source for source in settings.sources}
+
+    def take(self, request: CommitmentRequest) -> tuple[int, Dataset] | None:
+        """Remember a request; what to tell on the association it came on, None where its source is told by `report`."""
+        if request.calling_ae_title not in self._sources:
+            return judge(self._engine, self._settings.data_dir, request)
+        now = time.time()
+        with self._engine.begin() as connection:
+            _forget(connection, request)
+            connection.execute(
+                sa.insert(commitment).values(
+                    calling_ae_title=request.calling_ae_title,
+                    transaction_uid=request.transaction_uid,
+                    references=[list(reference) for reference in request.references],
+                    created=now,
+                    attempts=0,
+                    next_attempt=now,
+                )
+            )
+        return None
+
+    def run(self, stop: threading.Event) -> None:
+        """Tell sources, again and again until each has said that it knows, until `stop` is set."""
+        while not stop.wait(_LOOK_EVERY_S):
+            try:
+                self.report(time.time())
+            except sa.exc.SQLAlchemyError as error:
+                emit(Event.COMMITMENT_DELAYED, level="error", reason=type(error).__name__)
+
+    def report(self, now: float) -> None:
+        """Tell every source that is due at `now`, UTC epoch seconds."""
+        due = sa.select(commitment).where(commitment.c.next_attempt <= now).order_by(commitment.c.created)
+        with self._engine.connect() as connection:
+            rows = connection.execute(due).mappings().all()
+        for row in rows:
+            request = CommitmentRequest(
+                calling_ae_title=row["calling_ae_title"],
+                transaction_uid=row["transaction_uid"],
+                references=tuple((sop_class, uid) for sop_class, uid in row["references"]),
+            )
+            problem = self._tell(request)
+            about = {"calling_ae_title": request.calling_ae_title, "transaction_uid": request.transaction_uid}
+            given_up = problem is not None and now - row["created"] > _GIVEN_UP_AFTER_S
+            with self._engine.begin() as connection:
+                if problem is None or given_up:
+                    _forget(connection, request)
+                else:
+                    delay_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(row["attempts"], 20))
+                    connection.execute(
+                        sa.update(commitment)
+                        .where(*_key(request))
+                        .values(attempts=row["attempts"] + 1, next_attempt=now + delay_s)
+                    )
+            if problem is None:
+                emit(Event.COMMITMENT_TOLD, **about, instances=len(request.references))
+            elif given_up:
+                emit(Event.COMMITMENT_GIVEN_UP, level="error", **about, reason=problem)
+            else:
+                emit(Event.COMMITMENT_DELAYED, level="warning", **about, reason=problem)
+
+    def _tell(self, request: CommitmentRequest) -> str | None:
+        """N-EVENT-REPORT on an association of our own; why its source does not know, None when it does."""
+        source = self._sources.get(request.calling_ae_title)
+        if source is None:
+            return "the source is no longer configured"
+        event_type, information = judge(self._engine, self._settings.data_dir, request)
+        return send_event_report(source, self._settings.ae_title, event_type, information)
+
+
+def send_event_report(source: Source, calling_ae_title: str, event_type: int, information: Dataset) -> str | None:
+    """One N-EVENT-REPORT to a source; why it does not know, None when it does."""
+    entity = AE(ae_title=calling_ae_title)
+    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    entity.connection_timeout = entity.acse_timeout = _CONNECTION_TIMEOUT_S
+    entity.dimse_timeout = entity.network_timeout = _RESPONSE_TIMEOUT_S
+    entity.add_requested_context(StorageCommitmentPushModel)
+    # We are the one who provides the service, though we open the association (PS3.4 J.3.3).
+    role = build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)
+    try:
+        association = entity.associate(source.host, source.port, ae_title=source.called_ae_title, ext_neg=[role])
+    except (OSError, UnicodeError):
+        return "the host name cannot be resolved"
+    if not association.is_established:
+        return "no association for storage commitment"
+    try:
+        status, _ = association.send_n_event_report(
+            information, event_type, StorageCommitmentPushModel, SOP_INSTANCE_UID
+        )
+    except (RuntimeError, ValueError):
+        return "the association ended, or the class was refused"
+    finally:
+        if association.is_established:
+            association.release()
+    if "Status" not in status:
+        return "no answer"
+    return None if status.Status == 0x0000 else f"status 0x{status.Status:04X}"
+
+
+def _key(request: CommitmentRequest) -> Iterable[sa.ColumnElement[bool]]:
+    return (
+        commitment.c.calling_ae_title == request.calling_ae_title,
+        commitment.c.transaction_uid == request.transaction_uid,
+    )
+
+
+def _forget(connection: sa.Connection, request: CommitmentRequest) -> None:
+    connection.execute(sa.delete(commitment).where(*_key(request)))

@@ -1,0 +1,171 @@
+"""Storage commitment of what was received (PS3.4 Annex J), asked for by pynetdicom and by Orthanc."""
+
+import time
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+from factories import make_ct_dataset
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import StorageCommitmentPushModel
+from running import free_port, make_settings, wait_until
+
+from dicom_gateway.receive.commitment import SOP_INSTANCE_UID, CommitmentRequest, Commitments, judge
+from dicom_gateway.receive.listener import start_listener
+from dicom_gateway.receive.reception import Reception
+from dicom_gateway.store import index
+from dicom_gateway.store.schema import commitment, open_database
+from imaging.uids import derive_uid
+
+TRANSACTION = derive_uid("transaction")
+
+
+@contextmanager
+def listening(settings):
+    engine = open_database(settings.database)
+    listener = start_listener(Reception(settings=settings, engine=engine))
+    try:
+        yield engine
+    finally:
+        listener.shutdown()
+        engine.dispose()
+
+
+@contextmanager
+def associated(settings, reports=None):
+    def on_report(event):
+        reports.append((event.event_type, event.event_information))
+        return 0x0000, None
+
+    entity = AE("CT1")
+    entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    entity.add_requested_context(StorageCommitmentPushModel)
+    handlers = [(evt.EVT_N_EVENT_REPORT, on_report)] if reports is not None else []
+    association = entity.associate("127.0.0.1", settings.dicom_port, ae_title=settings.ae_title, evt_handlers=handlers)
+    assert association.is_established
+    try:
+        yield association
+    finally:
+        association.release()
+
+
+def request_for(*references, transaction=TRANSACTION):
+    information = Dataset()
+    information.TransactionUID = transaction
+    information.ReferencedSOPSequence = []
+    for sop_class, uid in references:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
+        information.ReferencedSOPSequence.append(item)
+    return information
+
+
+def ask(association, information, action_type=1, sop_instance_uid=SOP_INSTANCE_UID):
+    response, _ = association.send_n_action(information, action_type, StorageCommitmentPushModel, sop_instance_uid)
+    return response.Status
+
+
+def test_told_on_the_same_association_where_the_sender_has_no_address(tmp_path):
+    settings, reports = make_settings(tmp_path), []
+    images = [make_ct_dataset(InstanceNumber=number) for number in (1, 2)]
+    unknown = derive_uid("never sent")
+    with listening(settings), associated(settings, reports) as association:
+        for image in images:
+            assert association.send_c_store(image).Status == 0x0000
+        held = [(CTImageStorage, image.SOPInstanceUID) for image in images]
+        assert ask(association, request_for(*held)) == 0x0000
+        wait_until(lambda: reports, "the report")
+        assert ask(association, request_for(held[0], (MRImageStorage, held[1][1]), (CTImageStorage, unknown))) == 0
+        wait_until(lambda: len(reports) == 2, "the second report")
+    (kind, everything), (other_kind, part) = reports
+    assert (kind, other_kind) == (1, 2)
+    assert everything.TransactionUID == TRANSACTION
+    assert [item.ReferencedSOPInstanceUID for item in everything.ReferencedSOPSequence] == [uid for _, uid in held]
+    assert "FailedSOPSequence" not in everything
+    assert [item.ReferencedSOPInstanceUID for item in part.ReferencedSOPSequence] == [held[0][1]]
+    assert [(i.ReferencedSOPInstanceUID, i.FailureReason) for i in part.FailedSOPSequence] == [
+        (held[1][1], 0x0119),
+        (unknown, 0x0112),
+    ]
+
+
+def test_many_images_fit_into_the_peers_pdus(tmp_path):
+    settings, reports = make_settings(tmp_path), []
+    with listening(settings), associated(settings, reports) as association:
+        unknown = [(CTImageStorage, derive_uid("unknown", str(number))) for number in range(2000)]
+        assert ask(association, request_for(*unknown)) == 0x0000
+        wait_until(lambda: reports, "the report")
+    assert len(reports[0][1].FailedSOPSequence) == 2000
+
+
+@pytest.mark.parametrize(
+    ("information", "action_type", "sop_instance_uid", "status"),
+    [
+        (request_for((CTImageStorage, "1.2.3")), 2, SOP_INSTANCE_UID, 0x0123),
+        (request_for((CTImageStorage, "1.2.3")), 1, "1.2.840.10008.1.20.1.2", 0x0112),
+        (request_for(), 1, SOP_INSTANCE_UID, 0x0115),
+        (request_for((CTImageStorage, "1.2.3"), transaction="../x"), 1, SOP_INSTANCE_UID, 0x0115),
+    ],
+)
+def test_what_is_no_request(tmp_path, information, action_type, sop_instance_uid, status):
+    settings, reports = make_settings(tmp_path), []
+    with listening(settings), associated(settings, reports) as association:
+        assert ask(association, information, action_type, sop_instance_uid) == status
+    assert reports == []
+
+
+def test_a_source_is_told_on_an_association_of_ours_even_after_a_restart(tmp_path):
+    port = free_port()
+    source = {"name": "ct", "ae_title": "CT1", "host": "127.0.0.1", "port": port}
+    settings, reports = make_settings(tmp_path, sources=(source,)), []
+    image = make_ct_dataset()
+    with listening(settings), associated(settings) as association:
+        assert association.send_c_store(image).Status == 0x0000
+        assert ask(association, request_for((CTImageStorage, image.SOPInstanceUID))) == 0x0000
+    with source_that_is_told(port, reports), listening(settings) as engine:
+        wait_until(lambda: due(engine), "the request is kept")
+        Commitments(engine, settings).report(time.time() + 3600)
+        wait_until(lambda: reports, "the report")
+        wait_until(lambda: not due(engine), "the request is done")
+    kind, information = reports[0]
+    assert kind == 1
+    assert information.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == image.SOPInstanceUID
+
+
+@contextmanager
+def source_that_is_told(port, reports):
+    def on_report(event):
+        reports.append((event.event_type, event.event_information))
+        return 0x0000, None
+
+    entity = AE("CT1")
+    entity.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, on_report)])
+    try:
+        yield
+    finally:
+        server.shutdown()
+
+
+def due(engine):
+    with engine.connect() as connection:
+        return connection.scalar(sa.select(sa.func.count()).select_from(commitment))
+
+
+def test_a_file_that_is_not_as_it_was_is_not_committed(tmp_path):
+    settings, image = make_settings(tmp_path), make_ct_dataset()
+    with listening(settings) as engine, associated(settings) as association:
+        assert association.send_c_store(image).Status == 0x0000
+        request = CommitmentRequest(
+            calling_ae_title="CT1",
+            transaction_uid=TRANSACTION,
+            references=((CTImageStorage, image.SOPInstanceUID),),
+        )
+        assert judge(engine, settings.data_dir, request)[0] == 1
+        path = settings.data_dir / index.find_instance(engine, image.SOPInstanceUID).path
+        path.write_bytes(path.read_bytes()[:-10])
+        kind, information = judge(engine, settings.data_dir, request)
+    assert kind == 2
+    assert information.FailedSOPSequence[0].FailureReason == 0x0110
