@@ -17,6 +17,7 @@ from dicom_gateway.receive.assembly import (
     quiet_needed_s,
 )
 from dicom_gateway.receive.expected import ANSWER_WITHIN_S, Comparison, SourceCount, Standing, compare
+from dicom_gateway.receive.reception import OpenAssociations
 from dicom_gateway.settings import Source
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import StoredFile, instance_path
@@ -104,6 +105,19 @@ def test_all_means_that_the_source_has_nothing_more(held, has):
         assert held and not lacks
     if comparison.standing is Standing.PART:
         assert lacks and comparison.received < sum(held.values()) + sum(has.values())
+
+
+def test_an_association_that_sends_by_turns_is_sending_all_of_its_studies():
+    associations = OpenAssociations()
+    sending = []
+    for study in "aabba":
+        associations.count("one", study)
+        sending.append("".join(sorted(associations.studies())))
+    assert sending == ["a", "a", "b", "b", "ab"]
+    assert [associations.count("one", "c"), associations.count("two", "d")] == [1, 1]
+    assert associations.studies() == {"a", "b", "c", "d"}
+    associations.close("one")
+    assert associations.studies() == associations.sending("two") == {"d"}
 
 
 @pytest.fixture
