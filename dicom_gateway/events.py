@@ -83,7 +83,7 @@ def configure_logging(level: str, stream: TextIO | None = None, **bound: Any) ->
         logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
     )
     # Their messages may quote data set values; what matters of them is an event of ours.
-    for name in ("pynetdicom", "pydicom", "highdicom"):
+    for name in ("pynetdicom", "pydicom", "highdicom", "python_multipart"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", module=name)
 

@@ -301,6 +301,9 @@ class Settings(BaseSettings):
     dicom_tls_certificate_file: Path | None = Field(
         default=None, description="Certificate chain (PEM) of the DICOM port, which then speaks TLS only."
     )
+    stow_networks: Networks = Field(
+        default=(), description="Networks that may send images to the web port by STOW-RS (DICOMweb). Empty: nobody."
+    )
     dicom_tls_key_file: Path | None = Field(default=None, description="Its private key (PEM), without a password.")
     dicom_tls_ca_file: Path | None = Field(
         default=None, description="Certificates (PEM) of those who vouch for senders; one without is refused."
@@ -382,6 +385,7 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         if value.lstrip().startswith("["):
+        "stow_networks",
             return json.loads(value)
         return tuple(part.strip() for part in value.split(",") if part.strip())
 

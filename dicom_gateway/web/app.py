@@ -15,7 +15,7 @@ from dicom_gateway.errors import NotFound
 from dicom_gateway.settings import Settings
 from dicom_gateway.store.schema import create_tables, open_database
 from dicom_gateway.users import require_guarded
-from dicom_gateway.web import api, dicomweb, pages
+from dicom_gateway.web import api, dicomweb, dicomweb_store, pages
 from dicom_gateway.web.access import RequireUser
 from dicom_gateway.web.rendering import render_problem, software_version
 from dicom_gateway.web.security import LOOPBACK_HOSTS, BoundedBodies, OwnPagesOnly, SecureAnswers
@@ -44,15 +44,17 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.site = Site(settings, engine)
     # The check itself is RequireUser's, which nothing gets past; this says so in the OpenAPI document.
     documented = [Security(HTTPBasic(auto_error=False))] if settings.web_users_file else []
+    app.state.front_door = dicomweb_store.open_front_door(settings)
     app.include_router(api.router, dependencies=documented)
     app.include_router(dicomweb.router, dependencies=documented)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    app.include_router(dicomweb_store.router, dependencies=documented)
     app.add_exception_handler(NotFound, _not_found)
     app.add_exception_handler(RequestValidationError, _unprocessable)
     app.add_exception_handler(HTTPException, _http_error)
     # The last one added sees a request first.
-    app.add_middleware(BoundedBodies)
+    app.add_middleware(BoundedBodies, uploads=(f"{dicomweb.PREFIX}/studies",) if settings.stow_networks else ())
     app.add_middleware(OwnPagesOnly)
     if settings.web_users_file:
         app.add_middleware(RequireUser, users_file=settings.web_users_file)

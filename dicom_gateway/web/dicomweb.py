@@ -25,6 +25,7 @@ from dicom_gateway.web.dicomweb_holdings import (
     read_metadata,
 )
 from dicom_gateway.web.dicomweb_query import BadQuery, Query, parse_query
+from dicom_gateway.web.security import UID_SCHEMA
 from dicom_gateway.web.site import CurrentSite, Site
 from imaging.uids import is_safe_uid
 
@@ -53,15 +54,15 @@ def _checked(uid: str) -> str:
     return uid
 
 
-def _study_uid(study: Annotated[str, Path(description="Study Instance UID.")]) -> str:
+def _study_uid(study: Annotated[str, Path(description="Study Instance UID.", json_schema_extra=UID_SCHEMA)]) -> str:
     return _checked(study)
 
 
-def _series_uid(series: Annotated[str, Path(description="Series Instance UID.")]) -> str:
+def _series_uid(series: Annotated[str, Path(description="Series Instance UID.", json_schema_extra=UID_SCHEMA)]) -> str:
     return _checked(series)
 
 
-def _instance_uid(instance: Annotated[str, Path(description="SOP Instance UID.")]) -> str:
+def _instance_uid(instance: Annotated[str, Path(description="SOP Instance UID.", json_schema_extra=UID_SCHEMA)]) -> str:
     return _checked(instance)
 
 
@@ -159,12 +160,13 @@ def _held(site: Site, study: str, series: str | None = None, instance: str | Non
 
 
 def _found(request: Request, query: Query, found: Iterator[Found]) -> Response:
-    _require_acceptable(request, (JSON, "application/json"))
+    require_acceptable(request, (JSON, "application/json"))
     told = list(islice(found, query.offset, query.offset + query.limit + 1))
     warnings = [_NO_FUZZY] if query.fuzzy else []
     if len(told) > query.limit:
         warnings.append(_MORE)
-    headers = {"Warning": ", ".join(f'299 {_base(request)}: "{text}"' for text in warnings)} if warnings else None
+    told_of = ", ".join(f'299 {base_address(request)}: "{text}"' for text in warnings)
+    headers = {"Warning": told_of} if warnings else None
     answers = [_with_address(request, one) for one in told[: query.limit]]
     if not answers:
         return Response(status_code=204, headers=headers)
@@ -172,7 +174,7 @@ def _found(request: Request, query: Query, found: Iterator[Found]) -> Response:
 
 
 def _headers(request: Request, held: Sequence[Held]) -> Response:
-    _require_acceptable(request, (JSON, "application/json"))
+    require_acceptable(request, (JSON, "application/json"))
 
     def content() -> Iterator[bytes]:
         lead = b"["
@@ -223,7 +225,8 @@ def _accept(request: Request) -> list[tuple[str, dict[str, str]]]:
     return ranges
 
 
-def _require_acceptable(request: Request, served: Sequence[str]) -> None:
+def require_acceptable(request: Request, served: Sequence[str]) -> None:
+    """Raises HTTPException 406 where none of the media types that are served is accepted."""
     if not {"*/*", "application/*", *served} & {media_type for media_type, _ in _accept(request)}:
         raise HTTPException(406, f"This is served as {served[0]}.")
 
@@ -245,7 +248,8 @@ def _wants_single_part(request: Request) -> bool:
     return DICOM in media_types and "multipart/related" not in media_types
 
 
-def _base(request: Request) -> str:
+def base_address(request: Request) -> str:
+    """Address of the services, as the client calls us."""
     return f"{str(request.base_url).rstrip('/')}{PREFIX}"
 
 
@@ -254,7 +258,7 @@ def _with_address(request: Request, found: Found) -> dict[str, Any]:
     parts.append(("instances", found.sop_instance_uid))
     address = "".join(f"/{name}/{quote(uid)}" for name, uid in parts if uid is not None)
     answer = _json(found.attributes)
-    answer["00081190"] = {"vr": "UR", "Value": [f"{_base(request)}{address}"]}
+    answer["00081190"] = {"vr": "UR", "Value": [f"{base_address(request)}{address}"]}
     return dict(sorted(answer.items()))
 
 
