@@ -11,8 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from factories import save_ct
 from orthanc import answers, orthanc
-from running import ROOT, free_port, wait_until
+from running import ROOT, free_port, make_settings, role, wait_until
 
 from imaging.phantom import LesionRequest, make_phantom
 from imaging.phantom_dicom import write_phantom
@@ -150,3 +151,35 @@ def _readable(folder: Path, sr: bytes) -> None:
     html = subprocess.run([program, str(folder / "sr.dcm")], capture_output=True, text=True, check=True).stdout
     assert "Impression" in html
     assert "Not assessed" in html
+
+
+def test_orthanc_has_what_it_sent_committed(tmp_path: Path) -> None:
+    """Orthanc is told on an association of ours, as it expects (its REST API, /storage-commitment)."""
+    dicom_port = free_port()
+    peer = {"AET": "ONESCAN", "Host": "127.0.0.1", "Port": dicom_port, "AllowStorageCommitment": True}
+    with orthanc(tmp_path, DicomModalities={"onescan": peer}) as (url, orthanc_port):
+        source = {"name": "pacs", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": orthanc_port}
+        settings = make_settings(tmp_path, dicom_port=dicom_port, sources=(source,))
+        instances = []
+        for number in (1, 2, 3):
+            image = save_ct(tmp_path / f"{number}.dcm", InstanceNumber=number)
+            added = httpx.post(f"{url}/instances", content=(tmp_path / f"{number}.dcm").read_bytes()).json()
+            instances.append((added["ID"], image.SOPClassUID, image.SOPInstanceUID))
+        with role(settings, "listener"):
+            sent = httpx.post(
+                f"{url}/modalities/onescan/store", json={"Resources": [instances[0][0], instances[1][0]]}, timeout=60
+            )
+            assert sent.status_code == 200
+            asked = httpx.post(
+                f"{url}/modalities/onescan/storage-commitment",
+                json={"DicomInstances": [[sop_class, uid] for _, sop_class, uid in instances]},
+            ).json()
+
+            def report() -> dict[str, object] | None:
+                answer = httpx.get(f"{url}{asked['Path']}").json()
+                return None if answer["Status"] == "Pending" else dict(answer)
+
+            answer = wait_until(report, "Orthanc is told")
+    assert answer["Status"] == "Failure"
+    assert {item["SOPInstanceUID"] for item in answer["Success"]} == {uid for _, _, uid in instances[:2]}
+    assert [item["SOPInstanceUID"] for item in answer["Failures"]] == [instances[2][2]]
