@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Path, Request
 from fastapi.responses import JSONResponse
@@ -21,6 +21,8 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 MAXIMUM_BODY_BYTES = 65_536
 BODY_GRACE_S = 30.0
 SLOWEST_BODY_BYTES_PER_S = 16_384
+# What is_safe_uid takes, for the OpenAPI document.
+UID_SCHEMA: dict[str, Any] = {"pattern": r"^[0-9]+(\.[0-9]+)*$", "minLength": 1, "maxLength": 64}
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 # Referrer-Policy is same-origin and not no-referrer: with the latter browsers send "Origin: null" with our own forms
@@ -145,7 +147,7 @@ def require_same_origin(request: Request) -> None:
     raise HTTPException(403, f"This request must come from a OneScan page or carry the header {CUSTOM_HEADER}.")
 
 
-def checked_uid(uid: Annotated[str, Path(description="Study Instance UID: digits and dots, at most 64.")]) -> str:
+def checked_uid(uid: Annotated[str, Path(description="Study Instance UID.", json_schema_extra=UID_SCHEMA)]) -> str:
     """Dependency: a UID of the path that may name a row and a folder. Raises HTTPException 422."""
     if not is_safe_uid(uid):
         raise HTTPException(422, "This is not a DICOM UID.")
