@@ -10,6 +10,7 @@ from fastapi.security import HTTPBasic
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.routing import Match
 
 from dicom_gateway.errors import NotFound
 from dicom_gateway.settings import Settings
@@ -21,6 +22,7 @@ from dicom_gateway.web.rendering import render_problem, software_version
 from dicom_gateway.web.security import LOOPBACK_HOSTS, BoundedBodies, OwnPagesOnly, SecureAnswers
 from dicom_gateway.web.site import Site
 
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 _STATIC = Path(__file__).parent / "static"
 
 
@@ -42,14 +44,14 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.site = Site(settings, engine)
+    app.state.front_door = dicomweb_store.open_front_door(settings)
     # The check itself is RequireUser's, which nothing gets past; this says so in the OpenAPI document.
     documented = [Security(HTTPBasic(auto_error=False))] if settings.web_users_file else []
-    app.state.front_door = dicomweb_store.open_front_door(settings)
     app.include_router(api.router, dependencies=documented)
     app.include_router(dicomweb.router, dependencies=documented)
+    app.include_router(dicomweb_store.router, dependencies=documented)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
-    app.include_router(dicomweb_store.router, dependencies=documented)
     app.add_exception_handler(NotFound, _not_found)
     app.add_exception_handler(RequestValidationError, _unprocessable)
     app.add_exception_handler(HTTPException, _http_error)
@@ -80,7 +82,16 @@ def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     answer = _problem(request, HTTPStatus(error.status_code), error.detail)
     answer.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        answer.headers["Allow"] = ", ".join(_allowed(request) or ("GET", "HEAD"))
     return answer
+
+
+def _allowed(request: Request) -> list[str]:
+    """Methods that some route takes for this path; the router itself names those of the first one alone."""
+    asked = [{**request.scope, "method": method} for method in _METHODS]
+    routes = request.app.routes
+    return [scope["method"] for scope in asked if any(r.matches(scope)[0] is Match.FULL for r in routes)]
 
 
 def _server_error(request: Request) -> Response:
