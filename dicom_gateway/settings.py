@@ -63,7 +63,15 @@ class _Named(BaseModel):
     )
 
 
-class _WantsObjects(_Named):
+class _WantsReports(_Named):
+    """A destination that is told findings."""
+
+    language: Literal["en", "zh"] = Field(
+        default="en", description="Language of all that people read there: 'en' (English) or 'zh' (Chinese)."
+    )
+
+
+class _WantsObjects(_WantsReports):
     """A destination of DICOM objects."""
 
     objects: Annotated[tuple[ResultObject, ...], Field(min_length=1)] = Field(
@@ -95,6 +103,11 @@ class Destination(_WantsObjects):
         default=UNCOMPRESSED,
         description="Transfer syntaxes that are offered, the preferred one first: ExplicitVRLittleEndian, "
         "ImplicitVRLittleEndian, RLELossless (for pictures only).",
+    )
+    storage_commitment: bool = Field(
+        default=False,
+        description="Ask for storage commitment of what was stored. The destination answers to our DICOM port: its AE "
+        "title must be one of calling_ae_titles.",
     )
 
     @property
@@ -139,7 +152,7 @@ class StowDestination(_OverHttp, _WantsObjects):
     kind: Literal["stow"] = Field(description="'stow': results are stored there by STOW-RS (DICOMweb).")
 
 
-class FhirDestination(_OverHttp):
+class FhirDestination(_OverHttp, _WantsReports):
     """A FHIR R4 server that wants reports."""
 
     objects: ClassVar[tuple[str, ...]] = ("fhir",)
@@ -151,7 +164,7 @@ class FhirDestination(_OverHttp):
     )
 
 
-class Hl7Destination(_Named):
+class Hl7Destination(_WantsReports):
     """An HL7 v2 interface engine that wants reports."""
 
     objects: ClassVar[tuple[str, ...]] = ("hl7",)
@@ -293,6 +306,9 @@ class Settings(BaseSettings):
     calling_ae_networks: dict[AeTitle, tuple[IPvAnyNetwork, ...]] = Field(
         default={}, description="The same for single AE titles, which may then send from nowhere else."
     )
+    stow_networks: Networks = Field(
+        default=(), description="Networks that may send images to the web port by STOW-RS (DICOMweb). Empty: nobody."
+    )
     dicom_passcodes_file: Path | None = Field(
         default=None,
         description="Senders must name themselves with a passcode (user identity negotiation, PS3.7 D.3.3.7): a line "
@@ -300,9 +316,6 @@ class Settings(BaseSettings):
     )
     dicom_tls_certificate_file: Path | None = Field(
         default=None, description="Certificate chain (PEM) of the DICOM port, which then speaks TLS only."
-    )
-    stow_networks: Networks = Field(
-        default=(), description="Networks that may send images to the web port by STOW-RS (DICOMweb). Empty: nobody."
     )
     dicom_tls_key_file: Path | None = Field(default=None, description="Its private key (PEM), without a password.")
     dicom_tls_ca_file: Path | None = Field(
@@ -377,6 +390,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("calling_ae_titles", "stat_calling_ae_titles", "calling_networks", "urgent_kinds", "web_host_names"),
+        "stow_networks",
         mode="before",
     )
     @classmethod
@@ -385,7 +399,6 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         if value.lstrip().startswith("["):
-        "stow_networks",
             return json.loads(value)
         return tuple(part.strip() for part in value.split(",") if part.strip())
 

@@ -23,6 +23,7 @@ from dicom_gateway.jobs import engine as job_engine
 from dicom_gateway.jobs.housekeeping import DEAD_AFTER_S, Housekeeper, beat, stop_beating
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.report.content import Report
+from dicom_gateway.report.edition import PLAIN, Edition, edition_for
 from dicom_gateway.report.fhir import encode_bundle
 from dicom_gateway.report.hl7 import encode_oru
 from dicom_gateway.report.objects import ENCODERS, read_result, read_superseded
@@ -185,20 +186,21 @@ class Worker:
         images = index.list_instances(self.engine, row.study_instance_uid, row.revision)
         folder = data_dir / result_path(row.study_instance_uid, row.revision)
         source_files = [data_dir / image.path for image in images]
+        edition = edition_for(peer)
         match peer:
             case FhirDestination():
                 bundle = encode_bundle(
-                    read_result(folder, source_files),
+                    read_result(folder, source_files, edition),
                     earlier=earlier_reports(folder, row.revision),
                     patient_identifier_system=peer.patient_identifier_system,
                 )
                 fhir.send(bundle, peer.url, bearer_token=peer.bearer_token())
             case Hl7Destination():
-                mllp.send(encode_oru(read_result(folder, source_files)), peer.host, peer.port)
+                mllp.send(encode_oru(read_result(folder, source_files, edition)), peer.host, peer.port)
             case StowDestination():
-                return stow.send(encoder_of(folder, source_files), peer)
+                return stow.send(encoder_of(folder, source_files, edition), peer)
             case _:
-                encode = encoder_of(folder, source_files)
+                encode = encoder_of(folder, source_files, edition)
                 return dimse.send(encode, peer, calling_ae_title=self.settings.ae_title)
         return (ObjectOutcome(name=peer.kind, sent_as=peer.kind, instances=1),)
 
@@ -249,9 +251,9 @@ class Worker:
             )
 
 
-def encoder_of(folder: Path, source_files: Sequence[Path]) -> Encode:
+def encoder_of(folder: Path, source_files: Sequence[Path], edition: Edition = PLAIN) -> Encode:
     """Makes result objects of the record in a result folder; the record is read when the first one is wanted."""
-    read = cache(partial(read_result, folder, source_files))
+    read = cache(partial(read_result, folder, source_files, edition))
     return lambda name: ENCODERS[name](read())
 
 

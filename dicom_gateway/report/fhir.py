@@ -6,6 +6,8 @@ not check required codes, so that is done here.
 Report and Observations are updated in place by an identifier that all revisions of a study share: the newest answer is
 the only one a query finds, and the server keeps the versions before it. A lesion that only earlier revisions had is
 cancelled. The ImagingStudy belongs to the archive: it is only made where the server has none.
+
+The display of a coding is its code system's (English); in another language, `text` and narrative are.
 """
 
 import uuid
@@ -24,16 +26,18 @@ from dicom_gateway.report.codes import CodeEntry
 from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement
 from dicom_gateway.report.headline import headline
 from dicom_gateway.report.instance import DEVICE_NAME, MANUFACTURER, object_uid
+from dicom_gateway.report.language import ENGLISH, Language
 from dicom_gateway.report.local_codes import kind_code, measurement_code
 from dicom_gateway.report.printed import person_name
 from dicom_gateway.report.stored import StoredResult
-from dicom_gateway.report.wording import decimals, finding_title, place, revision_in_words
+from dicom_gateway.report.wording import decimals, finding_title, percentage, place, revision_in_words
 from imaging.uids import derive_uid
 from models.findings import EvidenceGrade, FindingKind, Laterality, Presence, Quantity
 
 _Json = dict[str, Any]
 
 _DICOM_UID = "urn:dicom:uid"
+_XHTML = 'xmlns="http://www.w3.org/1999/xhtml"'
 _TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
 _SYSTEMS = {
     "DCM": "http://dicom.nema.org/resources/ontology/DCM",
@@ -100,25 +104,26 @@ def encode_bundle(
     server's `patient_identifier_system` where one is given: a server that does not know the patient refuses all of it.
     Raises ValueError for a bundle that R4 does not allow.
     """
-    report, source = result.report, result.headers.first
-    subject = _subject(source, patient_identifier_system)
+    report, source, language = result.report, result.headers.first, result.edition.language
+    subject = _subject(source, patient_identifier_system, language)
     shared = {
+        "language": language.tag,
         "subject": subject,
         "issued": _instant(report.created),
         "effectiveDateTime": _study_time(source),
     }
-    device, study = _device(report), _imaging_study(report, source, subject)
+    device, study = _device(report, language), _imaging_study(report, source, subject, language)
     context = shared | {
         "device": {"reference": device["fullUrl"]},
         "derivedFrom": [{"reference": study["fullUrl"]}],
     }
-    observations = [_observation(finding, report, context) for finding in report.findings]
-    cancelled = [_cancelled(finding, report, context) for finding in _no_longer_reported(report, earlier)]
+    observations = [_observation(finding, report, context, language) for finding in report.findings]
+    cancelled = [_cancelled(finding, report, context, language) for finding in _no_longer_reported(report, earlier)]
     bundle = {
         "resourceType": "Bundle",
         "type": "transaction",
         "timestamp": _instant(report.created),
-        "entry": [device, study, *observations, *cancelled, _diagnostic_report(report, shared, study)],
+        "entry": [device, study, *observations, *cancelled, _diagnostic_report(result, shared, study)],
     }
     content = _without_empty(bundle)
     check_bundle(content)
@@ -192,12 +197,14 @@ def _coding(entry: CodeEntry) -> _Json:
     return {"system": _SYSTEMS[entry.scheme], "code": entry.value, "display": entry.meaning}
 
 
-def _concept(*entries: CodeEntry | None, text: str | None = None) -> _Json:
-    return {"coding": [_coding(entry) for entry in entries if entry is not None], "text": text}
+def _concept(language: Language, *entries: CodeEntry, text: str | None = None) -> _Json:
+    if text is None and language is not ENGLISH:
+        text = language.say(entries[0].meaning)
+    return {"coding": [_coding(entry) for entry in entries], "text": text}
 
 
-def _subject(source: Dataset, system: str | None) -> _Json:
-    name = person_name(source.PatientName)
+def _subject(source: Dataset, system: str | None, language: Language) -> _Json:
+    name = person_name(source.PatientName, language)
     if not source.PatientID:
         return {"type": "Patient", "display": name}
     token = source.PatientID if system is None else f"{system}|{source.PatientID}"
@@ -210,7 +217,7 @@ def _subject(source: Dataset, system: str | None) -> _Json:
     }
 
 
-def _device(report: Report) -> _Json:
+def _device(report: Report, language: Language) -> _Json:
     uid = derive_uid("device", report.model.sha256, report.software_version)
     return _entry(
         {
@@ -223,17 +230,17 @@ def _device(report: Report) -> _Json:
                 {"name": DEVICE_NAME, "type": "manufacturer-name"},
                 {"name": f"{report.model.name} {report.model.version}", "type": "model-name"},
             ],
-            "type": _concept(codes.ARTIFICIAL_INTELLIGENCE),
+            "type": _concept(language, codes.ARTIFICIAL_INTELLIGENCE),
             "version": [{"value": report.software_version}],
-            "note": [{"text": report.disclaimer}],
+            "note": [{"text": language.told(report.disclaimer)}],
         },
         uid,
     )
 
 
-def _imaging_study(report: Report, source: Dataset, subject: _Json) -> _Json:
+def _imaging_study(report: Report, source: Dataset, subject: _Json, language: Language) -> _Json:
     accession = {
-        "type": _concept(codes.ACCESSION_ID),
+        "type": _concept(language, codes.ACCESSION_ID),
         "value": source.AccessionNumber,
     }
     analysed = report.analysed_series
@@ -265,7 +272,7 @@ def _observation_uid(finding: ReportedFinding, report: Report) -> str:
     return derive_uid(report.study_instance_uid, "observation", finding.kind, str(finding.lesion or ""))
 
 
-def _observation(finding: ReportedFinding, report: Report, context: _Json) -> _Json:
+def _observation(finding: ReportedFinding, report: Report, context: _Json, language: Language) -> _Json:
     uid = _observation_uid(finding, report)
     members = [f for f in report.findings if f.kind == finding.kind and f.lesion is not None]
     site = codes.KIND_CODES[FindingKind(finding.kind)].site
@@ -273,64 +280,74 @@ def _observation(finding: ReportedFinding, report: Report, context: _Json) -> _J
         "resourceType": "Observation",
         "identifier": [_identifier(uid), _identifier(finding.tracking_uid)],
         "status": "preliminary",
-        "category": [_concept(codes.IMAGING)],
-        "code": _finding_code(finding),
+        "category": [_concept(language, codes.IMAGING)],
+        "code": _finding_code(finding, language),
         **context,
-        **_answer(finding),
-        "bodySite": _concept(site, text=place(finding) or site.meaning),
-        "method": {"text": finding.method},
-        "note": [{"text": finding.reason}] if finding.reason else [],
+        **_answer(finding, language),
+        "bodySite": _concept(language, site, text=place(finding, language) or language.say(site.meaning)),
+        "method": {"text": language.told(finding.method)},
+        "note": [{"text": language.told(finding.reason)}] if finding.reason else [],
         "hasMember": []
         if finding.lesion is not None
         else [{"reference": _full_url("Observation", _observation_uid(member, report))} for member in members],
-        "component": _components(finding),
+        "component": _components(finding, language),
     }
     return _entry(resource, uid)
 
 
-def _finding_code(finding: ReportedFinding) -> _Json:
+def _finding_code(finding: ReportedFinding, language: Language) -> _Json:
     kind = FindingKind(finding.kind)
-    return _concept(codes.KIND_CODES[kind].finding, kind_code(kind), text=finding_title(finding))
+    return _concept(language, codes.KIND_CODES[kind].finding, kind_code(kind), text=finding_title(finding, language))
 
 
-def _answer(finding: ReportedFinding) -> _Json:
+def _answer(finding: ReportedFinding, language: Language) -> _Json:
     answer = codes.PRESENCE_CODES[Presence(finding.presence)]
     if finding.presence == "not_assessed":
-        text = f"{answer.meaning}: {finding.reason}" if finding.reason else answer.meaning
-        return {"dataAbsentReason": _concept(codes.NOT_PERFORMED, answer, text=text)}
+        text = language.say(answer.meaning)
+        if finding.reason:
+            text = language.say("{answer}: {reason}", answer=text, reason=language.told(finding.reason))
+        return {"dataAbsentReason": _concept(language, codes.NOT_PERFORMED, answer, text=text)}
     interpretation = codes.INTERPRETATION_CODES[Presence(finding.presence)]
-    return {"valueCodeableConcept": _concept(answer), "interpretation": [_concept(interpretation)]}
-
-
-def _components(finding: ReportedFinding) -> list[_Json]:
-    components = [_measurement(measurement) for measurement in finding.measurements]
-    if finding.probability is not None:
-        percent = Decimal(f"{finding.probability * 100:.1f}")
-        components.insert(0, {"code": _concept(codes.CERTAINTY_OF_FINDING), "valueQuantity": _quantity(percent, "%")})
-    if finding.laterality is not None:
-        side = codes.LATERALITY_CODES[Laterality(finding.laterality)]
-        components.append({"code": _concept(codes.LATERALITY), "valueCodeableConcept": _concept(side)})
-    if finding.evidence_grade is not None:
-        grade = codes.EVIDENCE_CODES[EvidenceGrade(finding.evidence_grade)]
-        components.append({"code": _concept(codes.EVIDENCE_GRADE), "valueCodeableConcept": _concept(grade)})
-    if finding.key_sop_instance_uid is not None:
-        key_image = f"urn:oid:{finding.key_sop_instance_uid}"
-        components.append({"code": _concept(codes.BEST_ILLUSTRATION), "valueString": key_image})
-    return components
-
-
-def _measurement(measurement: ReportedMeasurement) -> _Json:
-    own = measurement_code(measurement)
-    value = Decimal(f"{measurement.value:.{decimals(measurement.unit, measurement.value)}f}")
     return {
-        "code": _concept(codes.QUANTITY_CODES[Quantity(measurement.quantity)].name, own, text=own.meaning),
-        "valueQuantity": _quantity(value, measurement.unit),
+        "valueCodeableConcept": _concept(language, answer),
+        "interpretation": [_concept(language, interpretation)],
     }
 
 
-def _quantity(value: Decimal, unit: str) -> _Json:
+def _components(finding: ReportedFinding, language: Language) -> list[_Json]:
+    components = [_measurement(measurement, language) for measurement in finding.measurements]
+    if finding.probability is not None:
+        percent = _quantity(Decimal(percentage(finding.probability)), "%", language)
+        components.insert(0, {"code": _concept(language, codes.CERTAINTY_OF_FINDING), "valueQuantity": percent})
+    if finding.laterality is not None:
+        side = codes.LATERALITY_CODES[Laterality(finding.laterality)]
+        components.append(
+            {"code": _concept(language, codes.LATERALITY), "valueCodeableConcept": _concept(language, side)}
+        )
+    if finding.evidence_grade is not None:
+        grade = codes.EVIDENCE_CODES[EvidenceGrade(finding.evidence_grade)]
+        components.append(
+            {"code": _concept(language, codes.EVIDENCE_GRADE), "valueCodeableConcept": _concept(language, grade)}
+        )
+    if finding.key_sop_instance_uid is not None:
+        key_image = f"urn:oid:{finding.key_sop_instance_uid}"
+        components.append({"code": _concept(language, codes.BEST_ILLUSTRATION), "valueString": key_image})
+    return components
+
+
+def _measurement(measurement: ReportedMeasurement, language: Language) -> _Json:
+    name = codes.QUANTITY_CODES[Quantity(measurement.quantity)].name
+    told = measurement_code(measurement, language).meaning
+    value = Decimal(f"{measurement.value:.{decimals(measurement.unit, measurement.value)}f}")
+    return {
+        "code": _concept(language, name, measurement_code(measurement), text=told),
+        "valueQuantity": _quantity(value, measurement.unit, language),
+    }
+
+
+def _quantity(value: Decimal, unit: str, language: Language) -> _Json:
     entry = {str(known): entry for known, entry in codes.UNIT_CODES.items()}[unit]
-    return {"value": value, "unit": entry.meaning, "system": _SYSTEMS[entry.scheme], "code": entry.value}
+    return {"value": value, "unit": language.say(entry.meaning), "system": _SYSTEMS[entry.scheme], "code": entry.value}
 
 
 def _no_longer_reported(report: Report, earlier: Sequence[Report]) -> list[ReportedFinding]:
@@ -339,33 +356,37 @@ def _no_longer_reported(report: Report, earlier: Sequence[Report]) -> list[Repor
     return [finding for key, finding in before.items() if key not in reported]
 
 
-def _cancelled(finding: ReportedFinding, report: Report, context: _Json) -> _Json:
+def _cancelled(finding: ReportedFinding, report: Report, context: _Json, language: Language) -> _Json:
     uid = _observation_uid(finding, report)
-    words = f"Not in the report any more: {revision_in_words(report)}."
+    revision = revision_in_words(report, language)
+    words = language.say("Not in the report any more: {revision}", revision=revision) + language.stop
     resource = {
         "resourceType": "Observation",
         "identifier": [_identifier(uid)],
         "status": "cancelled",
-        "category": [_concept(codes.IMAGING)],
-        "code": _finding_code(finding),
+        "category": [_concept(language, codes.IMAGING)],
+        "code": _finding_code(finding, language),
         **context,
-        "dataAbsentReason": _concept(codes.NOT_APPLICABLE, text=words),
+        "dataAbsentReason": _concept(language, codes.NOT_APPLICABLE, text=words),
     }
     return _entry(resource, uid)
 
 
-def _diagnostic_report(report: Report, shared: _Json, study: _Json) -> _Json:
+def _diagnostic_report(result: StoredResult, shared: _Json, study: _Json) -> _Json:
+    report, language = result.report, result.edition.language
     uid = derive_uid(report.study_instance_uid, "diagnostic-report")
-    sentences = [*headline(report), revision_in_words(report) + ".", report.disclaimer]
+    revision = revision_in_words(report, language) + language.stop
+    sentences = [*headline(report, language), revision, language.told(report.disclaimer)]
     paragraphs = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    spoken = f'lang="{language.tag}" xml:lang="{language.tag}"'
     resource = {
         "resourceType": "DiagnosticReport",
-        "text": {"status": "generated", "div": f'<div xmlns="http://www.w3.org/1999/xhtml">{paragraphs}</div>'},
-        # The second is that of the same revision's structured report.
-        "identifier": [_identifier(uid), _identifier(object_uid(report, "sop", "SR", "1"))],
+        "text": {"status": "generated", "div": f"<div {_XHTML} {spoken}>{paragraphs}</div>"},
+        # The second is that of the structured report of the same revision and edition.
+        "identifier": [_identifier(uid), _identifier(object_uid(report, "sop", "SR", "1", edition=result.edition))],
         "status": "preliminary",
-        "category": [_concept(codes.RADIOLOGY), _concept(codes.CT_SCAN)],
-        "code": _concept(codes.CT_CHEST),
+        "category": [_concept(language, codes.RADIOLOGY), _concept(language, codes.CT_SCAN)],
+        "code": _concept(language, codes.CT_CHEST),
         **shared,
         "result": [{"reference": _full_url("Observation", _observation_uid(f, report))} for f in report.findings],
         "imagingStudy": [{"reference": study["fullUrl"]}],

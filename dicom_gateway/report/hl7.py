@@ -15,9 +15,10 @@ from dicom_gateway.report.codes import CodeEntry
 from dicom_gateway.report.content import Report, ReportedFinding
 from dicom_gateway.report.headline import headline
 from dicom_gateway.report.instance import DEVICE_NAME, object_uid
+from dicom_gateway.report.language import Language
 from dicom_gateway.report.local_codes import kind_code, measurement_code
 from dicom_gateway.report.stored import StoredResult
-from dicom_gateway.report.wording import decimals, finding_title, place, revision_in_words
+from dicom_gateway.report.wording import decimals, finding_title, percentage, place, revision_in_words
 from imaging.uids import derive_uid
 from models.findings import EvidenceGrade, FindingKind, Presence, Quantity
 
@@ -36,10 +37,10 @@ def encode_oru(result: StoredResult) -> bytes:
 
     A kind that was not assessed has an OBX too, with the status "cannot be obtained" and the reason below it.
     """
-    report, source = result.report, result.headers.first
-    segments = [_segment("MSH", _header(report)), _segment("PID", _patient(source))]
-    segments.append(_segment("OBR", _request(report, source)))
-    for set_id, (fields, comment) in enumerate(_observations(report), start=1):
+    report, source, language = result.report, result.headers.first, result.edition.language
+    segments = [_segment("MSH", _header(result)), _segment("PID", _patient(source))]
+    segments.append(_segment("OBR", _request(report, source, language)))
+    for set_id, (fields, comment) in enumerate(_observations(report, language), start=1):
         segments.append(_segment("OBX", {1: str(set_id)} | fields))
         if comment:
             segments.append(_segment("NTE", {1: "1", 3: _text(comment)}))
@@ -59,13 +60,16 @@ def _components(*values: str) -> str:
     return "^".join(map(_text, values)).rstrip("^")
 
 
-def _coded(*entries: CodeEntry) -> str:
+def _coded(language: Language, *entries: CodeEntry) -> str:
     """CE: a code and at most one alternative."""
-    return _components(*(part for entry in entries for part in (entry.value, entry.meaning, entry.scheme)))
+    return _components(
+        *(part for entry in entries for part in (entry.value, language.say(entry.meaning), entry.scheme))
+    )
 
 
-def _header(report: Report) -> dict[int, str]:
-    identity = int(object_uid(report, "hl7", "ORU").removeprefix("2.25."))
+def _header(result: StoredResult) -> dict[int, str]:
+    report, language = result.report, result.edition.language
+    identity = int(object_uid(report, "hl7", "ORU", edition=result.edition).removeprefix("2.25."))
     return {
         1: "|",
         2: "^~\\&",
@@ -76,6 +80,7 @@ def _header(report: Report) -> dict[int, str]:
         11: "P",
         12: VERSION,
         18: "UNICODE UTF-8",
+        19: _components(language.tag.partition("-")[0], language.say(language.entry.meaning), "ISO639"),
     }
 
 
@@ -101,11 +106,11 @@ def _name(dicom_name: str) -> str:
     return "~".join(repetitions)
 
 
-def _request(report: Report, source: Dataset) -> dict[int, str]:
+def _request(report: Report, source: Dataset, language: Language) -> dict[int, str]:
     return {
         1: "1",
         3: _text(source.AccessionNumber),
-        4: _coded(codes.AI_CHEST_CT, codes.CT_CHEST),
+        4: _coded(language, codes.AI_CHEST_CT, codes.CT_CHEST),
         7: _study_time(source),
         # IHE Radiology looks for the accession number here.
         18: _text(source.AccessionNumber),
@@ -124,51 +129,58 @@ def _study_time(source: Dataset) -> str:
     return f"{source.StudyDate}{time}{source.get('TimezoneOffsetFromUTC', '')}"
 
 
-def _observations(report: Report) -> Iterator[tuple[dict[int, str], str | None]]:
-    """(fields of the OBX, comment below it)"""
-    about = [(codes.STUDY_INSTANCE_UID, report.study_instance_uid), (codes.REVISION, revision_in_words(report))]
+def _observations(report: Report, language: Language) -> Iterator[tuple[dict[int, str], str]]:
+    """(fields of the OBX, comment below it or nothing)"""
+    about = [
+        (codes.STUDY_INSTANCE_UID, report.study_instance_uid),
+        (codes.REVISION, revision_in_words(report, language)),
+    ]
     for entry, words in about:
-        yield _observation("ST", _coded(entry), "", _text(words)), None
-    for number, sentence in enumerate(headline(report), start=1):
-        yield _observation("TX", _coded(codes.IMPRESSION), str(number), _text(sentence)), None
-    yield _observation("TX", _coded(codes.COMMENT), "", _text(report.disclaimer)), None
+        yield _observation("ST", _coded(language, entry), "", _text(words)), ""
+    for number, sentence in enumerate(headline(report, language), start=1):
+        yield _observation("TX", _coded(language, codes.IMPRESSION), str(number), _text(sentence)), ""
+    yield _observation("TX", _coded(language, codes.COMMENT), "", _text(language.told(report.disclaimer))), ""
     for number, finding in enumerate(report.findings, start=1):
-        yield _answer(finding, report, str(number)), finding.reason
-        for fields in _details(finding, str(number)):
-            yield fields, None
+        yield _answer(finding, report, str(number), language), language.told(finding.reason or "")
+        for fields in _details(finding, str(number), language):
+            yield fields, ""
 
 
 def _observation(value_type: str, identifier: str, sub_id: str, value: str, unit: str = "") -> dict[int, str]:
     return {2: value_type, 3: identifier, 4: sub_id, 5: value, 6: unit, 11: _PRELIMINARY}
 
 
-def _answer(finding: ReportedFinding, report: Report, sub_id: str) -> dict[int, str]:
+def _answer(finding: ReportedFinding, report: Report, sub_id: str, language: Language) -> dict[int, str]:
     kind, presence = FindingKind(finding.kind), Presence(finding.presence)
     own = kind_code(kind)
-    titled = replace(own, meaning=finding_title(finding))
+    titled = replace(own, meaning=finding_title(finding, language))
     fields = _observation(
-        "CE", _coded(titled, codes.KIND_CODES[kind].finding), sub_id, _coded(codes.PRESENCE_CODES[presence])
+        "CE",
+        _coded(language, titled, codes.KIND_CODES[kind].finding),
+        sub_id,
+        _coded(language, codes.PRESENCE_CODES[presence]),
     )
     fields[8] = _ABNORMAL if presence is Presence.PRESENT else ""
     fields[11] = _NOT_OBTAINED if presence is Presence.NOT_ASSESSED else _PRELIMINARY
-    fields[17] = _components("", finding.method)
+    fields[17] = _components("", language.told(finding.method))
     device = derive_uid("device", report.model.sha256, report.software_version)
     fields[18] = _components(f"{report.model.name} {report.model.version}", "", device, "ISO")
     return fields
 
 
-def _details(finding: ReportedFinding, sub_id: str) -> Iterator[dict[int, str]]:
+def _details(finding: ReportedFinding, sub_id: str, language: Language) -> Iterator[dict[int, str]]:
     if finding.probability is not None:
-        percent = f"{finding.probability * 100:.1f}"
-        yield _observation("NM", _coded(codes.CERTAINTY_OF_FINDING), sub_id, percent, _coded(codes.UNIT_CODES["%"]))
+        identifier, unit = _coded(language, codes.CERTAINTY_OF_FINDING), _coded(language, codes.UNIT_CODES["%"])
+        yield _observation("NM", identifier, sub_id, percentage(finding.probability), unit)
     units = {str(unit): entry for unit, entry in codes.UNIT_CODES.items()}
     for measured in finding.measurements:
-        identifier = _coded(measurement_code(measured), codes.QUANTITY_CODES[Quantity(measured.quantity)].name)
+        own = measurement_code(measured, language)
+        identifier = _coded(language, own, codes.QUANTITY_CODES[Quantity(measured.quantity)].name)
         value = f"{measured.value:.{decimals(measured.unit, measured.value)}f}"
-        yield _observation("NM", identifier, sub_id, value, _coded(units[measured.unit]))
-    if place(finding):
-        yield _observation("ST", _coded(codes.SITE_IN_WORDS), sub_id, _text(place(finding)))
+        yield _observation("NM", identifier, sub_id, value, _coded(language, units[measured.unit]))
+    if where := place(finding, language):
+        yield _observation("ST", _coded(language, codes.SITE_IN_WORDS), sub_id, _text(where))
     if finding.evidence_grade is not None:
         grade = codes.EVIDENCE_CODES[EvidenceGrade(finding.evidence_grade)]
-        yield _observation("CE", _coded(codes.EVIDENCE_GRADE), sub_id, _coded(grade))
-    yield _observation("ST", _coded(codes.TRACKING_UID), sub_id, finding.tracking_uid)
+        yield _observation("CE", _coded(language, codes.EVIDENCE_GRADE), sub_id, _coded(language, grade))
+    yield _observation("ST", _coded(language, codes.TRACKING_UID), sub_id, finding.tracking_uid)

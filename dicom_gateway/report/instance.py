@@ -13,7 +13,10 @@ from dicom_gateway.report.codes import (
     PRIVATE_SCHEME_VERSION,
 )
 from dicom_gateway.report.content import Report, SupersededReport
+from dicom_gateway.report.edition import PLAIN, Edition
+from dicom_gateway.report.language import ENGLISH, Language
 from dicom_gateway.report.source_headers import CHARACTER_SET, SourceHeaders
+from dicom_gateway.report.stored import StoredResult
 from imaging.uids import derive_uid
 
 MANUFACTURER = "OneScan project"
@@ -22,41 +25,41 @@ DEVICE_NAME = "OneScan"
 _LONG_STRING = 64
 
 
-def object_uid(report: Report | SupersededReport, *parts: str) -> str:
-    """UID of a part of a result: another report, by whatever it differs, gives others.
+def object_uid(report: Report | SupersededReport, *parts: str, edition: Edition = PLAIN) -> str:
+    """UID of a part of a result: another report, by whatever it differs, and another edition of it give others.
 
     The seconds that the analysis took are no part of it: no result holds them.
     """
-    return derive_uid(report.report_uid, report.content_sha256, *parts)
+    return derive_uid(report.report_uid, report.content_sha256, *parts, *edition.uid_parts)
 
 
-def predecessors(report: Report, sop_class_uid: str, *kind: str) -> list[Dataset]:
+def predecessors(result: StoredResult, sop_class_uid: str, *kind: str) -> list[Dataset]:
     """The document that an SR of this class and kind supersedes (PS3.3 C.17.2), as highdicom takes it; or none.
 
-    `kind` is what follows "sop" in the UID of the document.
+    It is that of the same edition. `kind` is what follows "sop" in the UID of the document.
     """
+    report, edition = result.report, result.edition
     earlier = report.supersedes
     if earlier is None:
         return []
     ds = Dataset()
     ds.SOPClassUID = sop_class_uid
-    ds.SOPInstanceUID = object_uid(earlier, "sop", *kind)
+    ds.SOPInstanceUID = object_uid(earlier, "sop", *kind, edition=edition)
     ds.StudyInstanceUID = report.study_instance_uid
-    ds.SeriesInstanceUID = object_uid(earlier, "series", kind[0])
+    ds.SeriesInstanceUID = object_uid(earlier, "series", kind[0], edition=edition)
     return [ds]
 
 
-def instance_arguments(
-    report: Report, headers: SourceHeaders, kind: str, series_number: int, instance_number: int = 1
-) -> dict[str, Any]:
+def instance_arguments(result: StoredResult, kind: str, series_number: int, instance_number: int = 1) -> dict[str, Any]:
     """Arguments that all highdicom SOP classes take alike; `kind` ("SR", "SC") makes the UIDs of one result its own.
 
     One series for each result and revision: some viewers show only the last instance of an SR series.
     """
-    created = local_time(report, headers)
+    report = result.report
+    created = local_time(report, result.headers)
     return {
-        "series_instance_uid": object_uid(report, "series", kind),
-        "sop_instance_uid": object_uid(report, "sop", kind, str(instance_number)),
+        "series_instance_uid": object_uid(report, "series", kind, edition=result.edition),
+        "sop_instance_uid": object_uid(report, "sop", kind, str(instance_number), edition=result.edition),
         "series_number": series_number,
         "instance_number": instance_number,
         "manufacturer": MANUFACTURER,
@@ -95,12 +98,20 @@ def local_time(report: Report, headers: SourceHeaders) -> datetime:
     return report.created.astimezone(timezone(sign * delta))
 
 
-def finish(ds: Dataset, report: Report, headers: SourceHeaders, description: str) -> Dataset:
+def described(description: str, language: Language) -> str:
+    """What a series is, and that nobody verified it."""
+    return language.say("{description} (unverified)", description=language.say(description))
+
+
+def finish(ds: Dataset, result: StoredResult, description: str) -> Dataset:
     """Freezes every time stamp at `report.created`, names persons and series; `ds` is changed and returned.
+
+    Meanings of codes, which highdicom writes as well, come into the language of the edition (PS3.16 TID 1204).
 
     highdicom writes the wall clock into several elements, which would make a re-run differ under the same UID. It
     warns with a person's name in the text if that has one component, so the names are given here and not to it.
     """
+    report, headers, language = result.report, result.headers, result.edition.language
     created = local_time(report, headers)
     date, time = created.strftime("%Y%m%d"), created.strftime("%H%M%S")
     ds.InstanceCreationDate, ds.InstanceCreationTime = date, time
@@ -117,7 +128,21 @@ def finish(ds: Dataset, report: Report, headers: SourceHeaders, description: str
             setattr(ds, keyword, headers.first.get(keyword))
     ds.PatientName = headers.first.PatientName
     ds.ReferringPhysicianName = headers.first.ReferringPhysicianName
-    urgent = "URGENT " if report.urgent else ""
-    amended = "" if report.revision == 1 else f", revision {report.revision}"
-    ds.SeriesDescription = f"{urgent}{description}{amended}"
+    words = described(description, language)
+    if report.urgent:
+        words = language.say("URGENT {description}", description=words)
+    if report.revision > 1:
+        words = language.say("{description}, revision {n}", description=words, n=report.revision)
+    ds.SeriesDescription = words
+    if language is not ENGLISH:
+        _translate_meanings(ds, language)
     return ds
+
+
+def _translate_meanings(ds: Dataset, language: Language) -> None:
+    for element in ds:
+        if element.keyword == "CodeMeaning":
+            element.value = language.say(element.value)
+        elif element.VR == "SQ":
+            for item in element.value:
+                _translate_meanings(item, language)

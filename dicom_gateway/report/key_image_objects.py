@@ -5,6 +5,7 @@ from pydicom.dataset import Dataset
 
 from dicom_gateway.report.canvas import DIM, RED, Canvas
 from dicom_gateway.report.content import ReportedFinding
+from dicom_gateway.report.language import Language
 from dicom_gateway.report.printed import WARNING, caption
 from dicom_gateway.report.secondary_capture import secondary_capture
 from dicom_gateway.report.stored import StoredResult
@@ -12,7 +13,7 @@ from dicom_gateway.report.wording import finding_title
 from imaging.render import Rgb
 
 SERIES_NUMBER = 9007
-SERIES_DESCRIPTION = "AI chest CT key images (unverified)"
+SERIES_DESCRIPTION = "AI chest CT key images"
 _MARGIN_PX = 12
 _NARROWEST_PX = 512
 
@@ -24,22 +25,23 @@ def encode_key_images(result: StoredResult) -> tuple[Dataset, ...]:
 
 
 def _image(result: StoredResult, finding: ReportedFinding, number: int) -> Dataset:
-    picture = _with_words(result.key_images[finding.key_image or ""], finding)
+    language = result.edition.language
+    picture = _with_words(result.key_images[finding.key_image or ""], finding, language)
     ds = secondary_capture(result, picture, "KEY", SERIES_NUMBER, SERIES_DESCRIPTION, number)
     # Slice, side and measurements are written in it; nothing tells whose they are.
     ds.BurnedInAnnotation = "NO"
-    ds.ImageComments = finding_title(finding)
+    ds.ImageComments = finding_title(finding, language)
     _refer_to_source(ds, result, finding)
     return ds
 
 
-def _with_words(picture: Rgb, finding: ReportedFinding) -> Rgb:
+def _with_words(picture: Rgb, finding: ReportedFinding, language: Language) -> Rgb:
     rows, columns, _ = picture.shape
     canvas = Canvas(max(columns, _NARROWEST_PX), _MARGIN_PX)
     canvas.space(_MARGIN_PX)
-    canvas.text(WARNING, 11, RED, bold=True)
-    canvas.text(finding_title(finding), 18, bold=True)
-    if words := caption(finding):
+    canvas.text(language.say(WARNING), 11, RED, bold=True)
+    canvas.text(finding_title(finding, language), 18, bold=True)
+    if words := caption(finding, language):
         canvas.text(words, 14, DIM)
     head = canvas.rgb(0)
     below = np.zeros((rows, head.shape[1], 3), np.uint8)

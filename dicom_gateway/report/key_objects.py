@@ -14,12 +14,12 @@ from dicom_gateway.report.sr_items import concept, device_observer
 from dicom_gateway.report.stored import StoredResult
 
 SERIES_NUMBER = 9005
-SERIES_DESCRIPTION = "AI chest CT key slices (unverified)"
+SERIES_DESCRIPTION = "AI chest CT key slices"
 
 
 def encode_key_objects(result: StoredResult) -> tuple[Dataset, ...]:
     """Key Object Selection of the slices that show a finding, described by the headline; none without such a slice."""
-    report, headers = result.report, result.headers
+    report, language = result.report, result.edition.language
     shown = key_slices_of(result)
     if not shown:
         return ()
@@ -28,13 +28,13 @@ def encode_key_objects(result: StoredResult) -> tuple[Dataset, ...]:
         document_title=concept(codes.OF_INTEREST),
         referenced_objects=images,
         observer_device_context=device_observer(report),
-        description=" ".join((*positives(report), report.disclaimer)),
+        description=language.after_stop.join((*positives(report, language), language.told(report.disclaimer))),
     )
     ds = KeyObjectSelectionDocument(
         evidence=images,
         content=content,
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **instance_arguments(report, headers, "KO", SERIES_NUMBER),
+        **instance_arguments(result, "KO", SERIES_NUMBER),
     )
     frames = {str(source.SOPInstanceUID): numbers for source, numbers in shown}
     for item in ds.ContentSequence:
@@ -44,7 +44,7 @@ def encode_key_objects(result: StoredResult) -> tuple[Dataset, ...]:
             (reference,) = item.ReferencedSOPSequence
             if numbers := frames[reference.ReferencedSOPInstanceUID]:
                 reference.ReferencedFrameNumber = list(numbers)
-    return (finish(ds, report, headers, SERIES_DESCRIPTION),)
+    return (finish(ds, result, SERIES_DESCRIPTION),)
 
 
 def _image(source: Dataset) -> Dataset:

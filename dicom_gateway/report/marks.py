@@ -20,6 +20,7 @@ from dicom_gateway.report import codes
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.instance import finish, instance_arguments, predecessors, private_coding_scheme
 from dicom_gateway.report.key_slices import Mark, marks_of
+from dicom_gateway.report.language import Language
 from dicom_gateway.report.segmentation import tracking_identifier
 from dicom_gateway.report.sr_items import (
     algorithm_identification,
@@ -28,7 +29,7 @@ from dicom_gateway.report.sr_items import (
     finding_site,
     image_library,
     insert_before_measurements,
-    language,
+    language_of,
     nameless,
     observation_context,
 )
@@ -37,7 +38,7 @@ from imaging.contour import Polygon
 from models.findings import FindingKind
 
 SERIES_NUMBER = 9004
-SERIES_DESCRIPTION = "AI chest CT marks (unverified)"
+SERIES_DESCRIPTION = "AI chest CT marks"
 
 
 def encode_marks(result: StoredResult) -> tuple[Dataset, ...]:
@@ -46,24 +47,24 @@ def encode_marks(result: StoredResult) -> tuple[Dataset, ...]:
     A finding of several parts has a group for each, under one tracking UID. Holes are not drawn. The marks of the
     revision that the report supersedes are named as its predecessor (PS3.3 C.17.2).
     """
-    report, headers = result.report, result.headers
+    report, language = result.report, result.edition.language
     was_marked = report.supersedes is not None and report.supersedes.marked
-    earlier = predecessors(report, ComprehensiveSRStorage, "MARKS", "1") if was_marked else []
+    earlier = predecessors(result, ComprehensiveSRStorage, "MARKS", "1") if was_marked else []
     marks = marks_of(result)
     if not marks:
         return ()
     content = MeasurementReport(
         observation_context=observation_context(report),
         procedure_reported=concept(codes.CT_CHEST),
-        imaging_measurements=[_group(mark, polygon, report) for mark in marks for polygon in mark.polygons],
+        imaging_measurements=[_group(mark, polygon, report, language) for mark in marks for polygon in mark.polygons],
         title=concept(codes.IMAGING_MEASUREMENT_REPORT),
-        language_of_content_item_and_descendants=language(),
+        language_of_content_item_and_descendants=language_of(language),
     )
     # Older releases of OHIF read no report without one.
     sources = {str(mark.source.SOPInstanceUID): mark.source for mark in marks}
     insert_before_measurements(content[0].ContentSequence, [image_library(list(sources.values()))])
     ds = ComprehensiveSR(
-        evidence=nameless(headers),
+        evidence=nameless(result.headers),
         content=content,
         is_complete=True,
         is_final=False,
@@ -71,12 +72,14 @@ def encode_marks(result: StoredResult) -> tuple[Dataset, ...]:
         previous_versions=earlier or None,
         coding_schemes=[private_coding_scheme()],
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **instance_arguments(report, headers, "MARKS", SERIES_NUMBER),
+        **instance_arguments(result, "MARKS", SERIES_NUMBER),
     )
-    return (finish(ds, report, headers, SERIES_DESCRIPTION),)
+    return (finish(ds, result, SERIES_DESCRIPTION),)
 
 
-def _group(mark: Mark, polygon: Polygon, report: Report) -> PlanarROIMeasurementsAndQualitativeEvaluations:
+def _group(
+    mark: Mark, polygon: Polygon, report: Report, language: Language
+) -> PlanarROIMeasurementsAndQualitativeEvaluations:
     finding, source = mark.finding, mark.source
     kind = FindingKind(finding.kind)
     frames = None if mark.frame_number is None else [mark.frame_number]
@@ -89,6 +92,6 @@ def _group(mark: Mark, polygon: Polygon, report: Report) -> PlanarROIMeasurement
         ),
         finding_type=concept(codes.KIND_CODES[kind].finding),
         finding_sites=[finding_site(kind, finding.laterality)],
-        algorithm_id=algorithm_identification(finding, report),
+        algorithm_id=algorithm_identification(finding, report, language),
         qualitative_evaluations=evaluations(finding),
     )

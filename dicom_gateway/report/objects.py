@@ -9,6 +9,7 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from dicom_gateway.report.content import Report, SupersededReport
+from dicom_gateway.report.edition import PLAIN, Edition
 from dicom_gateway.report.key_image_objects import encode_key_images
 from dicom_gateway.report.key_objects import encode_key_objects
 from dicom_gateway.report.key_slices import is_marked
@@ -42,7 +43,7 @@ ENCODERS: Mapping[str, Encoder] = {
 }
 
 
-def read_result(folder: Path, source_files: Sequence[Path]) -> StoredResult:
+def read_result(folder: Path, source_files: Sequence[Path], edition: Edition = PLAIN) -> StoredResult:
     """The stored record in a result folder, with the headers of the files that were analysed.
 
     Raises OSError or ValueError (a pydantic.ValidationError is one) when the record is missing or damaged, and
@@ -55,6 +56,7 @@ def read_result(folder: Path, source_files: Sequence[Path]) -> StoredResult:
         headers=read_source_headers(source_files, report.series_instance_uid, outlines.analysed_instances),
         outlines=outlines,
         key_images={name: _picture(folder / name) for name in names},
+        edition=edition,
     )
 
 

@@ -10,15 +10,15 @@ from dicom_gateway.report.printed import TITLE
 from dicom_gateway.report.stored import StoredResult
 
 SERIES_NUMBER = 9009
-SERIES_DESCRIPTION = "AI chest CT report (unverified)"
+SERIES_DESCRIPTION = "AI chest CT report"
 
 
 def encode_pdf(result: StoredResult) -> tuple[Dataset]:
     """Encapsulated PDF of the report; the same result gives the same bytes."""
-    report, headers = result.report, result.headers
+    headers, language = result.headers, result.edition.language
     source = headers.first
-    shared = instance_arguments(report, headers, "PDF", SERIES_NUMBER)
-    document = draw_pdf(report, source, result.key_images)
+    shared = instance_arguments(result, "PDF", SERIES_NUMBER)
+    document = draw_pdf(result.report, source, result.key_images, language)
     ds = Dataset()
     ds.SpecificCharacterSet = shared["specific_character_set"]
     ds.SOPClassUID = EncapsulatedPDFStorage
@@ -43,7 +43,7 @@ def encode_pdf(result: StoredResult) -> tuple[Dataset]:
     ds.ConversionType = "SYN"
     ds.BurnedInAnnotation = "YES"
     ds.VerificationFlag = "UNVERIFIED"
-    ds.DocumentTitle = f"{TITLE} (AI, unverified)"
+    ds.DocumentTitle = language.say("{title} (AI, unverified)", title=language.say(TITLE))
     ds.ConceptNameCodeSequence = [_code(codes.DIAGNOSTIC_IMAGING_REPORT)]
     ds.SourceInstanceSequence = [_reference(header) for header in headers.instances]
     ds.MIMETypeOfEncapsulatedDocument = "application/pdf"
@@ -53,7 +53,7 @@ def encode_pdf(result: StoredResult) -> tuple[Dataset]:
     ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    return (finish(ds, report, headers, SERIES_DESCRIPTION),)
+    return (finish(ds, result, SERIES_DESCRIPTION),)
 
 
 def _code(entry: codes.CodeEntry) -> Dataset:

@@ -20,6 +20,7 @@ from reportlab.platypus import Flowable, HRFlowable, Image, KeepTogether, Paragr
 from dicom_gateway.report import printed
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.headline import by_urgency, headline, not_assessed_by_reason
+from dicom_gateway.report.language import ENGLISH, Language
 from dicom_gateway.report.typefaces import Typeface, printable, runs
 from dicom_gateway.report.wording import finding_title, revision_in_words
 from imaging.render import Rgb
@@ -37,14 +38,15 @@ _COLUMN_SHARES = (0.22, 0.12, 0.34, 0.14, 0.10, 0.08)
 _PICTURES_A_ROW = 4
 
 
-def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb]) -> bytes:
+def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb], language: Language = ENGLISH) -> bytes:
     """A PDF with embedded fonts and text that can be selected; the same arguments give the same bytes.
 
     `source` is a sanitised header of the study; its patient stands on every page.
     """
     _register_fonts()
     target = io.BytesIO()
-    patient = f"{printed.person_name(source.PatientName)}, ID {source.PatientID or 'unknown'}"
+    warning = language.say(printed.WARNING)
+    patient = _patient(source, language)
 
     class NumberedCanvas(Canvas):
         """Writes the foot of each page when the number of pages is known."""
@@ -61,7 +63,8 @@ def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb]) -> 
         def save(self) -> None:
             for number, page in enumerate(self._pages, start=1):
                 self.__dict__.update(page)
-                words = f"{patient}   ·   {printed.WARNING}   ·   page {number} of {len(self._pages)}"
+                page_of_all = language.say("page {n} of {m}", n=number, m=len(self._pages))
+                words = f"{patient}   ·   {warning}   ·   {page_of_all}"
                 foot = _paragraph(words, 6.5, _DIM)
                 foot.wrap(_WIDTH, _MARGIN)
                 foot.drawOn(self, _MARGIN, 7 * mm)
@@ -75,21 +78,21 @@ def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb]) -> 
         rightMargin=_MARGIN - _FRAME_PADDING,
         topMargin=12 * mm,
         bottomMargin=_MARGIN,
-        title=printed.TITLE,
+        title=language.say(printed.TITLE),
         author=f"OneScan {report.software_version}",
-        subject=printed.WARNING,
-        lang="en-US",
+        subject=warning,
+        lang=language.tag,
         invariant=1,
     )
     document.build(
         [
-            *_header(report, source),
-            *_headline(report),
-            *_key_images(report, key_images),
-            *_table(report),
-            *_not_assessed(report),
-            *_quality(report),
-            *_origin(report),
+            *_header(report, source, language),
+            *_headline(report, language),
+            *_key_images(report, key_images, language),
+            *_table(report, language),
+            *_not_assessed(report, language),
+            *_quality(report, language),
+            *_origin(report, language),
         ],
         canvasmaker=NumberedCanvas,
     )
@@ -141,41 +144,46 @@ def _section(title: str) -> list[Flowable]:
     return [Spacer(0, 7), _paragraph(title.upper(), 8, _BLUE, bold=True), line]
 
 
-def _header(report: Report, source: Dataset) -> list[Flowable]:
+def _patient(source: Dataset, language: Language) -> str:
+    name, identity = printed.person_name(source.PatientName, language), source.PatientID or language.say("unknown")
+    return language.say("{name}, ID {id}", name=name, id=identity)
+
+
+def _header(report: Report, source: Dataset, language: Language) -> list[Flowable]:
     sex = {"M": "male", "F": "female", "O": "other"}.get(source.PatientSex, "unknown")
     time = source.StudyTime[:4]
-    when = printed.written_date(source.StudyDate) + (f" {time[:2]}:{time[2:]}" if len(time) == 4 else "")
+    when = printed.written_date(source.StudyDate, language) + (f" {time[:2]}:{time[2:]}" if len(time) == 4 else "")
     fields = (
-        ("Patient", printed.person_name(source.PatientName)),
-        ("Patient ID", source.PatientID or "unknown"),
-        ("Born", printed.written_date(source.PatientBirthDate)),
-        ("Sex", sex),
+        ("Patient", printed.person_name(source.PatientName, language)),
+        ("Patient ID", source.PatientID or language.say("unknown")),
+        ("Born", printed.written_date(source.PatientBirthDate, language)),
+        ("Sex", language.say(sex)),
         ("Study date", when),
-        ("Accession number", source.AccessionNumber or "none"),
-        ("Description", source.get("StudyDescription", "none")),
-        ("Referred by", printed.person_name(source.ReferringPhysicianName)),
+        ("Accession number", source.AccessionNumber or language.say("none")),
+        ("Description", source.get("StudyDescription") or language.say("none")),
+        ("Referred by", printed.person_name(source.ReferringPhysicianName, language)),
     )
-    cells = [(_paragraph(name, 7.5, _DIM), _paragraph(value, 8.5, bold=True)) for name, value in fields]
+    cells = [(_paragraph(language.say(name), 7.5, _DIM), _paragraph(value, 8.5, bold=True)) for name, value in fields]
     rows = [[*left, *right] for left, right in zip(cells[::2], cells[1::2], strict=True)]
-    amended = [_paragraph(revision_in_words(report), 9, _RED, bold=True)] if report.revision > 1 else []
+    amended = [_paragraph(revision_in_words(report, language), 9, _RED, bold=True)] if report.revision > 1 else []
     return [
-        _paragraph(printed.TITLE, 16, bold=True),
+        _paragraph(language.say(printed.TITLE), 16, bold=True),
         Spacer(0, 2),
-        _paragraph(printed.WARNING, 9, _RED, bold=True),
+        _paragraph(language.say(printed.WARNING), 9, _RED, bold=True),
         *amended,
         Spacer(0, 5),
         _table_of(rows, (0.14, 0.36, 0.16, 0.34), ("BACKGROUND", (0, 0), (-1, -1), _BAND)),
         Spacer(0, 4),
-        _paragraph(printed.study_line(report, source.StudyDate), 8, _DIM),
+        _paragraph(printed.study_line(report, source.StudyDate, language), 8, _DIM),
     ]
 
 
-def _headline(report: Report) -> list[Flowable]:
-    rows = [[_paragraph("•", 9.5, _DIM), _paragraph(sentence, 9.5)] for sentence in headline(report)]
-    return [*_section(printed.IMPRESSION), _table_of(rows, (0.02, 0.98))]
+def _headline(report: Report, language: Language) -> list[Flowable]:
+    rows = [[_paragraph("•", 9.5, _DIM), _paragraph(sentence, 9.5)] for sentence in headline(report, language)]
+    return [*_section(language.say(printed.IMPRESSION)), _table_of(rows, (0.02, 0.98))]
 
 
-def _key_images(report: Report, key_images: Mapping[str, Rgb]) -> list[Flowable]:
+def _key_images(report: Report, key_images: Mapping[str, Rgb], language: Language) -> list[Flowable]:
     shown = [f for f in by_urgency(report.findings) if f.key_image in key_images]
     side = _WIDTH / _PICTURES_A_ROW - 6
     flowables = []
@@ -183,14 +191,14 @@ def _key_images(report: Report, key_images: Mapping[str, Rgb]) -> list[Flowable]
         row = [
             [
                 Image(_png(key_images[f.key_image or ""]), side, side, kind="proportional"),
-                _paragraph(finding_title(f), 7.5, bold=True),
-                _paragraph(printed.caption(f), 7, _DIM),
+                _paragraph(finding_title(f, language), 7.5, bold=True),
+                _paragraph(printed.caption(f, language), 7, _DIM),
             ]
             for f in shown[start : start + _PICTURES_A_ROW]
         ]
         empty: list[Any] = [""] * (_PICTURES_A_ROW - len(row))
         table = _table_of([[*row, *empty]], (1 / _PICTURES_A_ROW,) * _PICTURES_A_ROW)
-        flowables.append(KeepTogether([*(_section(printed.KEY_IMAGES) if start == 0 else ()), table]))
+        flowables.append(KeepTogether([*(_section(language.say(printed.KEY_IMAGES)) if start == 0 else ()), table]))
     return flowables
 
 
@@ -201,10 +209,10 @@ def _png(picture: Rgb) -> io.BytesIO:
     return buffer
 
 
-def _table(report: Report) -> list[Flowable]:
-    rows: list[list[Any]] = [[_paragraph(title, 7, _DIM) for title in printed.COLUMNS]]
+def _table(report: Report, language: Language) -> list[Flowable]:
+    rows: list[list[Any]] = [[_paragraph(language.say(title), 7, _DIM) for title in printed.COLUMNS]]
     style: list[Any] = [("LINEBELOW", (0, 0), (-1, 0), 0.3, _DIM)]
-    for n, row in enumerate(printed.assessed_rows(report), start=1):
+    for n, row in enumerate(printed.assessed_rows(report, language), start=1):
         style.append(("BACKGROUND", (0, n), (-1, n), _BAND if row.group % 2 == 0 else white))
         if isinstance(row, printed.Omitted):
             rows.append([_paragraph(row.text, 7.5, _DIM)])
@@ -214,22 +222,26 @@ def _table(report: Report) -> list[Flowable]:
         rows.append([_paragraph(text, 7.5, colour) for text, colour in zip(row.cells, colours, strict=True)])
     if len(rows) == 1:
         return []
-    return [*_section(printed.ASSESSED), _table_of(rows, _COLUMN_SHARES, *style, repeated_rows=1)]
+    return [*_section(language.say(printed.ASSESSED)), _table_of(rows, _COLUMN_SHARES, *style, repeated_rows=1)]
 
 
-def _not_assessed(report: Report) -> list[Flowable]:
-    groups = not_assessed_by_reason(report)
-    rows = [[_paragraph(", ".join(names), 7.5), _paragraph(why, 7.5, _DIM)] for why, names in groups.items()]
-    return [*_section(printed.NOT_ASSESSED), _table_of(rows, (0.45, 0.55))] if rows else []
+def _not_assessed(report: Report, language: Language) -> list[Flowable]:
+    groups = not_assessed_by_reason(report, language)
+    rows = [[_paragraph(language.listed(names), 7.5), _paragraph(why, 7.5, _DIM)] for why, names in groups.items()]
+    return [*_section(language.say(printed.NOT_ASSESSED)), _table_of(rows, (0.45, 0.55))] if rows else []
 
 
-def _quality(report: Report) -> list[Flowable]:
-    notable = [(issue.verdict, issue.message) for issue in report.quality if issue.verdict != "pass"]
-    lines = [*notable, *printed.rejected_lines(report), ("", printed.quality_counts(report))]
+def _quality(report: Report, language: Language) -> list[Flowable]:
+    notable = [
+        (language.say(issue.verdict), language.told(issue.message))
+        for issue in report.quality
+        if issue.verdict != "pass"
+    ]
+    lines = [*notable, *printed.rejected_lines(report, language), ("", printed.quality_counts(report, language))]
     rows = [[_paragraph(which, 7.5, _DIM), _paragraph(words, 7.5)] for which, words in lines]
-    return [*_section(printed.QUALITY), _table_of(rows, (0.10, 0.90))]
+    return [*_section(language.say(printed.QUALITY)), _table_of(rows, (0.10, 0.90))]
 
 
-def _origin(report: Report) -> list[Flowable]:
-    lines = [_paragraph(line, 6.5, _DIM) for line in printed.origin_lines(report)]
+def _origin(report: Report, language: Language) -> list[Flowable]:
+    lines = [_paragraph(line, 6.5, _DIM) for line in printed.origin_lines(report, language)]
     return [Spacer(0, 8), KeepTogether([HRFlowable("100%", 0.5, color=_DIM, spaceAfter=2), *lines])]

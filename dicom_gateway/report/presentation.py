@@ -20,9 +20,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_gateway.report import codes
-from dicom_gateway.report.instance import finish, instance_arguments
+from dicom_gateway.report.instance import described, finish, instance_arguments
 from dicom_gateway.report.key_images import window_for
 from dicom_gateway.report.key_slices import Mark, marks_of
+from dicom_gateway.report.language import Language
 from dicom_gateway.report.outlines import SliceGrid
 from dicom_gateway.report.segmentation import tracking_identifier
 from dicom_gateway.report.sr_items import concept
@@ -31,7 +32,7 @@ from dicom_gateway.report.wording import finding_title, key_measurements
 from models.findings import FindingKind
 
 SERIES_NUMBER = 9006
-SERIES_DESCRIPTION = "AI chest CT annotations (unverified)"
+SERIES_DESCRIPTION = "AI chest CT annotations"
 CONTENT_LABEL = "AI_FINDINGS"
 _LAYER = "AI_FINDINGS"
 _SHORT_TEXT = 1024
@@ -59,20 +60,23 @@ def encode_presentation(result: StoredResult) -> tuple[Dataset, ...]:
 def _state(
     result: StoredResult, grid: SliceGrid, marks: Sequence[Mark], rescaling: tuple[float, float], number: int
 ) -> Dataset:
-    report, headers = result.report, result.headers
+    language = result.edition.language
+    description = described(SERIES_DESCRIPTION, language)
     images = {str(mark.source.SOPInstanceUID): _image(mark.source, grid) for mark in marks}
-    layer = GraphicLayer(_LAYER, order=1, description=SERIES_DESCRIPTION, display_color=None)
+    layer = GraphicLayer(_LAYER, order=1, description=description, display_color=None)
     slope, intercept = rescaling
-    shared = instance_arguments(report, headers, "PR", SERIES_NUMBER, number)
+    shared = instance_arguments(result, "PR", SERIES_NUMBER, number)
     # Its IOD has a date of its own in place of these; finish() sets that.
     del shared["content_date"], shared["content_time"]
     ds = GrayscaleSoftcopyPresentationState(
         referenced_images=list(images.values()),
         content_label=CONTENT_LABEL,
-        content_description=SERIES_DESCRIPTION,
+        content_description=description,
         concept_name=concept(codes.OF_INTEREST),
         graphic_layers=[layer],
-        graphic_annotations=[_annotation(mark, images[str(mark.source.SOPInstanceUID)], grid, layer) for mark in marks],
+        graphic_annotations=[
+            _annotation(mark, images[str(mark.source.SOPInstanceUID)], grid, layer, language) for mark in marks
+        ],
         modality_lut_transformation=ModalityLUTTransformation(
             rescale_slope=slope, rescale_intercept=intercept, rescale_type="HU"
         ),
@@ -82,7 +86,7 @@ def _state(
     )
     # Makes Laterality (2C, PS3.3 C.7.3.1) not required: the chest is not a paired part.
     ds.BodyPartExamined = "CHEST"
-    return finish(ds, report, headers, SERIES_DESCRIPTION)
+    return finish(ds, result, SERIES_DESCRIPTION)
 
 
 def _image(source: Dataset, grid: SliceGrid) -> Dataset:
@@ -96,7 +100,9 @@ def _image(source: Dataset, grid: SliceGrid) -> Dataset:
     return image
 
 
-def _annotation(mark: Mark, image: Dataset, grid: SliceGrid, layer: GraphicLayer) -> GraphicAnnotation:
+def _annotation(
+    mark: Mark, image: Dataset, grid: SliceGrid, layer: GraphicLayer, language: Language
+) -> GraphicAnnotation:
     named = {
         "units": AnnotationUnitsValues.PIXEL,
         "tracking_id": tracking_identifier(mark.finding),
@@ -113,7 +119,7 @@ def _annotation(mark: Mark, image: Dataset, grid: SliceGrid, layer: GraphicLayer
     left = anchor[0] + 4 if anchor[0] + 4 + width <= grid.columns else max(1.0, float(corners[:, 0].min()) - 4 - width)
     top = min(max(1.0, anchor[1] - height), grid.rows - height)
     text = TextObject(
-        text_value=_words(mark),
+        text_value=_words(mark, language),
         bounding_box=(left, top, left + width, top + height),
         text_justification="LEFT",
         **named,
@@ -127,10 +133,10 @@ def _annotation(mark: Mark, image: Dataset, grid: SliceGrid, layer: GraphicLayer
     )
 
 
-def _words(mark: Mark) -> str:
+def _words(mark: Mark, language: Language) -> str:
     doubt = "?" if mark.finding.presence == "indeterminate" else ""
-    numbers = key_measurements(mark.finding)
-    return f"AI: {finding_title(mark.finding)}{doubt}{', ' if numbers else ''}{numbers}"[:_SHORT_TEXT]
+    told = (f"{finding_title(mark.finding, language)}{doubt}", key_measurements(mark.finding, language))
+    return language.say("AI: {words}", words=language.comma.join(filter(None, told)))[:_SHORT_TEXT]
 
 
 def _windows(marks: Sequence[Mark], images: dict[str, Dataset]) -> list[SoftcopyVOILUTTransformation]:

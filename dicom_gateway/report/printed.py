@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pydicom.valuerep import PersonName
 
 from dicom_gateway.report.content import Report, ReportedFinding
+from dicom_gateway.report.language import ENGLISH, Language
 from dicom_gateway.report.typefaces import Typeface, runs
 from dicom_gateway.report.wording import (
     PRESENCE_NAMES,
@@ -13,7 +14,9 @@ from dicom_gateway.report.wording import (
     finding_title,
     format_measurements,
     key_measurements,
+    percentage,
     place,
+    presence_in_words,
 )
 
 TITLE = "OneScan chest CT summary"
@@ -43,12 +46,14 @@ class Omitted:
     text: str
 
 
-def written_date(dicom_date: str) -> str:
+def written_date(dicom_date: str, language: Language = ENGLISH) -> str:
     """YYYY-MM-DD of a DICOM date, or "date unknown" of an empty one."""
-    return f"{dicom_date[:4]}-{dicom_date[4:6]}-{dicom_date[6:]}" if len(dicom_date) == 8 else "date unknown"
+    if len(dicom_date) != 8:
+        return language.say("date unknown")
+    return f"{dicom_date[:4]}-{dicom_date[4:6]}-{dicom_date[6:]}"
 
 
-def person_name(name: PersonName | str) -> str:
+def person_name(name: PersonName | str, language: Language = ENGLISH) -> str:
     """A name (PS3.5 6.2.1) as it is read: "Wang XiaoDong (王小东)", or "name unknown"."""
     groups = []
     for group in str(name).split("=")[:2]:
@@ -56,66 +61,79 @@ def person_name(name: PersonName | str) -> str:
         is_ideographic = bool(parts) and all(face is Typeface.IDEOGRAPHS for face, _ in runs("".join(parts)))
         groups.append(("" if is_ideographic else " ").join(parts))
     written = [group for group in groups if group]
-    return f"{written[0]} ({written[1]})" if len(written) > 1 else "".join(written) or "name unknown"
+    return f"{written[0]} ({written[1]})" if len(written) > 1 else "".join(written) or language.say("name unknown")
 
 
-def study_line(report: Report, study_date: str) -> str:
-    return f"Study of {written_date(study_date)}. Analysed: {describe_series(report)}."
+def study_line(report: Report, study_date: str, language: Language) -> str:
+    date, series = written_date(study_date, language), describe_series(report, language)
+    return language.say("Study of {date}. Analysed: {series}.", date=date, series=series)
 
 
-def caption(finding: ReportedFinding) -> str:
+def caption(finding: ReportedFinding, language: Language) -> str:
     """What stands below a key image's title."""
-    parts = [place(finding), key_measurements(finding)]
+    parts = [place(finding, language), key_measurements(finding, language)]
     if finding.presence != "present":
-        parts.insert(0, PRESENCE_NAMES[finding.presence].lower())
-    return ", ".join(filter(None, parts))
+        parts.insert(0, presence_in_words(finding, language))
+    return language.comma.join(filter(None, parts))
 
 
-def assessed_rows(report: Report) -> Iterator[Row | Omitted]:
+def assessed_rows(report: Report, language: Language) -> Iterator[Row | Omitted]:
     """Every kind that was assessed with its first lesions, in the order of the report."""
     assessed = [f for f in report.findings if f.presence != "not_assessed"]
     for group, finding in enumerate(f for f in assessed if f.lesion is None):
-        yield Row(finding, group, _cells(finding, finding_title(finding)))
+        yield Row(finding, group, _cells(finding, finding_title(finding, language), language))
         lesions = [f for f in assessed if f.kind == finding.kind and f.lesion is not None]
         for lesion in lesions[:_LESIONS_SHOWN]:
-            yield Row(lesion, group, _cells(lesion, f"↳ no. {lesion.lesion}"))
+            yield Row(lesion, group, _cells(lesion, f"↳ {language.say('no. {n}', n=lesion.lesion)}", language))
         if len(lesions) > _LESIONS_SHOWN:
-            yield Omitted(group, f"↳ and {len(lesions) - _LESIONS_SHOWN} more, listed in the structured report")
+            more = language.say("and {n} more, listed in the structured report", n=len(lesions) - _LESIONS_SHOWN)
+            yield Omitted(group, f"↳ {more}")
 
 
-def _cells(finding: ReportedFinding, title: str) -> tuple[str, ...]:
-    certainty = "" if finding.probability is None else f"{finding.probability * 100:.1f} %"
-    measured = format_measurements(finding.measurements)
-    if finding.reason:
-        measured = f"{measured}; {finding.reason}" if measured else finding.reason
-    answer = PRESENCE_NAMES[finding.presence]
-    return title, answer, measured, place(finding), certainty, finding.evidence_grade or ""
+def _cells(finding: ReportedFinding, title: str, language: Language) -> tuple[str, ...]:
+    certainty = "" if finding.probability is None else f"{percentage(finding.probability)} %"
+    told = (format_measurements(finding.measurements, language), language.told(finding.reason or ""))
+    measured = language.semicolon.join(filter(None, told))
+    answer = language.say(PRESENCE_NAMES[finding.presence])
+    return title, answer, measured, place(finding, language), certainty, finding.evidence_grade or ""
 
 
-def rejected_lines(report: Report) -> list[tuple[str, str]]:
+def rejected_lines(report: Report, language: Language) -> list[tuple[str, str]]:
     """(which, why) of the series of a refused study that were not analysed."""
     if report.outcome != "refused":
         return []
     return [
-        ("series" if series.series_number is None else f"series {series.series_number}", series.reason)
+        (
+            language.say("series")
+            if series.series_number is None
+            else language.say("series {n}", n=series.series_number),
+            language.told(series.reason),
+        )
         for series in report.rejected_series[:_REJECTED_SHOWN]
     ]
 
 
-def quality_counts(report: Report) -> str:
-    passed = sum(issue.verdict == "pass" for issue in report.quality)
-    return (
-        f"Checks passed: {passed}, series not analysed: {len(report.rejected_series)}, "
-        f"unreadable files: {report.unreadable_file_count}"
+def quality_counts(report: Report, language: Language) -> str:
+    return language.say(
+        "Checks passed: {n}, series not analysed: {m}, unreadable files: {k}",
+        n=sum(issue.verdict == "pass" for issue in report.quality),
+        m=len(report.rejected_series),
+        k=report.unreadable_file_count,
     )
 
 
-def origin_lines(report: Report) -> tuple[str, str]:
+def origin_lines(report: Report, language: Language) -> tuple[str, str]:
     """What made this report, and how far to trust it."""
+    grades = "Evidence: A measured on labelled real CT; B single or unlabelled real CT; C simulation only."
     return (
-        f"Model {report.model.name} {report.model.version} (sha256 {report.model.sha256[:12]}), OneScan "
-        f"{report.software_version}, {report.created:%Y-%m-%d %H:%M} {report.created.tzname()}, revision "
-        f"{report.revision}, report {report.report_uid}",
-        "Evidence: A measured on labelled real CT; B single or unlabelled real CT; C simulation only. "
-        + report.disclaimer,
+        language.say(
+            "Model {model} (sha256 {digest}), OneScan {software}, {time}, revision {n}, report {uid}",
+            model=f"{report.model.name} {report.model.version}",
+            digest=report.model.sha256[:12],
+            software=report.software_version,
+            time=f"{report.created:%Y-%m-%d %H:%M} {report.created.tzname()}",
+            n=report.revision,
+            uid=report.report_uid,
+        ),
+        language.after_stop.join((language.say(grades), language.told(report.disclaimer))),
     )

@@ -13,8 +13,7 @@ def secondary_capture(
     result: StoredResult, picture: Rgb, kind: str, series_number: int, description: str, number: int = 1
 ) -> Dataset:
     """The RGB picture (rows, columns, 3) as instance `number` of the series of its `kind` and description."""
-    report, headers = result.report, result.headers
-    source = headers.first
+    report, source = result.report, result.headers.first
     ds = SCImage(
         pixel_array=picture,
         photometric_interpretation="RGB",
@@ -30,11 +29,11 @@ def secondary_capture(
         study_time=source.StudyTime or None,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         patient_orientation=("L", "P"),
-        **instance_arguments(report, headers, kind, series_number, number),
+        **instance_arguments(result, kind, series_number, number),
     )
     ds.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
     ds.LossyImageCompression = "00"
-    ds.DerivationDescription = report.disclaimer
+    ds.DerivationDescription = result.edition.language.told(report.disclaimer)
     # Makes Laterality (2C, PS3.3 C.7.3.1) not required: the chest is not a paired part.
     ds.BodyPartExamined = "CHEST"
-    return finish(ds, report, headers, description)
+    return finish(ds, result, description)

@@ -19,7 +19,15 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.content import Report, ReportedFinding
-from dicom_gateway.report.instance import MANUFACTURER, finish, instance_arguments, object_uid, private_coding_scheme
+from dicom_gateway.report.instance import (
+    MANUFACTURER,
+    described,
+    finish,
+    instance_arguments,
+    object_uid,
+    private_coding_scheme,
+)
+from dicom_gateway.report.language import Language
 from dicom_gateway.report.outlines import Outlined, Outlines, SliceGrid
 from dicom_gateway.report.sr_items import concept
 from dicom_gateway.report.stored import StoredResult
@@ -27,7 +35,7 @@ from dicom_gateway.report.wording import finding_title
 from models.findings import FindingKind, Laterality
 
 SERIES_NUMBER = 9003
-SERIES_DESCRIPTION = "AI chest CT segments (unverified)"
+SERIES_DESCRIPTION = "AI chest CT segments"
 CONTENT_LABEL = "AI_FINDINGS"
 
 LARGEST_OBJECT_BYTES = 20_000_000
@@ -102,7 +110,7 @@ def objects_of_segments(result: StoredResult) -> tuple[tuple[Segment, ...], ...]
             objects.append([])
             room = LARGEST_OBJECT_BYTES - _BYTES_A_SLICE * len(grid.sop_instance_uids)
         room -= size
-        uid = object_uid(result.report, "sop", "SEG", str(len(objects)))
+        uid = object_uid(result.report, "sop", "SEG", str(len(objects)), edition=result.edition)
         objects[-1].append(Segment(finding, outlined, uid, len(objects[-1]) + 1))
     return tuple(map(tuple, objects))
 
@@ -126,7 +134,7 @@ def _planes(outlined: Outlined) -> list[int]:
 def _segmentation(
     result: StoredResult, grid: SliceGrid, sources: Sequence[Dataset], segments: Sequence[Segment], instance: int
 ) -> Dataset:
-    report, headers = result.report, result.headers
+    report, language = result.report, result.edition.language
     touched = np.zeros((len(grid.sop_instance_uids), 1, 1, len(segments)), np.uint8)
     for index, segment in enumerate(segments):
         touched[_planes(segment.outlined), 0, 0, index] = 1
@@ -134,20 +142,20 @@ def _segmentation(
         source_images=sources,
         pixel_array=touched,
         segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=[_description(segment, report) for segment in segments],
+        segment_descriptions=[_description(segment, report, language) for segment in segments],
         content_label=CONTENT_LABEL,
-        content_description=SERIES_DESCRIPTION,
+        content_description=described(SERIES_DESCRIPTION, language),
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **instance_arguments(report, headers, "SEG", SERIES_NUMBER, instance),
+        **instance_arguments(result, "SEG", SERIES_NUMBER, instance),
     )
     ds.SegmentsOverlap = "YES" if _overlap(segments) else "NO"
     _put_pixels_in(ds, grid, segments)
     _name_frames(ds, grid)
-    organization = object_uid(report, "dimensions", "SEG", str(instance))
+    organization = object_uid(report, "dimensions", "SEG", str(instance), edition=result.edition)
     for item in (*ds.DimensionOrganizationSequence, *ds.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization
     ds.CodingSchemeIdentificationSequence = [private_coding_scheme()]
-    return finish(ds, report, headers, SERIES_DESCRIPTION)
+    return finish(ds, result, SERIES_DESCRIPTION)
 
 
 def _one_pixel_sources(result: StoredResult, grid: SliceGrid) -> list[Dataset]:
@@ -197,16 +205,21 @@ def _enhanced_source(header: Dataset, grid: SliceGrid, thickness_mm: float) -> D
     return source
 
 
-def _description(segment: Segment, report: Report) -> SegmentDescription:
+def _description(segment: Segment, report: Report, language: Language) -> SegmentDescription:
     finding = segment.finding
     kind = codes.KIND_CODES[FindingKind(finding.kind)]
     is_organ = FindingKind(finding.kind) in _ORGAN_KINDS
     is_device = finding.kind == FindingKind.MEDICAL_DEVICE
     category = codes.ANATOMICAL_STRUCTURE if is_organ else codes.ABNORMAL_STRUCTURE
+    # Not by the name of a disease that the organ may be free of.
+    label = (
+        language.say("{site} (measured)", site=language.say(kind.site.meaning))
+        if is_organ
+        else finding_title(finding, language)
+    )
     description = SegmentDescription(
         segment_number=segment.number,
-        # Not by the name of a disease that the organ may be free of.
-        segment_label=f"{kind.site.meaning} (measured)" if is_organ else finding_title(finding),
+        segment_label=label,
         segmented_property_category=concept(codes.PHYSICAL_OBJECT if is_device else category),
         segmented_property_type=concept(kind.site if is_organ else kind.finding),
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,

@@ -23,7 +23,7 @@ from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian, Segmen
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
-from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement
+from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement, ReportedQuality
 from dicom_gateway.report.headline import headline
 from dicom_gateway.report.instance import (
     finish,
@@ -32,6 +32,7 @@ from dicom_gateway.report.instance import (
     predecessors,
     private_coding_scheme,
 )
+from dicom_gateway.report.language import Language
 from dicom_gateway.report.segmentation import (
     Segment,
     objects_of_segments,
@@ -46,7 +47,7 @@ from dicom_gateway.report.sr_items import (
     finding_site,
     image_library,
     insert_before_measurements,
-    language,
+    language_of,
     nameless,
     observation_context,
 )
@@ -55,7 +56,7 @@ from dicom_gateway.report.wording import decimals, describe_series, finding_titl
 from models.findings import FindingKind, Quantity
 
 SERIES_NUMBER = 9001
-SERIES_DESCRIPTION = "AI chest CT findings (unverified)"
+SERIES_DESCRIPTION = "AI chest CT findings"
 
 _CONTAINS = RelationshipTypeValues.CONTAINS
 
@@ -68,37 +69,42 @@ def encode_sr(result: StoredResult) -> tuple[Dataset]:
 
     An amended report names the SR of the revision it supersedes in the Predecessor Documents Sequence (PS3.3 C.17.2).
     """
-    report, headers = result.report, result.headers
     sr = Comprehensive3DSR(
-        evidence=[*nameless(headers), *_segmentations(result)],
+        evidence=[*nameless(result.headers), *_segmentations(result)],
         content=findings_content(result),
         is_complete=True,
         is_final=False,
         is_verified=False,
-        previous_versions=predecessors(report, Comprehensive3DSRStorage, "SR", "1") or None,
+        previous_versions=predecessors(result, Comprehensive3DSRStorage, "SR", "1") or None,
         coding_schemes=[private_coding_scheme()],
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **instance_arguments(report, headers, "SR", SERIES_NUMBER),
+        **instance_arguments(result, "SR", SERIES_NUMBER),
     )
-    return (finish(sr, report, headers, SERIES_DESCRIPTION),)
+    return (finish(sr, result, SERIES_DESCRIPTION),)
 
 
 def findings_content(result: StoredResult) -> MeasurementReport:
     """The content tree of the Findings SR (TID 1500), as each SR class that can hold it takes it."""
-    report = result.report
+    report, language = result.report, result.edition.language
     by_uid = {str(ds.SOPInstanceUID): ds for ds in result.headers.instances}
     segments = segments_by_tracking_uid(result)
     content = MeasurementReport(
         observation_context=observation_context(report),
         procedure_reported=concept(codes.CT_CHEST),
         imaging_measurements=[
-            _group(finding, report, by_uid, None if finding.lesion is None else segments.get(finding.tracking_uid))
+            _group(
+                finding,
+                report,
+                by_uid,
+                None if finding.lesion is None else segments.get(finding.tracking_uid),
+                language,
+            )
             for finding in report.findings
         ],
         title=concept(codes.IMAGING_MEASUREMENT_REPORT),
-        language_of_content_item_and_descendants=language(),
+        language_of_content_item_and_descendants=language_of(language),
     )
-    _add_sections(content[0].ContentSequence, report, by_uid)
+    _add_sections(content[0].ContentSequence, report, by_uid, language)
     _separate(content[0])
     return content
 
@@ -107,17 +113,17 @@ def _text(name: CodeEntry, value: str) -> TextContentItem:
     return TextContentItem(name=concept(name), value=value, relationship_type=_CONTAINS)
 
 
-def _add_sections(root: ContentSequence, report: Report, by_uid: dict[str, Dataset]) -> None:
+def _add_sections(root: ContentSequence, report: Report, by_uid: dict[str, Dataset], language: Language) -> None:
     """Impressions and image library before the groups, what was analysed after them; TID 1500 is extensible."""
-    impressions = [_text(codes.IMPRESSION, sentence) for sentence in headline(report)]
-    impressions.append(_text(codes.COMMENT, report.disclaimer))
+    impressions = [_text(codes.IMPRESSION, sentence) for sentence in headline(report, language)]
+    impressions.append(_text(codes.COMMENT, language.told(report.disclaimer)))
     sections = [container(codes.IMPRESSIONS, impressions)]
     key_uids = dict.fromkeys(f.key_sop_instance_uid for f in report.findings if f.key_sop_instance_uid)
     images = [by_uid[uid] for uid in key_uids if uid in by_uid]
     if images:
         sections.append(image_library(images))
     insert_before_measurements(root, sections)
-    root.append(container(codes.STUDY_RECORD, _study_record(report)))
+    root.append(container(codes.STUDY_RECORD, _study_record(report, language)))
 
 
 def _separate(item: Dataset) -> None:
@@ -128,23 +134,41 @@ def _separate(item: Dataset) -> None:
         _separate(child)
 
 
-def _study_record(report: Report) -> list[TextContentItem]:
-    items = [_text(codes.REVISION, revision_in_words(report))]
+def _study_record(report: Report, language: Language) -> list[TextContentItem]:
+    items = [_text(codes.REVISION, revision_in_words(report, language))]
     if report.refusal is not None:
-        items.append(_text(codes.REFUSAL, report.refusal))
+        items.append(_text(codes.REFUSAL, language.told(report.refusal)))
     if report.analysed_series is not None:
-        items.append(_text(codes.ANALYSED_SERIES, describe_series(report)))
+        items.append(_text(codes.ANALYSED_SERIES, describe_series(report, language)))
     for issue in report.quality:
-        numbers = "" if issue.measured is None else f" (measured {issue.measured:g})"
-        if issue.measured is not None and issue.limit is not None:
-            numbers = f" (measured {issue.measured:g}, limit {issue.limit:g})"
-        items.append(_text(codes.QUALITY_CHECK, f"{issue.check}: {issue.verdict}: {issue.message}{numbers}"))
+        items.append(_text(codes.QUALITY_CHECK, _quality_check(issue, language)))
     for series in report.rejected_series:
-        number = "without number" if series.series_number is None else str(series.series_number)
-        what = f"series {number}, {series.modality or 'unknown modality'}, {series.instance_count} instances"
-        items.append(_text(codes.SERIES_NOT_ANALYSED, f"{what}: {series.reason}"))
+        number = series.series_number
+        words = language.say(
+            "series {number}, {modality}, {n} instances: {reason}",
+            number=language.say("without number") if number is None else number,
+            modality=series.modality or language.say("unknown modality"),
+            n=series.instance_count,
+            reason=language.told(series.reason),
+        )
+        items.append(_text(codes.SERIES_NOT_ANALYSED, words))
     items.append(_text(codes.UNREADABLE_FILES, str(report.unreadable_file_count)))
     return items
+
+
+def _quality_check(issue: ReportedQuality, language: Language) -> str:
+    words = language.say(
+        "{check}: {verdict}: {message}",
+        check=language.say(issue.check),
+        verdict=language.say(issue.verdict),
+        message=language.told(issue.message),
+    )
+    if issue.measured is None:
+        return words
+    if issue.limit is None:
+        return language.say("{words} (measured {n})", words=words, n=f"{issue.measured:g}")
+    measured, limit = f"{issue.measured:g}", f"{issue.limit:g}"
+    return language.say("{words} (measured {n}, limit {m})", words=words, n=measured, m=limit)
 
 
 def _segmentations(result: StoredResult) -> list[Dataset]:
@@ -154,7 +178,7 @@ def _segmentations(result: StoredResult) -> list[Dataset]:
         if any(segment.finding.lesion is not None for segment in segments):
             ds = Dataset()
             ds.StudyInstanceUID = result.report.study_instance_uid
-            ds.SeriesInstanceUID = object_uid(result.report, "series", "SEG")
+            ds.SeriesInstanceUID = object_uid(result.report, "series", "SEG", edition=result.edition)
             ds.SOPClassUID = SegmentationStorage
             ds.SOPInstanceUID = segments[0].sop_instance_uid
             pointed_at.append(ds)
@@ -162,7 +186,11 @@ def _segmentations(result: StoredResult) -> list[Dataset]:
 
 
 def _group(
-    finding: ReportedFinding, report: Report, by_uid: dict[str, Dataset], segment: Segment | None
+    finding: ReportedFinding,
+    report: Report,
+    by_uid: dict[str, Dataset],
+    segment: Segment | None,
+    language: Language,
 ) -> MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations:
     """TID 1501 (1411 with a segment): what was asked, the answer, how sure, how large, where, by which algorithm."""
     kind = FindingKind(finding.kind)
@@ -172,7 +200,7 @@ def _group(
         "tracking_identifier": TrackingIdentifier(uid=finding.tracking_uid, identifier=tracking_identifier(finding)),
         "finding_type": concept(codes.KIND_CODES[kind].finding),
         "finding_sites": [finding_site(kind, finding.laterality)],
-        "algorithm_id": algorithm_identification(finding, report),
+        "algorithm_id": algorithm_identification(finding, report, language),
         "measurements": _measurements(finding),
         "qualitative_evaluations": evaluations(finding),
     }
@@ -186,13 +214,14 @@ def _group(
             group[0].ContentSequence.append(image)
     items = group[0].ContentSequence
     finding_item = next(i for i, item in enumerate(items) if item.ConceptNameCodeSequence[0] == standard.DCM.Finding)
-    items.insert(finding_item + 1, _text(codes.FINDING_IN_WORDS, finding_title(finding)))
-    items.append(_text(codes.METHOD, finding.method))
+    items.insert(finding_item + 1, _text(codes.FINDING_IN_WORDS, finding_title(finding, language)))
+    items.append(_text(codes.METHOD, language.told(finding.method)))
     if finding.reason:
         is_unanswered = finding.presence == "not_assessed"
-        items.append(_text(codes.REASON_NOT_ASSESSED if is_unanswered else codes.REASON, finding.reason))
-    if place(finding):
-        items.append(_text(codes.SITE_IN_WORDS, place(finding)))
+        name = codes.REASON_NOT_ASSESSED if is_unanswered else codes.REASON
+        items.append(_text(name, language.told(finding.reason)))
+    if where := place(finding, language):
+        items.append(_text(codes.SITE_IN_WORDS, where))
     if finding.centre_mm is not None and source is not None and "FrameOfReferenceUID" in source:
         items.append(_centre(finding.centre_mm, source.FrameOfReferenceUID))
     return group

@@ -11,8 +11,9 @@ from pydicom.uid import UID, BasicTextSRStorage, ComprehensiveSRStorage, Enhance
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
-from dicom_gateway.report.content import Report, ReportedFinding
+from dicom_gateway.report.content import ReportedFinding
 from dicom_gateway.report.instance import object_uid, predecessors
+from dicom_gateway.report.language import Language
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import finding_in_words
@@ -23,12 +24,12 @@ _KINDS = {ComprehensiveSRStorage: "SR-COMPREHENSIVE", EnhancedSRStorage: "SR-ENH
 
 def encode_comprehensive_sr(result: StoredResult) -> tuple[Dataset, ...]:
     """Comprehensive SR (PS3.3 A.35.3): the tree of the Comprehensive 3D SR without its SCOORD3D items."""
-    return tuple(_in_class(sr, result.report, ComprehensiveSRStorage) for sr in encode_sr(result))
+    return tuple(_in_class(sr, result, ComprehensiveSRStorage) for sr in encode_sr(result))
 
 
 def encode_enhanced_sr(result: StoredResult) -> tuple[Dataset, ...]:
     """Enhanced SR (PS3.3 A.35.2): as the Comprehensive SR; nothing in our tree is by reference, which it forbids."""
-    return tuple(_in_class(sr, result.report, EnhancedSRStorage) for sr in encode_sr(result))
+    return tuple(_in_class(sr, result, EnhancedSRStorage) for sr in encode_sr(result))
 
 
 def encode_basic_text_sr(result: StoredResult) -> tuple[Dataset, ...]:
@@ -36,11 +37,12 @@ def encode_basic_text_sr(result: StoredResult) -> tuple[Dataset, ...]:
 
     A paragraph whose finding has a key image refers to it as its best illustration (CID 7003).
     """
-    return tuple(_as_text(sr, result.report) for sr in encode_sr(result))
+    return tuple(_as_text(sr, result) for sr in encode_sr(result))
 
 
-def _as_text(sr: Dataset, report: Report) -> Dataset:
-    ds = _in_class(sr, report, BasicTextSRStorage)
+def _as_text(sr: Dataset, result: StoredResult) -> Dataset:
+    language = result.edition.language
+    ds = _in_class(sr, result, BasicTextSRStorage)
     by_uid = {
         str(item.ReferencedSOPInstanceUID): item
         for study in sr.get("CurrentRequestedProcedureEvidenceSequence", ())
@@ -52,31 +54,33 @@ def _as_text(sr: Dataset, report: Report) -> Dataset:
         for item in ds.ContentSequence
         if item.RelationshipType != "CONTAINS" or _name(item) in (codes.IMPRESSIONS.value, codes.STUDY_RECORD.value)
     ]
-    findings = _container(codes.FINDINGS, [_paragraph(finding, by_uid) for finding in report.findings])
+    paragraphs = [_paragraph(finding, by_uid, language) for finding in result.report.findings]
+    findings = _container(codes.FINDINGS, paragraphs, language)
     record = next(i for i, item in enumerate(kept) if _name(item) == codes.STUDY_RECORD.value)
     kept.insert(record, findings)
     ds.ContentSequence = Sequence(kept)
-    ds.ConceptNameCodeSequence = _code(codes.DIAGNOSTIC_IMAGING_REPORT)
+    ds.ConceptNameCodeSequence = _code(codes.DIAGNOSTIC_IMAGING_REPORT, language)
     ds.ContentTemplateSequence[0].TemplateIdentifier = "2000"
     return ds
 
 
-def _in_class(sr: Dataset, report: Report, sop_class: UID) -> Dataset:
+def _in_class(sr: Dataset, result: StoredResult, sop_class: UID) -> Dataset:
+    report, kind = result.report, _KINDS[sop_class]
     ds = deepcopy(sr)
     ds.SOPClassUID = sop_class
-    ds.SOPInstanceUID = object_uid(report, "sop", _KINDS[sop_class])
-    ds.SeriesInstanceUID = object_uid(report, "series", _KINDS[sop_class])
+    ds.SOPInstanceUID = object_uid(report, "sop", kind, edition=result.edition)
+    ds.SeriesInstanceUID = object_uid(report, "series", kind, edition=result.edition)
     ds.SeriesNumber = SERIES_NUMBERS[sop_class]
     ds.file_meta.MediaStorageSOPClassUID = sop_class
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    _name_predecessor(ds, report)
+    _name_predecessor(ds, result)
     _drop_coordinates_in_space(ds)
     return ds
 
 
-def _name_predecessor(ds: Dataset, report: Report) -> None:
+def _name_predecessor(ds: Dataset, result: StoredResult) -> None:
     """The earlier report in the class of `ds` in place of the earlier SR."""
-    for earlier in predecessors(report, ds.SOPClassUID, _KINDS[ds.SOPClassUID]):
+    for earlier in predecessors(result, ds.SOPClassUID, _KINDS[ds.SOPClassUID]):
         (series,) = ds.PredecessorDocumentsSequence[0].ReferencedSeriesSequence
         series.SeriesInstanceUID = earlier.SeriesInstanceUID
         (document,) = series.ReferencedSOPSequence
@@ -96,19 +100,19 @@ def _drop_coordinates_in_space(item: Dataset) -> None:
         del item.ContentSequence
 
 
-def _paragraph(finding: ReportedFinding, by_uid: dict[str, Dataset]) -> Dataset:
+def _paragraph(finding: ReportedFinding, by_uid: dict[str, Dataset], language: Language) -> Dataset:
     item = Dataset()
     item.RelationshipType = "CONTAINS"
     item.ValueType = "TEXT"
-    item.ConceptNameCodeSequence = _code(codes.FINDING)
-    item.TextValue = finding_in_words(finding)
+    item.ConceptNameCodeSequence = _code(codes.FINDING, language)
+    item.TextValue = finding_in_words(finding, language)
     source = by_uid.get(finding.key_sop_instance_uid or "")
     if source is not None:
-        item.ContentSequence = Sequence([_illustration(source, finding.key_frame_number)])
+        item.ContentSequence = Sequence([_illustration(source, finding.key_frame_number, language)])
     return item
 
 
-def _illustration(source: Dataset, frame_number: int | None) -> Dataset:
+def _illustration(source: Dataset, frame_number: int | None, language: Language) -> Dataset:
     reference = Dataset()
     reference.ReferencedSOPClassUID = source.ReferencedSOPClassUID
     reference.ReferencedSOPInstanceUID = source.ReferencedSOPInstanceUID
@@ -117,26 +121,26 @@ def _illustration(source: Dataset, frame_number: int | None) -> Dataset:
     item = Dataset()
     item.RelationshipType = "INFERRED FROM"
     item.ValueType = "IMAGE"
-    item.ConceptNameCodeSequence = _code(codes.BEST_ILLUSTRATION)
+    item.ConceptNameCodeSequence = _code(codes.BEST_ILLUSTRATION, language)
     item.ReferencedSOPSequence = Sequence([reference])
     return item
 
 
-def _container(name: CodeEntry, items: list[Dataset]) -> Dataset:
+def _container(name: CodeEntry, items: list[Dataset], language: Language) -> Dataset:
     container = Dataset()
     container.RelationshipType = "CONTAINS"
     container.ValueType = "CONTAINER"
-    container.ConceptNameCodeSequence = _code(name)
+    container.ConceptNameCodeSequence = _code(name, language)
     container.ContinuityOfContent = "SEPARATE"
     container.ContentSequence = Sequence(items)
     return container
 
 
-def _code(entry: CodeEntry) -> Sequence:
+def _code(entry: CodeEntry, language: Language) -> Sequence:
     item = Dataset()
     item.CodeValue = entry.value
     item.CodingSchemeDesignator = entry.scheme
-    item.CodeMeaning = entry.meaning
+    item.CodeMeaning = language.say(entry.meaning)
     return Sequence([item])
 
 

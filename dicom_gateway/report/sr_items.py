@@ -25,6 +25,7 @@ from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
 from dicom_gateway.report.content import Report, ReportedFinding
 from dicom_gateway.report.instance import DEVICE_NAME, MANUFACTURER
+from dicom_gateway.report.language import Language
 from dicom_gateway.report.source_headers import SourceHeaders
 from imaging.uids import derive_uid
 from models.findings import EvidenceGrade, FindingKind, Laterality, Presence
@@ -58,11 +59,11 @@ def finding_site(kind: FindingKind, laterality: str | None) -> FindingSite:
     return FindingSite(anatomic_location=concept(codes.KIND_CODES[kind].site), laterality=side)
 
 
-def algorithm_identification(finding: ReportedFinding, report: Report) -> AlgorithmIdentification:
+def algorithm_identification(finding: ReportedFinding, report: Report, language: Language) -> AlgorithmIdentification:
     """TID 4019: the model, its version and ours, and what the answer was held against."""
     parameters = [f"sha256: {report.model.sha256[:12]}"]
     if finding.operating_point is not None:
-        parameters.append(f"operating point: {finding.operating_point:g}")
+        parameters.append(language.say("operating point: {n}", n=f"{finding.operating_point:g}"))
     return AlgorithmIdentification(
         name=report.model.name,
         version=f"{report.model.version} / {report.software_version}",
@@ -82,9 +83,9 @@ def evaluations(finding: ReportedFinding) -> list[QualitativeEvaluation]:
     return evaluations
 
 
-def language() -> LanguageOfContentItemAndDescendants:
-    """TID 1204: what our sentences are written in."""
-    return LanguageOfContentItemAndDescendants(concept(codes.ENGLISH))
+def language_of(language: Language) -> LanguageOfContentItemAndDescendants:
+    """TID 1204: what our sentences and the meanings of codes are written in."""
+    return LanguageOfContentItemAndDescendants(concept(language.entry))
 
 
 def nameless(headers: SourceHeaders) -> tuple[Dataset, ...]:

@@ -8,13 +8,14 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from dicom_gateway.report.content import Report
+from dicom_gateway.report.edition import PLAIN, Edition
 from dicom_gateway.report.outlines import Outlines
 from dicom_gateway.report.source_headers import SourceHeaders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StoredResult:
-    """What is kept of an analysis, with the headers of its source images.
+    """What is kept of an analysis, with the headers of its source images, and how it is to be told.
 
     Key images are RGB uint8 (rows, columns, 3) by file name.
     """
@@ -23,6 +24,7 @@ class StoredResult:
     headers: SourceHeaders
     outlines: Outlines = field(default_factory=Outlines)
     key_images: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    edition: Edition = PLAIN
 
 
 Encoder = Callable[[StoredResult], tuple[Dataset, ...]]

@@ -1,6 +1,7 @@
-"""Finding kinds, quantities and numbers in plain words, for every output a person reads."""
+"""Finding kinds, quantities and numbers in plain words, for every output a person reads; English unless asked."""
 
 from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement
+from dicom_gateway.report.language import ENGLISH, Language
 from dicom_gateway.settings import TEXT_CONDITIONS, Rule
 from dicom_gateway.store.schema import ObjectOutcome
 from models.findings import FindingKind, Laterality, Quantity
@@ -170,25 +171,35 @@ def decimals(unit: str, value: float) -> int:
     return 1 if unit == "ml" and abs(value) < 9.95 else _DECIMALS[unit]
 
 
-def finding_title(finding: ReportedFinding) -> str:
+def finding_title(finding: ReportedFinding, language: Language = ENGLISH) -> str:
     """The kind in plain words, with the lesion's number where it is one lesion."""
-    name = KIND_NAMES[FindingKind(finding.kind)]
+    name = language.say(KIND_NAMES[FindingKind(finding.kind)])
     return name if finding.lesion is None else f"{name} {finding.lesion}"
 
 
-def finding_in_words(finding: ReportedFinding) -> str:
+def finding_in_words(finding: ReportedFinding, language: Language = ENGLISH) -> str:
     """The whole answer in a paragraph: "Pulmonary nodule 1: present (91.0 %), left upper lobe. 8.2 x 6.1 mm. ..."."""
-    answer = PRESENCE_NAMES[finding.presence].lower()
+    answer = presence_in_words(finding, language)
     if finding.probability is not None:
-        answer += f" ({finding.probability * 100:.1f} %)"
+        answer = language.say("{answer} ({percent} %)", answer=answer, percent=percentage(finding.probability))
+    words = language.comma.join(filter(None, (answer, place(finding, language))))
     sentences = [
-        f"{finding_title(finding)}: {', '.join(filter(None, (answer, place(finding))))}",
-        format_measurements(finding.measurements),
-        finding.reason or "",
-        f"Method: {finding.method}",
-        "" if finding.evidence_grade is None else f"Evidence grade {finding.evidence_grade}",
+        language.say("{title}: {words}", title=finding_title(finding, language), words=words),
+        format_measurements(finding.measurements, language),
+        language.told(finding.reason or ""),
+        language.say("Method: {method}", method=language.told(finding.method)),
+        "" if finding.evidence_grade is None else language.say("Evidence grade {grade}", grade=finding.evidence_grade),
     ]
-    return " ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in sentences if sentence)
+    return language.paragraph(f"{sentence[:1].upper()}{sentence[1:]}" for sentence in sentences if sentence)
+
+
+def presence_in_words(finding: ReportedFinding, language: Language = ENGLISH) -> str:
+    """The answer within a sentence: "not found"."""
+    return language.say(PRESENCE_NAMES[finding.presence]).lower()
+
+
+def percentage(probability: float) -> str:
+    return f"{probability * 100:.1f}"
 
 
 def format_number(measurement: ReportedMeasurement) -> str:
@@ -197,58 +208,72 @@ def format_number(measurement: ReportedMeasurement) -> str:
     return f"{value} {_UNIT_NAMES.get(measurement.unit, measurement.unit)}".rstrip()
 
 
-def format_measurement(measurement: ReportedMeasurement) -> str:
+def format_measurement(measurement: ReportedMeasurement, language: Language = ENGLISH) -> str:
     """The number with what it measures and the side: "left lung below -950 HU 3.4 %"."""
-    side = f"{measurement.laterality} " if measurement.laterality else ""
-    return f"{side}{QUANTITY_NAMES[Quantity(measurement.quantity)]} {format_number(measurement)}"
+    words = {"name": language.say(QUANTITY_NAMES[Quantity(measurement.quantity)]), "number": format_number(measurement)}
+    if measurement.laterality is None:
+        return language.say("{name} {number}", **words)
+    return language.say("{side} {name} {number}", side=language.told(measurement.laterality), **words)
 
 
-def format_measurements(measurements: tuple[ReportedMeasurement, ...]) -> str:
+def format_measurements(measurements: tuple[ReportedMeasurement, ...], language: Language = ENGLISH) -> str:
     """All measurements in one line; a long and a short axis become "8.2 x 6.1 mm"."""
     by_quantity = {m.quantity: m for m in measurements if m.laterality is None}
     long_axis, short_axis = by_quantity.get(Quantity.LONG_AXIS), by_quantity.get(Quantity.SHORT_AXIS)
     if long_axis is None or short_axis is None:
-        return ", ".join(map(format_measurement, measurements))
+        return language.comma.join(format_measurement(m, language) for m in measurements)
+    axes = language.say("{x} x {y} mm", x=f"{long_axis.value:.1f}", y=f"{short_axis.value:.1f}")
     others = [m for m in measurements if m is not long_axis and m is not short_axis]
-    return ", ".join([f"{long_axis.value:.1f} x {short_axis.value:.1f} mm", *map(format_measurement, others)])
+    return language.comma.join([axes, *(format_measurement(m, language) for m in others)])
 
 
-def key_measurements(finding: ReportedFinding) -> str:
+def key_measurements(finding: ReportedFinding, language: Language = ENGLISH) -> str:
     """The one or two numbers that matter most, of the whole finding rather than of one side."""
     order = {quantity.value: i for i, quantity in enumerate(_KEY_QUANTITIES)}
     telling = [m for m in finding.measurements if m.quantity in order]
     whole = [m for m in telling if m.laterality is None]
-    return format_measurements(tuple(sorted(whole or telling, key=lambda m: order[m.quantity])[:2]))
+    return format_measurements(tuple(sorted(whole or telling, key=lambda m: order[m.quantity])[:2]), language)
 
 
-def place(finding: ReportedFinding) -> str:
+def place(finding: ReportedFinding, language: Language = ENGLISH) -> str:
     """Where the finding is, in words: "right upper lobe", "left", or empty."""
     side, site = finding.laterality or "", finding.site or ""
-    if site and side == Laterality.BILATERAL:
-        return site
-    return site if side in site else f"{side} {site}".strip()
+    if (site and side == Laterality.BILATERAL) or side in site:
+        return language.told(site)
+    return language.told(f"{side} {site}".strip())
 
 
-def revision_in_words(report: Report) -> str:
+def revision_in_words(report: Report, language: Language = ENGLISH) -> str:
     """ "Revision 1", "Revision 3, supersedes revision 2"."""
-    words = f"Revision {report.revision}"
-    return words if report.supersedes is None else f"{words}, supersedes revision {report.supersedes.revision}"
+    if report.supersedes is None:
+        return language.say("Revision {n}", n=report.revision)
+    return language.say("Revision {n}, supersedes revision {m}", n=report.revision, m=report.supersedes.revision)
 
 
-def describe_series(report: Report) -> str:
+def describe_series(report: Report, language: Language = ENGLISH) -> str:
     """The analysed series in words: number, description, slices, spacing, thickness, kernel, contrast."""
     series = report.analysed_series
     if series is None:
-        return "no series"
-    slice_mm, row_mm, column_mm = series.spacing_mm
+        return language.say("no series")
+    z, y, x = (f"{mm:g}" for mm in series.spacing_mm)
+    thickness_mm, kernel = series.slice_thickness_mm, series.convolution_kernel
+    contrast = {True: "contrast-enhanced", False: "unenhanced", None: "contrast unknown"}[series.contrast]
     parts = [
-        "series without number" if series.series_number is None else f"series {series.series_number}",
+        _numbered(series.series_number, language),
         series.series_description,
-        f"{series.slice_count} slices",
-        f"spacing {slice_mm:g} x {row_mm:g} x {column_mm:g} mm",
-        None if series.slice_thickness_mm is None else f"thickness {series.slice_thickness_mm:g} mm",
-        series.convolution_kernel and f"kernel {series.convolution_kernel}",
-        {True: "contrast-enhanced", False: "unenhanced", None: "contrast unknown"}[series.contrast],
-        series.contrast_evidence and f"({series.contrast_evidence})",
+        language.say("{n} slices", n=series.slice_count),
+        language.say("spacing {x} x {y} x {z} mm", x=z, y=y, z=x),
+        None if thickness_mm is None else language.say("thickness {n} mm", n=f"{thickness_mm:g}"),
+        kernel and language.say("kernel {name}", name=kernel),
+        language.say(contrast),
     ]
-    return ", ".join(part for part in parts if part).replace(", (", " (")
+    words = language.comma.join(part for part in parts if part)
+    if not series.contrast_evidence:
+        return words
+    return language.say("{series} ({evidence})", series=words, evidence=language.told(series.contrast_evidence))
+
+
+def _numbered(series_number: int | None, language: Language) -> str:
+    if series_number is None:
+        return language.say("series without number")
+    return language.say("series {n}", n=series_number)

@@ -70,7 +70,7 @@ def test_the_header_says_what_it_is_in_utf_8(case: StoredResult) -> None:
     assert re.fullmatch(r"[0-9a-f]{20}", header[9])
     (request,) = segments(case, "OBR")
     assert (request[3], request[18], request[25]) == ("A-77", "A-77", "P")
-    assert components(request[4])[:3] == ["AI_CHEST_CT", "AI chest CT findings (unverified)", "99ONESCAN"]
+    assert components(request[4])[:3] == ["AI_CHEST_CT", "AI chest CT findings", "99ONESCAN"]
 
 
 def test_the_control_id_follows_the_report(make_case: MakeCase) -> None:

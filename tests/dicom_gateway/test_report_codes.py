@@ -24,6 +24,7 @@ NOT_IN_PYDICOM = {
     # LOINC's own name; pydicom has the report title of CID 7000.
     ("24627-2", "LN"): "CT Chest",
     ("en-US", "RFC5646"): "English (United States)",
+    ("zh-CN", "RFC5646"): "Chinese (China)",
     ("RID4650", "RADLEX"): "fracture",
     ("RID4658", "RADLEX"): "compression fracture",
     ("RID4799", "RADLEX"): "emphysema",
