@@ -35,7 +35,11 @@ _TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122  # PS3.18 Table I.2-2
 _FED_AT_ONCE_BYTES = 1 << 20
 _STUDIES_KEPT_OPEN_EVERY_S = 1.0
 _RETRY_AFTER_S = 60
+# RFC 2046 section 5.1.1 allows 70; Orthanc sends 73.
+_LONGEST_BOUNDARY = 200
+_LONGEST_PREAMBLE_BYTES = 65_536
 _META_GROUP_LENGTH_END = 144
+_PREFIX_AND_GROUP_LENGTH = b"DICM\x02\x00\x00\x00UL\x04\x00"  # PS3.10 section 7.1
 _LONGEST_META_BYTES = 65_536
 
 
@@ -67,6 +71,8 @@ class Upload:
         self.outcomes: list[Outcome] = []
         self._reception = reception
         self._study_instance_uid = study_instance_uid
+        self._delimiter = b"--" + boundary
+        self._preamble: bytearray | None = bytearray()
         self._ended = False
         self._part: _Part | None = None
         self._parser = MultipartParser(
@@ -81,6 +87,13 @@ class Upload:
 
     def feed(self, content: bytes) -> None:
         """Take the next bytes. Raises BadUpload where they are no multipart message."""
+        if self._preamble is not None:
+            # RFC 2046 section 5.1.1: what stands before the first part is to be ignored. The parser would not.
+            self._preamble += content
+            begin = self._preamble.find(self._delimiter)
+            if begin < 0 and len(self._preamble) <= _LONGEST_PREAMBLE_BYTES:
+                return
+            content, self._preamble = bytes(self._preamble[max(begin, 0) :]), None
         try:
             self._parser.write(content)
         except MultipartParseError as error:
@@ -163,10 +176,9 @@ class _Part:
 
     def _offset(self) -> int:
         """Where the data set begins."""
-        try:
-            offset = data_set_offset(BytesIO(self._head[:_META_GROUP_LENGTH_END]))
-        except ValueError as error:
-            raise StoreRefused(StoreStatus.CANNOT_UNDERSTAND, "Not a DICOM file") from error
+        if self._head[128:140] != _PREFIX_AND_GROUP_LENGTH:
+            raise StoreRefused(StoreStatus.CANNOT_UNDERSTAND, "Not a DICOM file")
+        offset = data_set_offset(BytesIO(self._head[:_META_GROUP_LENGTH_END]))
         if offset > _LONGEST_META_BYTES:
             raise StoreRefused(StoreStatus.CANNOT_UNDERSTAND, "File meta information is too long")
         return offset
@@ -265,8 +277,8 @@ def _boundary(request: Request) -> bytes:
     if media_type != b"multipart/related" or kind != DICOM or encoding != "identity":
         raise HTTPException(415, f'Instances are sent as multipart/related; type="{DICOM}".')
     boundary = parameters.get(b"boundary", b"")
-    if not 1 <= len(boundary) <= 70:  # RFC 2046 section 5.1.1
-        raise HTTPException(400, "The Content-Type has no boundary.")
+    if not 1 <= len(boundary) <= _LONGEST_BOUNDARY:
+        raise HTTPException(400, "The Content-Type has no boundary, or too long a one.")
     return boundary
 
 

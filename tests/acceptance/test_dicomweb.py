@@ -1,16 +1,21 @@
-"""DICOMweb beside a real server: Orthanc with its DICOMweb plugin."""
+"""DICOMweb beside a real server and client: Orthanc with its DICOMweb plugin."""
 
+import io
 from pathlib import Path
 
 import httpx
 import pytest
-from factories import make_ct_dataset
+from factories import make_ct_dataset, save_ct
 from orthanc import DICOMWEB, orthanc
+from pydicom import dcmread
+from running import make_settings
+from web_samples import serving
 
 from dicom_gateway.deliver.profile import SOP_CLASSES
 from dicom_gateway.deliver.stow import ask, send
 from dicom_gateway.settings import StowDestination
 from dicom_gateway.store.schema import ObjectOutcome
+from dicom_gateway.web.app import create_app
 from imaging.uids import derive_uid
 
 pytestmark = pytest.mark.acceptance
@@ -33,3 +38,40 @@ def test_results_are_stored_by_orthanc_once(tmp_path: Path) -> None:
     stored = {instance["MainDicomTags"]["SOPInstanceUID"] for instance in instances}
     assert len(instances) == len(stored) == 3
     assert stored == {derive_uid("dicomweb test", name) for name in ("sr", "seg", "sc")}
+
+
+def test_orthanc_sends_to_us_searches_and_retrieves(tmp_path: Path) -> None:
+    """Its DICOMweb client has images kept here by STOW-RS, finds them by QIDO-RS and gets them back by WADO-RS."""
+    settings = make_settings(tmp_path, stow_networks=("127.0.0.1",))
+    study = derive_uid("dicomweb acceptance")
+    files = {}
+    with serving(create_app(settings)) as client:
+        servers = {"onescan": {"Url": f"{client.base_url}/dicom-web", "HasDelete": False}}
+        dicomweb = {"Enable": True, "Servers": servers, "StowMaxInstances": 4}
+        with orthanc(tmp_path, Plugins=[str(DICOMWEB)], DicomWeb=dicomweb) as (rest, _):
+            for number in range(1, 11):
+                ds = save_ct(buffer := io.BytesIO(), StudyInstanceUID=study, InstanceNumber=number)
+                files[f"{ds.SOPInstanceUID}.dcm"] = ds
+                httpx.post(rest + "/instances", content=buffer.getvalue()).raise_for_status()
+            (there,) = httpx.get(rest + "/studies").json()
+            sent = httpx.post(
+                f"{rest}/dicom-web/servers/onescan/stow", json={"Resources": [there], "Synchronous": True}, timeout=60
+            )
+            assert sent.status_code == 200, sent.text
+            kept = {path.name: dcmread(path) for path in settings.studies_dir.rglob("*.dcm")}
+            assert kept == files
+
+            httpx.delete(f"{rest}/studies/{there}").raise_for_status()
+            found = httpx.post(
+                f"{rest}/dicom-web/servers/onescan/get",
+                json={"Uri": "/studies", "Arguments": {"PatientID": "TEST-1"}},
+                timeout=60,
+            ).json()
+            assert [answer["0020000D"]["Value"] for answer in found] == [[study]]
+            retrieved = httpx.post(
+                f"{rest}/dicom-web/servers/onescan/retrieve",
+                json={"Resources": [{"Study": study}], "Synchronous": True},
+                timeout=60,
+            )
+            assert retrieved.status_code == 200, retrieved.text
+            assert len(httpx.get(rest + "/instances").json()) == len(files)
