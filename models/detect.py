@@ -78,6 +78,7 @@ _NETWORK_METHOD = "network"
 _UNFAMILIAR = "the image is unlike those the model knows"
 _PER_SIDE_KINDS = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 _FOCAL_KINDS = (FindingKind.PULMONARY_NODULE,)
+_BESIDE_LUNG = ("heart", "aorta", "pulmonary_trunk", "vertebrae", "ribs", "sternum")
 _OPACITIES = (FindingKind.CONSOLIDATION, FindingKind.GROUND_GLASS_OPACITY)
 
 
@@ -286,7 +287,11 @@ class _Reading:
         least, cut = network.absent_probability, network.present_probability
         masses, mass_cut = self._masses()
         small = outline_nodules(self._volume, self._lungs, judged, least, network.minimum_diameter_mm)
-        small = tuple(nodule for nodule in small if not any(_is_within(nodule.region, m.region) for m in masses))
+        small = tuple(
+            nodule
+            for nodule in small
+            if not any(_is_within(nodule.region, m.region) for m in masses) and not self._is_beside_lung(nodule.region)
+        )
         sure = [*(m for m in masses if m.probability >= mass_cut), *(n for n in small if n.probability >= cut)]
         outlined = (*masses, *small)
         presence, reason = Presence.PRESENT if sure else Presence.ABSENT, None
@@ -348,6 +353,12 @@ class _Reading:
             if mass.short_axis_mm >= _LEAST_COMPACT * mass.long_axis_mm:
                 masses.append(mass)
         return tuple(masses), point.present_probability
+
+    def _is_beside_lung(self, region: Region) -> bool:
+        """Whether most of a region is a great vessel, heart or bone, which bulge into the lung."""
+        labels = [n for n, name in enumerate(self._manifest.anatomy) if name in _BESIDE_LUNG]
+        organs = np.isin(self._outputs.anatomy, labels).astype(np.float32)
+        return bool(self._grid.to_source(organs, region.box)[region.mask].mean() > 0.5)
 
     def _holds_soft_tissue(self, candidate: Candidate) -> bool:
         """Whether there is a ball of it, as vessels side by side have none; contrast medium makes them brighter."""
@@ -554,7 +565,7 @@ class _Reading:
         return f"{side} lung, {lung_zone(region.centre_mm, self._lung_z_mm)}"
 
     def _lung_height_mm(self) -> tuple[float, float]:
-        slices = np.flatnonzero((self._lungs.left | self._lungs.right).any(axis=(1, 2)))
+        slices = self._lungs.slices
         ends = (slices[0], slices[-1]) if len(slices) else (0, self._volume.hu.shape[0] - 1)
         low, high = sorted(float(self._volume.geometry.index_to_patient((z, 0, 0))[2]) for z in ends)
         return low, high

@@ -27,6 +27,17 @@ from models.session import HeadOutputs, ModelSession
 
 BRIGHT_HU = 150.0
 RADIUS_MM = 12.0
+NODULES = NoduleNetwork(
+    weights="none.onnx",
+    sha256="0" * 64,
+    input="patches",
+    minimum_diameter_mm=4.0,
+    present_probability=0.5,
+    absent_probability=0.1,
+    temperature=1.0,
+    bias=0.0,
+    chosen_on="this test",
+)
 ORIENTATIONS = {
     "head first supine": np.diag([1.0, 1.0, 1.0]),
     "prone": np.diag([-1.0, -1.0, 1.0]),
@@ -152,19 +163,8 @@ def test_a_ball_is_found_where_it_is_whatever_the_orientation(detector: Detector
 def test_a_mass_is_described_though_the_nodule_network_sees_none(detector: Detector) -> None:
     """A ball of 24 mm, judged no nodule: it is too large for the patches, and the lesion network outlines it."""
     volume, ball = _thorax(np.eye(3), (75.0, 20.0, 50.0))
-    network = NoduleNetwork(
-        weights="none.onnx",
-        sha256="0" * 64,
-        input="patches",
-        minimum_diameter_mm=4.0,
-        present_probability=0.5,
-        absent_probability=0.1,
-        temperature=1.0,
-        bias=0.0,
-        chosen_on="this test",
-    )
     blind = SimpleNamespace(
-        manifest=detector.manifest.model_copy(update={"nodules": network}),
+        manifest=detector.manifest.model_copy(update={"nodules": NODULES}),
         run=detector.session.run,
         judge=lambda patches: np.full(len(patches), -9.0, np.float32),
     )
@@ -176,6 +176,25 @@ def test_a_mass_is_described_though_the_nodule_network_sees_none(detector: Detec
     outline[mass.region.box] = mass.region.mask
     assert 2 * (outline & ball).sum() / (outline.sum() + ball.sum()) > 0.9
     assert mass.probability == study.probability
+
+
+@pytest.mark.parametrize("organ", ["background", "pulmonary_trunk"])
+def test_a_vessel_that_bulges_into_the_lung_is_no_nodule(detector: Detector, organ: str) -> None:
+    """A ball that the network for nodules believes in, in an image that the anatomy head calls `organ` everywhere."""
+    volume, ball = _thorax(np.eye(3), (75.0, 20.0, 50.0))
+    hu = np.where(ball, 60, volume.hu).astype(np.int16)
+    soft = Volume(hu, volume.geometry, "1", volume.sop_instance_uids, volume.frame_numbers)
+    anatomy = list(detector.manifest.anatomy)
+    place = anatomy.index(organ)
+    anatomy[0], anatomy[place] = anatomy[place], anatomy[0]
+    sure = SimpleNamespace(
+        manifest=detector.manifest.model_copy(update={"nodules": NODULES, "anatomy": tuple(anatomy)}),
+        run=detector.session.run,
+        judge=lambda patches: np.full(len(patches), 9.0, np.float32),
+    )
+    findings = Detector(sure).detect(soft, segment_lungs(soft), sharp_kernel=False).findings  # type: ignore[arg-type]
+    study = next(f for f in findings if f.kind is FindingKind.PULMONARY_NODULE)
+    assert study.presence is (Presence.PRESENT if organ == "background" else Presence.ABSENT)
 
 
 def test_ground_glass_in_lungs_without_air_is_left_open(detector: Detector) -> None:
