@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from pydicom.datadict import dictionary_description, dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
@@ -33,7 +35,8 @@ from dicom_gateway.report.codes import CodeEntry, CodeStatus
 from dicom_gateway.report.instance import described
 from dicom_gateway.report.language import ENGLISH
 from dicom_gateway.report.wording import KIND_NAMES, QUANTITY_NAMES
-from dicom_gateway.settings import Destination, ResultObject, Settings, TransferSyntax
+from dicom_gateway.settings import Destination, ResultObject, Settings, StowDestination, TransferSyntax
+from dicom_gateway.web import dicomweb, dicomweb_holdings, dicomweb_store
 
 STATEMENT = Path(__file__).with_name("CONFORMANCE.md")
 _BEGIN = "<!-- begin {name}: written by dicom_gateway.conformance -->"
@@ -80,6 +83,7 @@ _DICOM_SETTINGS = (
     "maximum_associations_per_address",
     "maximum_mb_per_s_per_address",
     "maximum_instance_mb",
+    "stow_networks",
     "minimum_free_space_mb",
     "rules",
     "delivery_attempts",
@@ -253,6 +257,10 @@ def tables() -> dict[str, str]:
         ),
         "proposed contexts": _proposed_contexts(),
         "peer statuses": _peer_statuses(),
+        "dicomweb resources": _dicomweb_resources(),
+        "dicomweb attributes": _dicomweb_attributes(),
+        "dicomweb failures": _dicomweb_failures(),
+        "dicomweb client": _dicomweb_client(),
         "association policies": _policies(),
         "settings": _settings(),
         "objects": _objects(),
@@ -336,6 +344,55 @@ def _outcome(status: int) -> str:
     return "delivered"
 
 
+def _dicomweb_resources() -> str:
+    rows = []
+    for router in (dicomweb.router, dicomweb_store.router):
+        for route in router.routes:
+            assert isinstance(route, APIRoute)
+            content = [media for answer in route.responses.values() for media in answer.get("content", ())]
+            told = ", ".join(f"`{media}`" for media in dict.fromkeys(content))
+            rows.append((", ".join(sorted(route.methods)), f"`{route.path}`", str(route.summary), told))
+    return _table(("method", "resource", "service", "answer"), rows)
+
+
+def _dicomweb_attributes() -> str:
+    counted = {
+        "study": "ModalitiesInStudy NumberOfStudyRelatedSeries NumberOfStudyRelatedInstances InstanceAvailability",
+        "series": "NumberOfSeriesRelatedInstances",
+        "instance": "InstanceAvailability",
+    }
+    always = {
+        "study": dicomweb_holdings.STUDY_ATTRIBUTES,
+        "series": dicomweb_holdings.SERIES_ATTRIBUTES,
+        "instance": dicomweb_holdings.INSTANCE_ATTRIBUTES,
+    }
+    rows = [
+        (
+            level,
+            ", ".join([*keywords, *counted[level].split(), "RetrieveURL"]),
+            ", ".join(dicomweb_holdings.MORE_ATTRIBUTES[level]),
+        )
+        for level, keywords in always.items()
+    ]
+    return _table(("level", "always told, where the header has it", "with `includefield=all`, too"), rows)
+
+
+def _dicomweb_failures() -> str:
+    taken = "the SOP class or the transfer syntax is not one of section 4.1"
+    rows = [(_hexadecimal(s), when) for s, when in _STORE_STATUSES.items() if s is not StoreStatus.SUCCESS]
+    rows.append((_hexadecimal(dicomweb_store.TRANSFER_SYNTAX_NOT_SUPPORTED), "The transfer syntax is not taken."))
+    told = {_hexadecimal(StoreStatus.REFUSED_SOP_CLASS_NOT_SUPPORTED): f"The SOP class is not taken: {taken}."}
+    return _table(("failure reason", "when"), ((reason, told.get(reason, when)) for reason, when in rows))
+
+
+def _dicomweb_client() -> str:
+    rows = [
+        (f"`{name}`", _default(StowDestination, name), _description(StowDestination, name))
+        for name in StowDestination.model_fields
+    ]
+    return _table(("setting", "default", "meaning"), rows)
+
+
 def _policies() -> str:
     requestor = AE()
     maximum = Settings.model_fields["maximum_associations"].default
@@ -368,7 +425,7 @@ def _settings() -> str:
     return _table(("setting", "default", "meaning"), rows)
 
 
-def _default(model: type[Settings] | type[Destination], name: str) -> str:
+def _default(model: type[BaseModel], name: str) -> str:
     field = model.model_fields[name]
     if field.is_required():
         return "-"
@@ -376,7 +433,7 @@ def _default(model: type[Settings] | type[Destination], name: str) -> str:
     return ", ".join(value) or "none" if isinstance(value, tuple) else str(value)
 
 
-def _description(model: type[Settings] | type[Destination], name: str) -> str:
+def _description(model: type[BaseModel], name: str) -> str:
     return model.model_fields[name].description or ""
 
 

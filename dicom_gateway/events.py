@@ -35,6 +35,8 @@ class Event(enum.StrEnum):
     COMMITMENT_TOLD = "commitment_told"
     COMMITMENT_DELAYED = "commitment_delayed"
     COMMITMENT_GIVEN_UP = "commitment_given_up"
+    RESULTS_COMMITTED = "results_committed"
+    RESULTS_NOT_COMMITTED = "results_not_committed"
     INDEX_RECONCILED = "index_reconciled"
     FILE_NOT_INDEXABLE = "file_not_indexable"
     FILE_MISSING = "file_missing"

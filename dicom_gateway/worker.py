@@ -14,8 +14,9 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 from pydantic import ValidationError
+from pydicom.dataset import Dataset
 
-from dicom_gateway.deliver import dimse, fhir, mllp, stow
+from dicom_gateway.deliver import commitment, dimse, fhir, mllp, stow
 from dicom_gateway.deliver.attempt import Encode
 from dicom_gateway.errors import ConfigurationError, PeerRefused, PeerUnreachable
 from dicom_gateway.events import Event, emit
@@ -29,8 +30,10 @@ from dicom_gateway.report.hl7 import encode_oru
 from dicom_gateway.report.objects import ENCODERS, read_result, read_superseded
 from dicom_gateway.settings import (
     AnyDestination,
+    Destination,
     FhirDestination,
     Hl7Destination,
+    ResultObject,
     Settings,
     StowDestination,
 )
@@ -38,6 +41,7 @@ from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import REPORT_NAME, result_path
 from dicom_gateway.store.schema import DeliveryState, ObjectOutcome, StudyState, open_database
 from imaging.errors import ImagingError
+from imaging.uids import derive_uid
 from models.errors import ModelError
 
 LONGEST_DELAY_S = 3600.0
@@ -96,8 +100,9 @@ class Worker:
                 self._change(row, DeliveryState.SUPERSEDED, attempts=row.attempts, last_error=None)
                 emit(Event.DELIVERY_SUPERSEDED, newer_revision=newest.revision)
                 return
+            sent: list[commitment.Reference] = []
             try:
-                outcomes = self._send(row)
+                outcomes = self._send(row, sent)
             except PeerUnreachable as error:
                 if attempts_left > 0:
                     self._try_again(row, attempt, attempts_left, str(error))
@@ -122,6 +127,7 @@ class Worker:
                     sent=list(dict.fromkeys(o.sent_as for o in outcomes if o.sent_as and o.instances)),
                     not_as_asked={o.name: o.sent_as for o in outcomes if o.sent_as != o.name},
                 )
+                self._ask_for_commitment(row, sent)
 
     def _begin(self, study_instance_uid: str, revision: int) -> bool:
         # ANALYSING too: this may be the second run of a job whose worker was killed.
@@ -179,8 +185,11 @@ class Worker:
                 attempts_left=self.settings.delivery_attempts - 1,
             )
 
-    def _send(self, row: index.DeliveryRow) -> tuple[ObjectOutcome, ...]:
-        """Send what the destination's profile names today, made of the stored record."""
+    def _send(self, row: index.DeliveryRow, sent: list[commitment.Reference]) -> tuple[ObjectOutcome, ...]:
+        """Send what the destination's profile names today, made of the stored record.
+
+        `sent` is given the objects that a C-STORE destination has now.
+        """
         peers = {peer.name: peer for peer in self.settings.destinations}
         peer, data_dir = peers[row.destination], self.settings.data_dir
         images = index.list_instances(self.engine, row.study_instance_uid, row.revision)
@@ -201,8 +210,30 @@ class Worker:
                 return stow.send(encoder_of(folder, source_files, edition), peer)
             case _:
                 encode = encoder_of(folder, source_files, edition)
-                return dimse.send(encode, peer, calling_ae_title=self.settings.ae_title)
+
+                def noted(name: ResultObject) -> Sequence[Dataset]:
+                    data_sets = encode(name)
+                    sent.extend(commitment.Reference(ds.SOPClassUID, ds.SOPInstanceUID) for ds in data_sets)
+                    return data_sets
+
+                return dimse.send(noted, peer, calling_ae_title=self.settings.ae_title)
         return (ObjectOutcome(name=peer.kind, sent_as=peer.kind, instances=1),)
+
+    def _ask_for_commitment(self, row: index.DeliveryRow, sent: Sequence[commitment.Reference]) -> None:
+        """Ask a destination that has the objects; its answer comes to the listener."""
+        peer = next(peer for peer in self.settings.destinations if peer.name == row.destination)
+        if not sent or not isinstance(peer, Destination) or not peer.storage_commitment:
+            return
+        key = (row.study_instance_uid, row.revision, row.destination)
+        transaction_uid = derive_uid("commitment", *map(str, key), str(row.attempts))
+        with self.engine.begin() as connection:
+            ledger.request_commitment(connection, transaction_uid, *key, instances=len(sent), now=time.time())
+        try:
+            commitment.request(peer, sent, transaction_uid=transaction_uid, calling_ae_title=self.settings.ae_title)
+        except (PeerRefused, PeerUnreachable) as error:
+            with self.engine.begin() as connection:
+                ledger.answer_commitment(connection, transaction_uid, reason=str(error), now=time.time())
+            emit(Event.RESULTS_NOT_COMMITTED, level="error", transaction_uid=transaction_uid, reason=str(error))
 
     def _try_again(self, row: index.DeliveryRow, attempt: int, attempts_left: int, reason: str) -> None:
         delay_s = retry_delay_s(self.settings, attempts_left)

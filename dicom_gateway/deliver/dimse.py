@@ -39,7 +39,7 @@ def send(encode: Encode, destination: Destination, *, calling_ae_title: str) -> 
         sop_class: tuple(getattr(pydicom.uid, keyword) for keyword in keywords)
         for sop_class, keywords in proposed_contexts(destination).items()
     }
-    with _association(destination, calling_ae_title, contexts) as association:
+    with association_with(destination, calling_ae_title, contexts) as association:
         accepted: dict[str, set[UID]] = {}
         for context in association.accepted_contexts:
             accepted.setdefault(str(context.abstract_syntax), set()).add(context.transfer_syntax[0])
@@ -56,15 +56,18 @@ def send(encode: Encode, destination: Destination, *, calling_ae_title: str) -> 
 
 def echo(destination: Destination, *, calling_ae_title: str) -> None:
     """C-ECHO. Raises PeerUnreachable or PeerRefused when the destination does not answer with success."""
-    with _association(destination, calling_ae_title, {str(Verification): (ImplicitVRLittleEndian,)}) as association:
+    with association_with(destination, calling_ae_title, {str(Verification): (ImplicitVRLittleEndian,)}) as association:
         require_success(_asked(association.send_c_echo))
 
 
 @contextmanager
-def _association(
+def association_with(
     destination: Destination, calling_ae_title: str, contexts: Mapping[str, Sequence[UID]]
 ) -> Iterator[Association]:
-    """An association on which at least one of the SOP classes was accepted."""
+    """An association on which at least one of the SOP classes was accepted.
+
+    Raises PeerUnreachable or PeerRefused where there is none.
+    """
     entity = AE(ae_title=calling_ae_title)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME

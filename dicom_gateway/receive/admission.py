@@ -26,9 +26,6 @@ TRANSFER_SYNTAXES = tuple(str(uid) for uid in DECODED_SYNTAXES if uid != Explici
 MAXIMUM_PDU_BYTES = 131072
 # Of what carries no image: C-ECHO, storage commitment.
 MESSAGE_SYNTAXES = TRANSFER_SYNTAXES[:2]
-_USER_INFORMATION = pdu.encode_user_information(
-    MAXIMUM_PDU_BYTES, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-)
 _LONGEST_PAUSE_S = 5.0
 
 
@@ -60,7 +57,7 @@ class Admission:
 
         Raises ProtocolError for a request that is not well formed.
         """
-        proposal, contexts, encoded = _negotiated(request.items)
+        proposal, contexts, encoded, user_information = _negotiated(request.items)
         stores = any(abstract_syntax in SOP_CLASSES for abstract_syntax, _ in contexts.values())
         refused = (
             self._wrong_protocol(request, proposal.application_context)
@@ -69,7 +66,7 @@ class Admission:
             or self._too_many(association, address)
         )
         if not refused:
-            accepted = pdu.encode_associate_accept(request, encoded, _USER_INFORMATION)
+            accepted = pdu.encode_associate_accept(request, encoded, user_information)
             return Accepted(request.calling_ae_title, contexts, proposal.maximum_pdu_bytes, accepted)
         rejection, reason = refused
         emit(
@@ -149,8 +146,8 @@ def _is_known(identity: UserIdentity | None, passcodes: Mapping[str, str]) -> bo
 
 
 @lru_cache(maxsize=256)
-def _negotiated(items: bytes) -> tuple[Proposal, dict[int, tuple[str, str]], bytes]:
-    """Accepted contexts and the encoded results of all; a sender asks for the same ones each time."""
+def _negotiated(items: bytes) -> tuple[Proposal, dict[int, tuple[str, str]], bytes, bytes]:
+    """Accepted contexts, the encoded results of all, and user information; a sender asks for the same each time."""
     proposal = pdu.parse_proposal(items)
     contexts: dict[int, tuple[str, str]] = {}
     encoded = []
@@ -164,4 +161,9 @@ def _negotiated(items: bytes) -> tuple[Proposal, dict[int, tuple[str, str]], byt
         else:
             result, chosen = ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED, TRANSFER_SYNTAXES[1]
         encoded.append(pdu.encode_context_result(context.context_id, result, chosen))
-    return proposal, contexts, b"".join(encoded)
+    # A destination that tells us what it has committed is the provider though it opens the association.
+    granted = [role for role in proposal.roles if role.sop_class_uid == commitment.SOP_CLASS_UID]
+    user_information = pdu.encode_user_information(
+        MAXIMUM_PDU_BYTES, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, granted
+    )
+    return proposal, contexts, b"".join(encoded), user_information

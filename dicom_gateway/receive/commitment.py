@@ -21,15 +21,17 @@ from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from dicom_gateway.events import Event, emit
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_gateway.receive.pdu import CommandSet
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.settings import Settings, Source
-from dicom_gateway.store.schema import commitment, instance
+from dicom_gateway.store import ledger
+from dicom_gateway.store.schema import DeliveryState, commitment, instance
 from imaging.uids import is_safe_uid
 
 SOP_CLASS_UID = str(StorageCommitmentPushModel)
 # PS3.4 J.4: the one well-known instance of the class.
 SOP_INSTANCE_UID = "1.2.840.10008.1.20.1.1"
-REQUEST_ACTION_TYPE = 1
+_REQUEST_ACTION_TYPE = 1
 ALL_COMMITTED, SOME_FAILED = 1, 2
 MAXIMUM_REQUEST_BYTES = 16 << 20
 # PS3.3 C.14.1.1.
@@ -51,22 +53,61 @@ class CommitmentRequest:
     references: tuple[Reference, ...]
 
 
-def parse_request(encoded: bytes, transfer_syntax: str, calling_ae_title: str) -> CommitmentRequest:
-    """The action information of an N-ACTION request (PS3.4 Table J.3-1). Raises StoreRefused for anything else."""
-    syntax = UID(transfer_syntax)
-    try:
-        information = read_dataset(BytesIO(encoded), bool(syntax.is_implicit_VR), bool(syntax.is_little_endian))
-        transaction_uid = str(information.TransactionUID)
-        references = tuple(
-            (str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
-            for item in information.ReferencedSOPSequence
-        )
-    except Exception as error:
-        # The parser fails in many ways on damaged bytes, and its messages may quote them.
-        raise StoreRefused(StoreStatus.INVALID_ARGUMENT_VALUE, "Not a request for storage commitment") from error
-    if not references or not all(map(is_safe_uid, (transaction_uid, *(uid for pair in references for uid in pair)))):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentReport:
+    """What a destination says of results of ours; `failed` counts those it has not committed."""
+
+    transaction_uid: str
+    failed: int
+    failure_reasons: tuple[int, ...]
+
+
+def parse_request(
+    command: CommandSet, encoded: bytes, transfer_syntax: str, calling_ae_title: str
+) -> CommitmentRequest:
+    """An N-ACTION request with its information (PS3.4 Table J.3-1). Raises StoreRefused for anything else."""
+    if command.action_type_id != _REQUEST_ACTION_TYPE:
+        raise StoreRefused(StoreStatus.NO_SUCH_ACTION, "Only storage commitment is an action here")
+    if command.sop_instance_uid != SOP_INSTANCE_UID:
+        raise StoreRefused(StoreStatus.NO_SUCH_SOP_INSTANCE, "Not the instance of storage commitment")
+    information = _information(encoded, transfer_syntax)
+    request = CommitmentRequest(
+        calling_ae_title=calling_ae_title,
+        transaction_uid=_text(information, "TransactionUID"),
+        references=tuple(
+            (_text(item, "ReferencedSOPClassUID"), _text(item, "ReferencedSOPInstanceUID"))
+            for item in information.get("ReferencedSOPSequence") or ()
+        ),
+    )
+    uids = (request.transaction_uid, *(uid for reference in request.references for uid in reference))
+    if not request.references or not all(map(is_safe_uid, uids)):
         raise StoreRefused(StoreStatus.INVALID_ARGUMENT_VALUE, "A UID is missing or not valid")
-    return CommitmentRequest(calling_ae_title=calling_ae_title, transaction_uid=transaction_uid, references=references)
+    return request
+
+
+def parse_report(encoded: bytes, transfer_syntax: str) -> CommitmentReport:
+    """The information of an N-EVENT-REPORT request (PS3.4 Table J.3-2). Raises StoreRefused for anything else."""
+    information = _information(encoded, transfer_syntax)
+    failed = information.get("FailedSOPSequence") or ()
+    return CommitmentReport(
+        transaction_uid=_text(information, "TransactionUID"),
+        failed=len(failed),
+        failure_reasons=tuple(sorted({int(item.get("FailureReason") or 0) for item in failed})),
+    )
+
+
+def _information(encoded: bytes, transfer_syntax: str) -> Dataset:
+    try:
+        information = read_dataset(BytesIO(encoded), bool(UID(transfer_syntax).is_implicit_VR), True)
+        # Now, not when a value is wanted: the parser fails in many ways on damaged bytes, and its messages quote them.
+        information.walk(lambda _data_set, _element: None)
+    except Exception as error:
+        raise StoreRefused(StoreStatus.INVALID_ARGUMENT_VALUE, "Not a data set of storage commitment") from error
+    return information
+
+
+def _text(data_set: Dataset, keyword: str) -> str:
+    return str(data_set.get(keyword) or "")
 
 
 def judge(engine: sa.Engine, data_dir: Path, request: CommitmentRequest) -> tuple[int, Dataset]:
@@ -140,6 +181,32 @@ class Commitments:
                 )
             )
         return None
+
+    def told(self, report: CommitmentReport) -> None:
+        """Note what a destination says of results of ours. Raises StoreRefused where it was not asked."""
+        reason = None
+        if report.failed:
+            reasons = ", ".join(f"0x{reason:04X}" for reason in report.failure_reasons)
+            reason = f"{report.failed} objects are not committed ({reasons})"
+        now = time.time()
+        with self._engine.begin() as connection:
+            delivery = ledger.answer_commitment(connection, report.transaction_uid, reason=reason, now=now)
+            if delivery is None:
+                raise StoreRefused(StoreStatus.NO_SUCH_SOP_INSTANCE, "A transaction that nobody asked for")
+            if reason is not None:
+                # What it has not committed it does not have: a person sends it again.
+                ledger.change_delivery(
+                    connection,
+                    *delivery,
+                    to=DeliveryState.PARKED,
+                    since=(DeliveryState.DELIVERED,),
+                    now=now,
+                    last_error=f"storage commitment: {reason}",
+                )
+        if reason is None:
+            emit(Event.RESULTS_COMMITTED, transaction_uid=report.transaction_uid)
+        else:
+            emit(Event.RESULTS_NOT_COMMITTED, level="error", transaction_uid=report.transaction_uid, reason=reason)
 
     def run(self, stop: threading.Event) -> None:
         """Tell sources, again and again until each has said that it knows, until `stop` is set."""

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from pydicom.dataset import Dataset
+
 from dicom_gateway.errors import GatewayError
 from dicom_gateway.events import Event, emit
 from dicom_gateway.receive import commitment, pdu
@@ -110,12 +112,12 @@ class _Image:
 
 
 @dataclass(slots=True)
-class _Action:
-    """An N-ACTION request whose information is coming."""
+class _Message:
+    """A request of storage commitment whose data set is coming: N-ACTION, or N-EVENT-REPORT from a destination."""
 
     context_id: int
     command: CommandSet
-    information: bytearray = field(default_factory=bytearray)
+    data_set: bytearray = field(default_factory=bytearray)
 
 
 class Association:
@@ -139,7 +141,7 @@ class Association:
         self._on_established = on_established
         self._accepted: Accepted | None = None
         self._image: _Image | None = None
-        self._action: _Action | None = None
+        self._message: _Message | None = None
         self._command = bytearray()
 
     def serve(self, half_open_deadline: float) -> None:
@@ -241,7 +243,7 @@ class Association:
         return int(length) + 4
 
     def _command_fragment(self, content: bytes, context_id: int, is_last: bool) -> None:
-        if self._image or self._action or len(self._command) + len(content) > _MAXIMUM_COMMAND_BYTES:
+        if self._image or self._message or len(self._command) + len(content) > _MAXIMUM_COMMAND_BYTES:
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a command inside a message, or one without an end")
         self._command += content
         if is_last:
@@ -254,8 +256,8 @@ class Association:
         context = self._accepted.contexts.get(context_id)
         if context is None:
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a presentation context that was not accepted")
-        if command.command == Command.N_ACTION_RQ and command.has_data_set:
-            self._action = _Action(context_id, command)
+        if command.command in (Command.N_ACTION_RQ, Command.N_EVENT_REPORT_RQ) and command.has_data_set:
+            self._message = _Message(context_id, command)
         elif command.command == Command.C_STORE_RQ and command.has_data_set:
             self._image = self._begin_image(command, context_id)
         elif command.command == Command.C_ECHO_RQ and not command.has_data_set:
@@ -286,8 +288,8 @@ class Association:
 
     def _data_fragment(self, count: int, context_id: int, is_last: bool, deadline: float) -> None:
         image = self._image
-        if self._action is not None:
-            self._action_fragment(self._action, self._stream.take(count, deadline), context_id, is_last)
+        if self._message is not None:
+            self._message_fragment(self._message, self._stream.take(count, deadline), context_id, is_last)
             return
         if image is None or image.context_id != context_id:
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "data without a request")
@@ -312,36 +314,38 @@ class Association:
             self._stream.send(pdu.encode_response(image.command, context_id, status, comment))
             self._admission.pace(self, image.received_bytes)
 
-    def _action_fragment(self, action: _Action, content: bytes, context_id: int, is_last: bool) -> None:
-        if action.context_id != context_id:
+    def _message_fragment(self, message: _Message, content: bytes, context_id: int, is_last: bool) -> None:
+        if message.context_id != context_id:
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "data without a request")
-        action.information += content
-        if len(action.information) > commitment.MAXIMUM_REQUEST_BYTES:
+        message.data_set += content
+        if len(message.data_set) > commitment.MAXIMUM_REQUEST_BYTES:
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a request without an end")
         if is_last:
-            self._action = None
-            self._answer_action(action)
+            self._message = None
+            self._answer_message(message)
 
-    def _answer_action(self, action: _Action) -> None:
-        """Storage commitment: the response, then the result where it is told on this association."""
+    def _answer_message(self, message: _Message) -> None:
+        """The response, and to an N-ACTION the result where it is told on this association."""
         assert self._accepted is not None
-        command, context_id = action.command, action.context_id
+        command, context_id = message.command, message.context_id
         abstract_syntax, transfer_syntax = self._accepted.contexts[context_id]
         calling = self._accepted.calling_ae_title
+        result: tuple[int, Dataset] | None = None
+        status, comment = StoreStatus.SUCCESS, ""
         try:
-            if abstract_syntax != commitment.SOP_CLASS_UID or command.action_type_id != commitment.REQUEST_ACTION_TYPE:
-                raise StoreRefused(StoreStatus.NO_SUCH_ACTION, "Only storage commitment is an action here")
-            if command.sop_instance_uid != commitment.SOP_INSTANCE_UID:
-                raise StoreRefused(StoreStatus.NO_SUCH_SOP_INSTANCE, "Not the instance of storage commitment")
-            request = commitment.parse_request(bytes(action.information), transfer_syntax, calling)
-            told_here = self._commitments.take(request)
+            if abstract_syntax != commitment.SOP_CLASS_UID:
+                raise StoreRefused(StoreStatus.UNRECOGNIZED_OPERATION, "Not an operation of this SOP class")
+            if command.command == Command.N_ACTION_RQ:
+                request = commitment.parse_request(command, bytes(message.data_set), transfer_syntax, calling)
+                result = self._commitments.take(request)
+            else:
+                self._commitments.told(commitment.parse_report(bytes(message.data_set), transfer_syntax))
         except Exception as error:  # noqa: BLE001  # edge: the sender always gets an answer
             refusal = refusal_of(error, calling)
-            self._stream.send(pdu.encode_response(command, context_id, refusal.status, refusal.comment))
-            return
-        self._stream.send(pdu.encode_response(command, context_id, StoreStatus.SUCCESS))
-        if told_here is not None:
-            event_type, information = told_here
+            status, comment = refusal.status, refusal.comment
+        self._stream.send(pdu.encode_response(command, context_id, status, comment))
+        if result is not None:
+            event_type, information = result
             for encoded in pdu.encode_event_report(
                 context_id,
                 sop_class_uid=commitment.SOP_CLASS_UID,

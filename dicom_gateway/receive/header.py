@@ -28,6 +28,10 @@ _FIRST_READ_BYTES = 32 << 10
 _MAXIMUM_INFLATED_BYTES = 1 << 30
 _INFLATED_AT_ONCE_BYTES = 1 << 20
 _MAXIMUM_FRAGMENTS = 1_000_000
+# pydicom takes seconds for a few megabytes of small elements, and other images wait.
+_MAXIMUM_TOLERANT_BYTES = 4 << 20
+# Far above what PS3.5 section 6.2 allows; an element of implicit VR may be as long as the header.
+_MAXIMUM_TEXT_BYTES = 1024
 _ITEM = b"\xfe\xff\x00\xe0"
 _SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0"
 
@@ -73,7 +77,7 @@ def read_header(
         study_instance_uid, series_instance_uid = _uid(values, _STUDY_INSTANCE_UID), _uid(values, _SERIES_INSTANCE_UID)
         _require_matching(values, sop_class_uid, sop_instance_uid)
         _require_whole_pixel_data(elements, read, size_bytes)
-        text = _text(tuple(values.get(tag) for tag in _TEXT_TAGS))
+        text = _text(tuple(values[tag][:_MAXIMUM_TEXT_BYTES] if tag in values else None for tag in _TEXT_TAGS))
     except StoreRefused:
         raise
     except Exception as error:
@@ -99,7 +103,7 @@ def _scan(read: Read, size_bytes: int, implicit_vr: bool) -> ScannedElements:
         try:
             elements = scan_elements(head, implicit_vr=implicit_vr, wanted=_WANTED)
         except BrokenDataSet:
-            return _scan_tolerantly(read(0, min(MAXIMUM_HEADER_BYTES, size_bytes)), implicit_vr)
+            return _scan_tolerantly(read(0, min(_MAXIMUM_TOLERANT_BYTES, size_bytes)), implicit_vr)
         if elements.pixel_data_tag is not None or len(head) >= min(size_bytes, MAXIMUM_HEADER_BYTES):
             return elements
         count *= 8
@@ -115,11 +119,12 @@ def _scan_tolerantly(head: bytes, implicit_vr: bool) -> ScannedElements:
     at = stream.tell()
     lead = 8 if implicit_vr else 12
     if at + lead > len(head):
-        return ScannedElements(values=values, end=at)
+        return ScannedElements(values=values, vrs={}, end=at)
     group, element = struct.unpack_from("<HH", head, at)
     (length,) = struct.unpack_from("<I", head, at + lead - 4)
     return ScannedElements(
         values=values,
+        vrs={},
         pixel_data_tag=group << 16 | element,
         pixel_data_offset=at + lead,
         pixel_data_length=length,
@@ -182,7 +187,7 @@ def _ends_with_delimiter(read: Read, at: int) -> bool:
     for _ in range(_MAXIMUM_FRAGMENTS):
         item = read(at, 8)
         if item[:4] != _ITEM or len(item) < 8:
-            return item[:4] == _SEQUENCE_DELIMITER
+            return item[:4] == _SEQUENCE_DELIMITER and len(item) == 8
         at += 8 + int.from_bytes(item[4:], "little")
     return False
 

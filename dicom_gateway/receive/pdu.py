@@ -5,6 +5,7 @@ Pure functions of bytes. Whatever a peer may not send raises ProtocolError, whic
 
 import enum
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dicom_gateway.errors import GatewayError
@@ -114,12 +115,22 @@ class UserIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class Role:
+    """SCP/SCU role selection item (PS3.7 D.3.3.4): the roles that the requestor wants for itself."""
+
+    sop_class_uid: str
+    scu: int
+    scp: int
+
+
+@dataclass(frozen=True, slots=True)
 class Proposal:
     """The variable part of an A-ASSOCIATE-RQ; a `maximum_pdu_bytes` of 0 means any."""
 
     application_context: str
     contexts: tuple[ProposedContext, ...]
     maximum_pdu_bytes: int
+    roles: tuple[Role, ...]
     user_identity: UserIdentity | None
 
 
@@ -153,6 +164,7 @@ def parse_proposal(items: bytes) -> Proposal:
     """Items of an A-ASSOCIATE-RQ; unknown ones are ignored (PS3.8 9.3.1). Raises ProtocolError."""
     application_context, maximum_pdu_bytes, identity = "", 0, None
     contexts: dict[int, ProposedContext] = {}
+    roles: list[Role] = []
     for kind, value in _items(items):
         if kind == 0x10:
             application_context = _uid(value)
@@ -165,9 +177,11 @@ def parse_proposal(items: bytes) -> Proposal:
             for sub_kind, sub_value in _items(value):
                 if sub_kind == 0x51 and len(sub_value) == 4:
                     (maximum_pdu_bytes,) = struct.unpack(">I", sub_value)
+                elif sub_kind == 0x54:
+                    roles.append(_role(sub_value))
                 elif sub_kind == 0x58:
                     identity = _user_identity(sub_value)
-    return Proposal(application_context, tuple(contexts.values()), maximum_pdu_bytes, identity)
+    return Proposal(application_context, tuple(contexts.values()), maximum_pdu_bytes, tuple(roles), identity)
 
 
 def parse_command_set(encoded: bytes) -> CommandSet:
@@ -199,12 +213,18 @@ def encode_context_result(context_id: int, result: ContextResult, transfer_synta
     return _item(0x21, struct.pack(">BBBB", context_id, 0, result, 0) + syntax)
 
 
-def encode_user_information(maximum_pdu_bytes: int, implementation_class_uid: str, version_name: str) -> bytes:
-    """User information item of an A-ASSOCIATE-AC. GDCM's sender asserts that the version name (0x55) is there."""
+def encode_user_information(
+    maximum_pdu_bytes: int, implementation_class_uid: str, version_name: str, roles: Sequence[Role] = ()
+) -> bytes:
+    """User information item of an A-ASSOCIATE-AC. GDCM's sender asserts that the version name (0x55) is there.
+
+    `roles` are those that are granted.
+    """
     return _item(
         0x50,
         _item(0x51, struct.pack(">I", maximum_pdu_bytes))
         + _item(0x52, implementation_class_uid.encode("ascii"))
+        + b"".join(_item(0x54, _encode_role(role)) for role in roles)
         + _item(0x55, version_name.encode("ascii")),
     )
 
@@ -329,6 +349,17 @@ def _proposed_context(value: bytes) -> ProposedContext:
         elif kind == 0x40:
             transfer_syntaxes.append(_uid(name))
     return ProposedContext(value[0], abstract_syntax, tuple(transfer_syntaxes))
+
+
+def _role(value: bytes) -> Role:
+    if len(value) < 4 or len(value) != int.from_bytes(value[:2], "big") + 4:
+        raise ProtocolError(AbortReason.INVALID_PARAMETER, "a role selection is not well formed")
+    return Role(_uid(value[2:-2]), value[-2], value[-1])
+
+
+def _encode_role(role: Role) -> bytes:
+    uid = role.sop_class_uid.encode("ascii")
+    return struct.pack(">H", len(uid)) + uid + bytes((role.scu, role.scp))
 
 
 def _user_identity(value: bytes) -> UserIdentity:

@@ -56,8 +56,10 @@ def result_path(study_instance_uid: str, revision: int) -> Path:
 
 
 def require_space(data_dir: Path, size_bytes: int, minimum_free_bytes: int) -> None:
-    """Raises StorageFull when `size_bytes` more would leave less than `minimum_free_bytes` free."""
-    if shutil.disk_usage(data_dir).free - size_bytes < minimum_free_bytes:
+    """Raises StorageFull when `size_bytes` more would leave less than `minimum_free_bytes` free, or it is gone."""
+    with _failing_is_storage_full():
+        free_bytes = shutil.disk_usage(data_dir).free
+    if free_bytes - size_bytes < minimum_free_bytes:
         raise StorageFull("less free space than the site's floor")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dicom_gateway.store.schema import (
+    CommitmentState,
     DeliveryState,
     ObjectOutcome,
     StudyState,
@@ -20,6 +21,7 @@ from dicom_gateway.store.schema import (
     instance,
     refusal,
     report,
+    requested_commitment,
     shortfall,
     study,
 )
@@ -92,6 +94,7 @@ class DeliveryRow:
     """One report on its way to one destination. `next_attempt` is set while DELAYED.
 
     `objects` is what the destination wanted at the last attempt, `outcomes` what became of it where all was tried.
+    `commitment` is what it says of storage commitment, None where it was not asked.
     """
 
     study_instance_uid: str
@@ -104,6 +107,7 @@ class DeliveryRow:
     next_attempt: datetime | None
     updated: datetime
     outcomes: tuple[ObjectOutcome, ...]
+    commitment: CommitmentState | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +228,20 @@ def list_reports(engine: sa.Engine, study_instance_uid: str) -> tuple[ReportRow,
         return tuple(_report(row) for row in rows)
 
 
+_LAST_COMMITMENT = (
+    sa.select(requested_commitment.c.state)
+    .where(
+        requested_commitment.c.study_instance_uid == delivery.c.study_instance_uid,
+        requested_commitment.c.revision == delivery.c.revision,
+        requested_commitment.c.destination == delivery.c.destination,
+    )
+    .order_by(requested_commitment.c.updated.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+_DELIVERIES = sa.select(delivery, _LAST_COMMITMENT.label("commitment"))
+
+
 def list_deliveries(
     engine: sa.Engine,
     study_instance_uid: str | None = None,
@@ -231,7 +249,7 @@ def list_deliveries(
     limit: int | None = None,
 ) -> tuple[DeliveryRow, ...]:
     """Deliveries, the one that changed last first; of one study or in one state where given, at most `limit`."""
-    query = sa.select(delivery).order_by(delivery.c.updated.desc(), delivery.c.destination).limit(limit)
+    query = _DELIVERIES.order_by(delivery.c.updated.desc(), delivery.c.destination).limit(limit)
     if study_instance_uid is not None:
         query = query.where(delivery.c.study_instance_uid == study_instance_uid)
     if state is not None:
@@ -242,7 +260,7 @@ def list_deliveries(
 
 def get_delivery(engine: sa.Engine, study_instance_uid: str, revision: int, destination: str) -> DeliveryRow | None:
     """One delivery, or None when the report was never meant for that destination."""
-    query = sa.select(delivery).where(
+    query = _DELIVERIES.where(
         delivery.c.study_instance_uid == study_instance_uid,
         delivery.c.revision == revision,
         delivery.c.destination == destination,
@@ -375,6 +393,7 @@ def _delivery(row: _Row) -> DeliveryRow:
             "next_attempt": next_attempt,
             "updated": _utc(row["updated"]),
             "outcomes": tuple(ObjectOutcome(**outcome) for outcome in row["outcomes"] or ()),
+            "commitment": row["commitment"] and CommitmentState(row["commitment"]),
         }
     )
 

@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from dicom_gateway.errors import ConflictingInstance
 from dicom_gateway.store.files import StoredFile
 from dicom_gateway.store.schema import (
+    CommitmentState,
     DeliveryState,
     StudyState,
     applied_rule,
@@ -17,6 +18,7 @@ from dicom_gateway.store.schema import (
     instance,
     refusal,
     report,
+    requested_commitment,
     shortfall,
     study,
 )
@@ -298,6 +300,52 @@ def park_unsent(
         attempts=delivery.c.attempts + 1,
         last_error=reason,
     )
+
+
+def request_commitment(
+    connection: sa.Connection,
+    transaction_uid: str,
+    study_instance_uid: str,
+    revision: int,
+    destination: str,
+    *,
+    instances: int,
+    now: float,
+) -> None:
+    """Note that a destination is about to be asked for storage commitment; the same request again begins anew."""
+    connection.execute(sa.delete(requested_commitment).where(requested_commitment.c.transaction_uid == transaction_uid))
+    connection.execute(
+        sa.insert(requested_commitment).values(
+            transaction_uid=transaction_uid,
+            study_instance_uid=study_instance_uid,
+            revision=revision,
+            destination=destination,
+            instances=instances,
+            state=CommitmentState.REQUESTED,
+            updated=now,
+        )
+    )
+
+
+def answer_commitment(
+    connection: sa.Connection, transaction_uid: str, *, reason: str | None, now: float
+) -> tuple[str, int, str] | None:
+    """Note that a destination has committed, or with a `reason` that it has not.
+
+    Returns the key of the delivery, None where nobody asked.
+    """
+    state = CommitmentState.COMMITTED if reason is None else CommitmentState.NOT_COMMITTED
+    row = connection.execute(
+        sa.update(requested_commitment)
+        .where(requested_commitment.c.transaction_uid == transaction_uid)
+        .values(state=state, reason=reason, updated=now)
+        .returning(
+            requested_commitment.c.study_instance_uid,
+            requested_commitment.c.revision,
+            requested_commitment.c.destination,
+        )
+    ).one_or_none()
+    return None if row is None else (row.study_instance_uid, row.revision, row.destination)
 
 
 def _insert_into_open_study(

@@ -42,6 +42,14 @@ class DeliveryState(enum.StrEnum):
     SUPERSEDED = "superseded"
 
 
+class CommitmentState(enum.StrEnum):
+    """REQUESTED -> COMMITTED or NOT_COMMITTED, as the destination says."""
+
+    REQUESTED = "requested"
+    COMMITTED = "committed"
+    NOT_COMMITTED = "not committed"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectOutcome:
     """What became of one kind of object that a destination wants.
@@ -161,6 +169,21 @@ commitment = sa.Table(
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("next_attempt", sa.Float, nullable=False),
+)
+
+# Storage commitment that a destination was asked for. `state` is a CommitmentState, `reason` says why it is not
+# committed.
+requested_commitment = sa.Table(
+    "requested_commitment",
+    metadata,
+    sa.Column("transaction_uid", sa.String(64), primary_key=True),
+    sa.Column("study_instance_uid", sa.ForeignKey("study.study_instance_uid"), nullable=False, index=True),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("destination", sa.String(32), nullable=False),
+    sa.Column("instances", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=True),
+    sa.Column("updated", sa.Float, nullable=False),
 )
 
 worker_heartbeat = sa.Table(

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dicom_gateway.store.schema import DeliveryState, StudyState
+from dicom_gateway.store.schema import CommitmentState, DeliveryState, StudyState
 
 
 class _Answer(BaseModel):
@@ -72,6 +72,7 @@ class Delivery(_Answer):
     next_attempt: datetime | None = Field(description="Set while the state is delayed.")
     updated: datetime
     outcomes: tuple[SentObject, ...] = Field(description="For state delivered, one for each kind of object.")
+    commitment: CommitmentState | None = Field(description="Storage commitment; null where it was not asked for.")
 
 
 class StudyDetail(Study):

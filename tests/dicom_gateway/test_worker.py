@@ -8,7 +8,6 @@ from io import StringIO
 
 import pytest
 import sqlalchemy as sa
-from factories import save_ct
 from pydicom import dcmread
 from pydicom.uid import (
     BasicTextSRStorage,
@@ -20,7 +19,8 @@ from receivers import acknowledgement, fhir_server, hl7_engine, stow_server
 from rich.console import Console
 from running import make_settings, pacs
 from structlog.testing import capture_logs
-from web_samples import refused_report, sample_report
+from web_samples import sample_report
+from worker_samples import CREATED, STUDY, receive, reported
 
 from dicom_gateway import operate
 from dicom_gateway.jobs.queue import JobQueue
@@ -28,7 +28,7 @@ from dicom_gateway.report.content import Report
 from dicom_gateway.report.objects import part_10
 from dicom_gateway.settings import Destination, FhirDestination, Hl7Destination, Settings, StowDestination
 from dicom_gateway.store import index, ledger
-from dicom_gateway.store.files import StoredFile, instance_path, result_path
+from dicom_gateway.store.files import result_path
 from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
 from dicom_gateway.worker import (
     Worker,
@@ -41,9 +41,6 @@ from dicom_gateway.worker import (
 from imaging.errors import InconsistentSeries
 from imaging.uids import derive_uid
 from models.errors import BadOutput
-
-STUDY = derive_uid("worker")
-CREATED = 1_750_000_000.123456
 
 
 @pytest.fixture
@@ -61,40 +58,6 @@ def worker(tmp_path, peer):
     yield Worker(settings=settings, engine=engine, jobs=jobs, analyse=reported)
     jobs.close()
     engine.dispose()
-
-
-def reported(files, folder, revision, created):
-    folder.mkdir(parents=True)
-    report_uid = derive_uid("worker result", str(revision))
-    report = refused_report(STUDY, report_uid=report_uid, series_instance_uid=None, revision=revision, created=created)
-    (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
-    return "refused"
-
-
-def receive(worker, number=1, study=STUDY):
-    """One more image, and the study queued."""
-    header = ledger.InstanceHeader(
-        sop_instance_uid=derive_uid("worker", study, str(number)),
-        series_instance_uid="1.2",
-        study_instance_uid=study,
-        patient_name="Test^Patient",
-        patient_id="",
-        study_date="",
-        description="",
-        accession_number="",
-    )
-    path = instance_path(study, "1.2", header.sop_instance_uid)
-    file = StoredFile(path=path, sha256="0" * 64, size_bytes=1)
-    stored = worker.settings.data_dir / path
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    save_ct(stored, StudyInstanceUID=study, SeriesInstanceUID="1.2", SOPInstanceUID=header.sop_instance_uid)
-    now = float(number)
-    with worker.engine.begin() as connection:
-        receipt = ledger.record_instance(
-            connection, header, file, calling_ae_title="CT1", association_count=number, now=now
-        )
-        assert ledger.close_study(connection, study, revision=receipt.revision, last_received=now, now=CREATED)
-    return receipt.revision
 
 
 def only_delivery(worker, revision=1):

@@ -1,0 +1,150 @@
+"""Storage commitment of our results: the destination is asked after it has them, and answers to our DICOM port."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from orthanc import orthanc
+from pydicom.dataset import Dataset
+from pynetdicom import AE, build_role, evt
+from pynetdicom.sop_class import (
+    Comprehensive3DSRStorage,
+    SecondaryCaptureImageStorage,
+    StorageCommitmentPushModel,
+)
+from running import free_port, make_settings, wait_until
+from structlog.testing import capture_logs
+from worker_samples import CREATED, STUDY, receive, reported
+
+from dicom_gateway.jobs.queue import JobQueue
+from dicom_gateway.receive.commitment import SOP_INSTANCE_UID
+from dicom_gateway.receive.listener import start_listener
+from dicom_gateway.receive.reception import Reception
+from dicom_gateway.settings import Destination
+from dicom_gateway.store import index
+from dicom_gateway.store.schema import CommitmentState, DeliveryState, open_database
+from dicom_gateway.worker import Worker
+
+
+@contextmanager
+def working(tmp_path, **values):
+    """A worker with a finished report, and our DICOM port beside it."""
+    settings = make_settings(tmp_path, **values)
+    engine = open_database(settings.database)
+    jobs, listener = JobQueue(engine), start_listener(Reception(settings=settings, engine=engine))
+    worker = Worker(settings=settings, engine=engine, jobs=jobs, analyse=reported)
+    worker.analyse_study(STUDY, receive(worker), CREATED)
+    try:
+        yield worker
+    finally:
+        listener.shutdown()
+        jobs.close()
+        engine.dispose()
+
+
+def destination(port, name="pacs", ae_title="PACS"):
+    return Destination(name=name, ae_title=ae_title, host="127.0.0.1", port=port, storage_commitment=True)
+
+
+def row_of(worker):
+    return index.get_delivery(worker.engine, STUDY, 1, "pacs")
+
+
+@contextmanager
+def pacs_that_takes_requests(port, asked, sop_classes=(Comprehensive3DSRStorage, SecondaryCaptureImageStorage)):
+    def on_action(event):
+        asked.append(event.action_information)
+        return 0x0000, None
+
+    entity = AE("PACS")
+    for sop_class in (*sop_classes, StorageCommitmentPushModel):
+        entity.add_supported_context(sop_class)
+    handlers = [(evt.EVT_C_STORE, lambda _event: 0x0000), (evt.EVT_N_ACTION, on_action)]
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+    try:
+        yield
+    finally:
+        server.shutdown()
+
+
+def tell(settings, information, event_type):
+    """N-EVENT-REPORT as a PACS sends it, on an association of its own."""
+    entity = AE("PACS")
+    entity.add_requested_context(StorageCommitmentPushModel)
+    role = build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)
+    association = entity.associate("127.0.0.1", settings.dicom_port, ae_title=settings.ae_title, ext_neg=[role])
+    assert association.is_established
+    try:
+        response, _ = association.send_n_event_report(
+            information, event_type, StorageCommitmentPushModel, SOP_INSTANCE_UID
+        )
+        return response.Status
+    finally:
+        association.release()
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_what_the_destination_says_is_noted(tmp_path, is_committed):
+    port, asked = free_port(), []
+    with working(tmp_path, destinations=(destination(port),)) as worker, pacs_that_takes_requests(port, asked):
+        worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+        (information,) = asked
+        assert len(information.ReferencedSOPSequence) == 2
+        assert (row_of(worker).state, row_of(worker).commitment) == (
+            DeliveryState.DELIVERED,
+            CommitmentState.REQUESTED,
+        )
+        if not is_committed:
+            information.FailedSOPSequence = [information.ReferencedSOPSequence.pop()]
+            information.FailedSOPSequence[0].FailureReason = 0x0112
+        assert tell(worker.settings, information, 1 if is_committed else 2) == 0x0000
+        row = row_of(worker)
+    if is_committed:
+        assert (row.state, row.commitment) == (DeliveryState.DELIVERED, CommitmentState.COMMITTED)
+    else:
+        assert (row.state, row.commitment) == (DeliveryState.PARKED, CommitmentState.NOT_COMMITTED)
+        assert row.last_error == "storage commitment: 1 objects are not committed (0x0112)"
+
+
+def test_a_destination_without_storage_commitment_has_its_results_all_the_same(tmp_path):
+    port = free_port()
+    entity = AE("PACS")
+    for sop_class in (Comprehensive3DSRStorage, SecondaryCaptureImageStorage):
+        entity.add_supported_context(sop_class)
+    handlers = [(evt.EVT_C_STORE, lambda _event: 0x0000)]
+    with working(tmp_path, destinations=(destination(port),)) as worker, capture_logs() as logs:
+        server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+        try:
+            worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+        finally:
+            server.shutdown()
+        row = row_of(worker)
+    assert (row.state, row.commitment) == (DeliveryState.DELIVERED, CommitmentState.NOT_COMMITTED)
+    assert [log["reason"] for log in logs if log["event"] == "results_not_committed"] == [
+        "every presentation context refused"
+    ]
+
+
+def test_an_answer_nobody_asked_for_is_refused(tmp_path):
+    information = Dataset()
+    information.TransactionUID = "1.2.3"
+    with working(tmp_path) as worker:
+        assert tell(worker.settings, information, 1) == 0x0112
+
+
+def test_orthanc_commits_what_it_was_given(tmp_path):
+    dicom_port = free_port()
+    peer = {"AET": "ONESCAN", "Host": "127.0.0.1", "Port": dicom_port, "AllowStorageCommitment": True}
+    with (
+        orthanc(tmp_path, DicomModalities={"onescan": peer}) as (_url, orthanc_port),
+        working(tmp_path, dicom_port=dicom_port) as worker,
+    ):
+        peers = (destination(orthanc_port, ae_title="ORTHANC"),)
+        worker = replace(worker, settings=worker.settings.model_copy(update={"destinations": peers}))
+        worker.analyse_study(STUDY, receive(worker, 2), CREATED)
+        worker.deliver_report(STUDY, 2, "pacs", 1, 3)
+
+        def committed():
+            return index.get_delivery(worker.engine, STUDY, 2, "pacs").commitment is CommitmentState.COMMITTED
+
+        wait_until(committed, "Orthanc commits")
