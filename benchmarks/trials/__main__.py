@@ -9,11 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2] / "tests"), str(Path(__file__).parents[2])]
+_ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(_ROOT), str(_ROOT / "benchmarks"), str(_ROOT / "tests")]
 
-import kill  # noqa: E402
-import power  # noqa: E402
-import storage  # noqa: E402
+from trials import destinations, kill, power, senders, storage  # noqa: E402
 
 KINDS = {
     "kill-listener": (kill.kill_listener, 200),
@@ -21,6 +20,8 @@ KINDS = {
     "power": (power.cut_power, 60),
     "power-control": (power.cut_power_without_sync, 9),
     "storage": (storage.fail_storage, 10),
+    "senders": (senders.trouble, 30),
+    "destinations": (destinations.trouble, 30),
 }
 
 

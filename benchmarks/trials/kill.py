@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from ground import Tally, acknowledged, answers, judge, start_storescu, write_study
 from running import ROOT, end, make_settings, start_role, wait_until
 
 from dicom_gateway.settings import Settings
+from trials.ground import Tally, acknowledged, answers, judge, start_storescu, write_study
 
 IMAGES = 24
 # storescu reads its dictionary before it connects.

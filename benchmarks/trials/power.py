@@ -13,8 +13,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from ground import Tally, acknowledged, answers, judge, start_storescu, write_study
 from running import end, make_settings, start_role
+
+from trials.ground import Tally, acknowledged, answers, judge, start_storescu, write_study
 
 IMAGES = 24
 # Journals are written when somebody asks for it, not after the usual 5 s (ext4) and 30 s (btrfs).

@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ground import Tally, acknowledged, answers, judge, start_storescu, write_study
 from running import make_settings, role
 
 from dicom_gateway.settings import Settings
+from trials.ground import Tally, acknowledged, answers, judge, start_storescu, write_study
 
 IMAGES = 12
 STALL_S = 3.0
-_DISK_MB, _FLOOR_MB = 96, 24
+FLOOR_MB = 24
+_DISK_MB = 96
 OUT_OF_RESOURCES = "Refused: OutOfResources"
 
 Fault = Callable[[Settings], Any]
@@ -24,7 +25,7 @@ Fault = Callable[[Settings], Any]
 def fail_storage(folder: Path, trials: int, seed: int) -> list[Tally]:
     """Each fault as often."""
     faults: dict[str, tuple[Fault, dict[str, Any]]] = {
-        "disk full to the floor": (full_to_the_floor, {"minimum_free_space_mb": _FLOOR_MB}),
+        "disk full to the floor": (full_to_the_floor, {"minimum_free_space_mb": FLOOR_MB}),
         "disk full": (full, {"minimum_free_space_mb": 0}),
         "read-only disk": (read_only, {"database_url": f"sqlite:///{folder / 'elsewhere.sqlite'}"}),
         "data folder gone": (gone, {}),
@@ -56,7 +57,7 @@ def fail(name: str, settings: Settings, out: Path, fault: Fault, trials: int, se
             taken |= acknowledged(found)
             tally.note("out of resources (0xA700)", sum(answer == OUT_OF_RESOURCES for _, answer in found))
             tally.note("another refusal", sum(answer not in ("Success", OUT_OF_RESOURCES) for _, answer in found))
-            tally.note("unanswered", IMAGES - len(found))
+            tally.note("association refused", not found)
             again = acknowledged(answers(start_storescu(settings, during, "--no-halt")))
             tally.note("taken after it", len(again))
             taken |= again
@@ -93,7 +94,7 @@ def stall(settings: Settings, out: Path, trials: int, seed: int) -> Tally:
 @contextmanager
 def full_to_the_floor(settings: Settings) -> Iterator[None]:
     """Less free than the site's floor."""
-    with _filled(settings, leave_bytes=(_FLOOR_MB - 1) * 1_000_000):
+    with _filled(settings, leave_bytes=(FLOOR_MB - 1) * 1_000_000):
         yield
 
 

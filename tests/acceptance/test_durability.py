@@ -1,7 +1,9 @@
 """What was acknowledged is reported once to each destination, whoever is killed and whenever."""
 
+import os
 import shutil
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +17,10 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE
+from query_scp import query_scp, series
 from running import (
     ROOT,
+    dcmtk,
     end,
     free_port,
     make_settings,
@@ -27,6 +31,7 @@ from running import (
     storescu,
     wait_until,
 )
+from trials import kill, senders, storage
 
 from dicom_gateway.operate import list_parked, replay, service_status
 from dicom_gateway.report.content import Report
@@ -136,6 +141,70 @@ def test_every_study_reaches_every_destination_once(tmp_path, database_url):
     for peer in (first, second):
         assert peer.received == {key: 1 for uid in uids for key in results(settings, uid)}
     assert sorted(row[0] for row in analyses(tmp_path)) == sorted(uids)
+
+
+@pytest.fixture
+def needs_storescu():
+    if dcmtk("storescu") is None:
+        pytest.skip("DCMTK (storescu) is not installed")
+
+
+def test_listener_killed_at_random_points(tmp_path, needs_storescu):
+    tally = kill.kill_listener(tmp_path, trials=2, seed=7)
+    assert (tally.tried, tally.broken) == (2, {}), tally
+
+
+def test_senders_that_break_off_repeat_race_and_reuse_uids(tmp_path, needs_storescu):
+    for tally in senders.trouble(tmp_path, trials=1, seed=7):
+        assert (tally.tried, tally.broken) == (1, {}), tally
+        assert tally.notes.get("refused") == tally.notes.get("counted for the operator"), tally
+        assert not tally.notes.get("acknowledged to both"), tally
+
+
+@pytest.mark.parametrize("fault", [storage.full_to_the_floor, storage.full, storage.gone, storage.another_disk])
+def test_storage_fails_and_is_well_again(tmp_path, needs_storescu, fault):
+    if shutil.which("mkfs.ext4") is None or os.geteuid() != 0:
+        pytest.skip("a file system of its own needs root and mkfs.ext4")
+    floor_mb = storage.FLOOR_MB if fault is storage.full_to_the_floor else 0
+    with storage.disk(tmp_path / "site") as site:
+        settings = make_settings(site, minimum_free_space_mb=floor_mb)
+        tally = storage.fail("fault", settings, tmp_path / "out", fault, trials=1, seed=7)
+    assert (tally.tried, tally.broken) == (1, {}), tally
+    assert (tally.notes["taken after it"], tally.notes["another refusal"]) == (storage.IMAGES, 0), tally
+
+
+def test_complete_as_soon_as_the_source_has_no_more(tmp_path, needs_storescu):
+    """Neither the quiet period nor the wait for missing images ends within this test."""
+    image = make_ct_dataset(StudyInstanceUID=derive_uid("durability", "counted"))
+    answers = {("SERIES", ""): [series(image.SeriesInstanceUID, number=3), series("1.2.3", "SR", 1)]}
+    with query_scp(answers) as source:
+        settings = make_settings(tmp_path, sources=(source,), quiet_period_s=600.0)
+        uid = write_study(tmp_path / "part", "counted", count=2)
+        write_study(tmp_path / "rest", "counted", count=3)
+        with role(settings, "listener"):
+            assert storescu(settings, tmp_path / "part").returncode == 0
+            time.sleep(3)
+            assert in_state(settings, StudyState.RECEIVING)
+            assert storescu(settings, tmp_path / "rest").returncode == 0
+            wait_until(lambda: in_state(settings, StudyState.QUEUED), "the study is complete")
+    engine = open_database(settings.database)
+    assert index.get_study(engine, uid).revision == 1
+    engine.dispose()
+
+
+def test_what_the_source_never_sends_is_waited_for_and_told(tmp_path, needs_storescu):
+    image = make_ct_dataset(StudyInstanceUID=derive_uid("durability", "short"))
+    with query_scp({("SERIES", ""): [series(image.SeriesInstanceUID, number=5)]}) as source:
+        settings = make_settings(tmp_path, sources=(source,), missing_images_wait_s=3.0)
+        uid = write_study(tmp_path / "out", "short")
+        with role(settings, "listener"):
+            assert storescu(settings, tmp_path / "out").returncode == 0
+            time.sleep(2)
+            assert in_state(settings, StudyState.RECEIVING)
+            wait_until(lambda: in_state(settings, StudyState.QUEUED), "the study is given up")
+    engine = open_database(settings.database)
+    assert index.get_shortfall(engine, uid, 1) == index.Shortfall(received=3, expected=5)
+    engine.dispose()
 
 
 def test_worker_killed_in_mid_analysis(tmp_path, database_url):
