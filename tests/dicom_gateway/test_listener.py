@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import socket
 import time
 from contextlib import contextmanager
 from io import BytesIO
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from factories import make_ct_dataset, save_ct
+from peers import encoded_data_set, listening
 from pydicom import dcmread
 from pydicom.uid import (
     CTImageStorage,
@@ -34,17 +34,6 @@ from dicom_gateway.store import index
 from dicom_gateway.store.files import stored_paths
 from dicom_gateway.store.schema import open_database, study
 from imaging.uids import derive_uid
-
-
-@contextmanager
-def listening(settings):
-    engine = open_database(settings.database)
-    entity = start_listener(Reception(settings=settings, engine=engine))
-    try:
-        yield engine
-    finally:
-        entity.shutdown()
-        engine.dispose()
 
 
 @pytest.fixture
@@ -87,13 +76,6 @@ def send_bytes(settings, data_set, encoded, sop_instance_uid=None):
         _, response = association.dimse.get_msg(block=True)
         association._reactor_checkpoint.set()
         return response
-
-
-def encoded_data_set(data_set) -> bytes:
-    stream = BytesIO()
-    data_set.save_as(stream, enforce_file_format=True)
-    content = stream.getvalue()
-    return content[144 + int.from_bytes(content[140:144], "little") :]
 
 
 def test_only_the_study_of_the_latest_image_is_being_sent(settings):
@@ -298,14 +280,6 @@ def test_random_bytes(settings):
     assert len(files_of(settings)) == 1
 
 
-def test_below_the_free_space_floor(tmp_path):
-    settings = make_settings(tmp_path, minimum_free_space_mb=10**9)
-    with listening(settings), capture_logs() as logs:
-        assert send(settings, make_ct_dataset()).Status == StoreStatus.REFUSED_OUT_OF_RESOURCES
-    assert files_of(settings) == []
-    assert "storage_full" in [log["event"] for log in logs]
-
-
 def test_only_ct_images(settings):
     with (
         listening(settings),
@@ -338,22 +312,3 @@ def test_who_may_send(tmp_path, allowed, calling, called, welcome):
     assert len(refused) == (0 if welcome else 1)
     if refused:
         assert refused[0]["calling_ae_title"] == calling
-
-
-def test_silent_and_half_open_peers_do_not_keep_others_out(tmp_path):
-    settings = make_settings(tmp_path, maximum_associations=5)
-    with listening(settings):
-        silent = [socket.create_connection(("127.0.0.1", settings.dicom_port)) for _ in range(8)]
-        for peer in silent[::2]:
-            peer.sendall(b"\x01\x00\x00")
-        try:
-            for peer in silent:
-                # The server ends each of them by itself: an abort, or the end of the stream.
-                peer.settimeout(30)
-                while peer.recv(4096):
-                    pass
-            with associated(settings) as association:
-                assert association.is_established
-        finally:
-            for peer in silent:
-                peer.close()
