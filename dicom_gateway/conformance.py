@@ -351,7 +351,7 @@ def _dicomweb_resources() -> str:
             assert isinstance(route, APIRoute)
             content = [media for answer in route.responses.values() for media in answer.get("content", ())]
             told = ", ".join(f"`{media}`" for media in dict.fromkeys(content))
-            rows.append((", ".join(sorted(route.methods)), f"`{route.path}`", str(route.summary), told))
+            rows.append((", ".join(sorted(route.methods or ())), f"`{route.path}`", str(route.summary), told))
     return _table(("method", "resource", "service", "answer"), rows)
 
 
@@ -378,11 +378,14 @@ def _dicomweb_attributes() -> str:
 
 
 def _dicomweb_failures() -> str:
-    taken = "the SOP class or the transfer syntax is not one of section 4.1"
-    rows = [(_hexadecimal(s), when) for s, when in _STORE_STATUSES.items() if s is not StoreStatus.SUCCESS]
-    rows.append((_hexadecimal(dicomweb_store.TRANSFER_SYNTAX_NOT_SUPPORTED), "The transfer syntax is not taken."))
-    told = {_hexadecimal(StoreStatus.REFUSED_SOP_CLASS_NOT_SUPPORTED): f"The SOP class is not taken: {taken}."}
-    return _table(("failure reason", "when"), ((reason, told.get(reason, when)) for reason, when in rows))
+    here = {
+        StoreStatus.REFUSED_SOP_CLASS_NOT_SUPPORTED: "The SOP class is none of section 4.1.",
+        StoreStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS: "SOP Class or Instance UID differ between file meta information "
+        "and data set, or the instance is of another study than the resource.",
+    }
+    rows = [(s, here.get(s, when)) for s, when in _STORE_STATUSES.items() if s is not StoreStatus.SUCCESS]
+    syntax = (dicomweb_store.TRANSFER_SYNTAX_NOT_SUPPORTED, "The transfer syntax is none of section 4.1.")
+    return _table(("failure reason", "when"), ((_hexadecimal(reason), when) for reason, when in (*rows, syntax)))
 
 
 def _dicomweb_client() -> str:

@@ -15,7 +15,7 @@ from dicom_gateway.web.results import dicom_objects, result_file
 from dicom_gateway.web.site import Site
 
 # Always told (PS3.18 Tables 10.6.3-3 to 10.6.3-5), beside what is counted and where it is retrieved.
-_STUDY = [
+STUDY_ATTRIBUTES = [
     "StudyDate",
     "StudyTime",
     "AccessionNumber",
@@ -29,7 +29,7 @@ _STUDY = [
     "StudyInstanceUID",
     "StudyID",
 ]
-_SERIES = [
+SERIES_ATTRIBUTES = [
     "Modality",
     "SeriesDescription",
     "SeriesInstanceUID",
@@ -38,7 +38,7 @@ _SERIES = [
     "PerformedProcedureStepStartTime",
     "RequestAttributesSequence",
 ]
-_INSTANCE = [
+INSTANCE_ATTRIBUTES = [
     "SOPClassUID",
     "SOPInstanceUID",
     "StudyInstanceUID",
@@ -51,7 +51,7 @@ _INSTANCE = [
     "TimezoneOffsetFromUTC",
 ]
 # Told beside them where includefield is "all".
-_MORE = {
+MORE_ATTRIBUTES = {
     "study": [
         "PatientAge",
         "PatientSize",
@@ -259,7 +259,7 @@ def _by_series(instances: Sequence[Held]) -> dict[str, list[Held]]:
 
 
 def _study_attributes(by_series: dict[str, list[Held]], query: Query) -> Dataset:
-    firsts = [_header(held[0], (*_wanted("study", _STUDY, query), "Modality")) for held in by_series.values()]
+    firsts = [_header(held[0], (*_wanted("study", STUDY_ATTRIBUTES, query), "Modality")) for held in by_series.values()]
     attributes = firsts[0]
     modalities = sorted({str(first.get("Modality") or "") for first in firsts} - {""})
     if "Modality" in attributes:
@@ -272,20 +272,20 @@ def _study_attributes(by_series: dict[str, list[Held]], query: Query) -> Dataset
 
 
 def _series_attributes(held: Sequence[Held], query: Query) -> Dataset:
-    attributes = _header(held[0], _wanted("series", _SERIES, query))
+    attributes = _header(held[0], _wanted("series", SERIES_ATTRIBUTES, query))
     attributes.NumberOfSeriesRelatedInstances = len(held)
     return attributes
 
 
 def _instance_attributes(held: Held, query: Query) -> Dataset:
-    attributes = _header(held, _wanted("instance", _INSTANCE, query))
+    attributes = _header(held, _wanted("instance", INSTANCE_ATTRIBUTES, query))
     attributes.InstanceAvailability = "ONLINE"
     return attributes
 
 
 def _wanted(level: str, always: Sequence[str], query: Query) -> tuple[str, ...]:
     searched = (key.keyword for key in query.keys)
-    more = _MORE[level] if query.all_fields else ()
+    more = MORE_ATTRIBUTES[level] if query.all_fields else ()
     return tuple(dict.fromkeys((*always, *searched, *query.fields, *more)))
 
 

@@ -31,7 +31,7 @@ from dicom_gateway.web.dicomweb import DICOM, JSON, PREFIX, StudyUid, base_addre
 CALLING_AE_TITLE = "STOW-RS"
 MAXIMUM_PARTS = 10_000
 MAXIMUM_UPLOADS = 8
-_TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122  # PS3.18 Table I.2-2
+TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122  # PS3.18 Table I.2-2
 _FED_AT_ONCE_BYTES = 1 << 20
 _STUDIES_KEPT_OPEN_EVERY_S = 1.0
 _RETRY_AFTER_S = 60
@@ -209,7 +209,7 @@ class _Part:
         except Exception as error:  # noqa: BLE001  # edge
             refusal = refusal_of(error, CALLING_AE_TITLE)
             unknown_syntax = isinstance(error, _SyntaxRefused)
-            self._failure_reason = _TRANSFER_SYNTAX_NOT_SUPPORTED if unknown_syntax else int(refusal.status)
+            self._failure_reason = TRANSFER_SYNTAX_NOT_SUPPORTED if unknown_syntax else int(refusal.status)
             self.discard()
             self._incoming = None
             self._head.clear()
