@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +26,7 @@ from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs.engine import prepare_jobs
 from dicom_gateway.jobs.housekeeping import newest_beat_age_s
 from dicom_gateway.jobs.queue import JobQueue, parse_job_id
+from dicom_gateway.receive.tls import TlsContext
 from dicom_gateway.report.wording import excluded_in_words, outcome_in_words
 from dicom_gateway.settings import (
     AnyDestination,
@@ -381,8 +383,16 @@ def _check_senders(settings: Settings) -> Check:
 
 
 def _check_dicom_port(settings: Settings) -> Check:
+    if settings.dicom_tls_certificate_file is not None:
+        try:
+            TlsContext(settings)
+        except ConfigurationError as error:
+            return Check(name="DICOM port", ok=False, detail=str(error), advice="See dicom_tls_certificate_file.")
+
     def is_ours() -> bool:
         host, port = settings.dicom_loopback_host, settings.dicom_port
+        if settings.dicom_tls_certificate_file is not None:
+            return _speaks_tls(host, port)
         us = Destination(name="self", ae_title=settings.ae_title, host=host, port=port)
         try:
             echo(us, calling_ae_title=(*settings.calling_ae_titles, settings.ae_title)[0].replace("*", "DOCTOR"))
@@ -393,6 +403,19 @@ def _check_dicom_port(settings: Settings) -> Check:
         return True
 
     return _check_port("DICOM port", settings.dicom_host, settings.dicom_port, is_ours, "dicom_port")
+
+
+def _speaks_tls(host: str, port: int) -> bool:
+    """Whether TLS is spoken there; it need not let us in, who have no certificate of a sender."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((host, port), 5) as connection, context.wrap_socket(connection):
+            return True
+    except ssl.SSLError as error:
+        return error.reason is not None and "ALERT" in error.reason
+    except OSError:
+        return False
 
 
 def _check_web_port(settings: Settings) -> Check:
