@@ -1,4 +1,4 @@
-"""The top-level elements of an encoded little-endian data set, found by hand.
+"""The top-level elements of an encoded little-endian data set, and where it begins in its file, found by hand.
 
 pydicom builds an object an element, which costs ten times as much: too slow where only a dozen values of each image are
 wanted. This scanner is strict. What it refuses may still be readable by a tolerant parser.
@@ -20,9 +20,9 @@ _PIXELS = frozenset({FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA, PIXEL_DATA})
 _ITEM_GROUP, _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE, 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 # Groups 0000 to 0003 are those of command sets and file meta information (PS3.5 section 7.1).
 _FIRST_TAG = 0x00040000
-# PS3.5 section 7.1.2: how wide the length field of an explicit VR is.
-_LENGTH_16 = frozenset(vr.encode() for vr in EXPLICIT_VR_LENGTH_16)
-_LENGTH_32 = frozenset(vr.encode() for vr in EXPLICIT_VR_LENGTH_32)
+# Tag, VR and length together (PS3.5 section 7.1.2).
+_LEAD_BYTES = {vr.encode(): 8 for vr in EXPLICIT_VR_LENGTH_16} | {vr.encode(): 12 for vr in EXPLICIT_VR_LENGTH_32}
+_PREAMBLE_BYTES = 128
 _MAY_BE_UNDEFINED = frozenset((b"SQ", b"UN", b"OB", b"OW"))
 
 _implicit_element = Struct("<HHI").unpack_from
@@ -34,6 +34,8 @@ _long = Struct("<I").unpack_from
 class ScannedElements:
     """Raw values of the wanted elements, and where the pixel data are; offsets count from the start of the buffer.
 
+    `vrs` holds the VR that each value was written with, in an explicit data set.
+
     `pixel_data_offset` is that of the value, `pixel_data_length` may be UNDEFINED_LENGTH; all three are None where the
     buffer ended first. Then `cut` says that it ended inside an element; else it ended between two, and a buffer that
     was the whole data set has no pixel data. A value of undefined length holds its delimiter.
@@ -43,6 +45,7 @@ class ScannedElements:
     """
 
     values: dict[int, bytes]
+    vrs: dict[int, bytes]
     pixel_data_tag: int | None = None
     pixel_data_offset: int | None = None
     pixel_data_length: int | None = None
@@ -61,7 +64,9 @@ def scan_elements(head: bytes | memoryview, *, implicit_vr: bool, wanted: Set[in
         raise BrokenDataSet("explicit VR in a data set that should be implicit")
     size = len(head)
     values: dict[int, bytes] = {}
+    vrs: dict[int, bytes] = {}
     at = end = 0
+    tag, vr, start = outermost = 0, b"", 0
     # Only sequences and items of undefined length are entered. One entry a level: the encoding around the sequence.
     sequences: list[bool] = []
     between_items = False
@@ -82,57 +87,90 @@ def scan_elements(head: bytes | memoryview, *, implicit_vr: bool, wanted: Set[in
                 raise BrokenDataSet(f"no item at byte {at - 8} of the data set")
             between_items = False
             implicit_vr = sequences.pop()
+            if sequences:
+                continue
+            tag, vr, start = outermost
         else:
-            start = at + 8
             if implicit_vr:
                 group, element, length = _implicit_element(head, at)
+                start = at + 8
             else:
                 group, element, vr, length = _explicit_element(head, at)
-                if vr in _LENGTH_32:
-                    start = at + 12
+                start = at + _LEAD_BYTES.get(vr, 0)
+                if start - at == 12:
                     if start > size:
                         break
                     (length,) = _long(head, at + 8)
                     if length == UNDEFINED_LENGTH and vr not in _MAY_BE_UNDEFINED:
                         raise BrokenDataSet(f"undefined length at byte {at} of the data set")
-                elif vr not in _LENGTH_16 and group != _ITEM_GROUP:
+                elif start == at and group != _ITEM_GROUP:
                     raise BrokenDataSet(f"no VR at byte {at + 4} of the data set")
             tag = group << 16 | element
-            if tag == _ITEM_END and sequences:
-                between_items = True
-                at += 8
-                continue
-            if group == _ITEM_GROUP:
-                raise BrokenDataSet(f"no element at byte {at} of the data set")
-            if not sequences:
-                if tag in _PIXELS:
-                    return ScannedElements(
-                        values=values, pixel_data_tag=tag, pixel_data_offset=start, pixel_data_length=length, end=start
-                    )
-                if tag < _FIRST_TAG:
-                    raise BrokenDataSet(f"no element of a data set at its byte {at}")
-                top_tag, top_start = tag, start
+            if not _FIRST_TAG <= tag < FLOAT_PIXEL_DATA:
+                if tag == _ITEM_END and sequences:
+                    between_items = True
+                    at += 8
+                    continue
+                if group == _ITEM_GROUP:
+                    raise BrokenDataSet(f"no element at byte {at} of the data set")
+                if not sequences:
+                    if tag < _FIRST_TAG:
+                        raise BrokenDataSet(f"no element of a data set at its byte {at}")
+                    if tag in _PIXELS:
+                        return ScannedElements(
+                            values=values,
+                            vrs=vrs,
+                            pixel_data_tag=tag,
+                            pixel_data_offset=start,
+                            pixel_data_length=length,
+                            end=start,
+                        )
             if length == UNDEFINED_LENGTH:
-                if len(sequences) == MAXIMUM_NESTING:
+                if not sequences:
+                    outermost = tag, vr, start
+                elif len(sequences) == MAXIMUM_NESTING:
                     raise BrokenDataSet(f"sequences are nested deeper than {MAXIMUM_NESTING}")
                 sequences.append(implicit_vr)
                 between_items = True
                 at = start
                 continue
             at = start + length
-        if sequences:
-            continue
-        if top_tag in wanted:
-            if top_tag in values:
-                raise BrokenDataSet(f"element ({top_tag >> 16:04X},{top_tag & 0xFFFF:04X}) stands twice")
+            if sequences:
+                continue
+        if tag in wanted:
+            if tag in values:
+                raise BrokenDataSet(f"element ({tag >> 16:04X},{tag & 0xFFFF:04X}) stands twice")
             if at > size:
                 break
-            values[top_tag] = bytes(head[top_start:at])
+            values[tag] = bytes(head[start:at])
+            if not implicit_vr:
+                vrs[tag] = vr
         end = at
-    return ScannedElements(values=values, cut=end != size, end=end)
+    return ScannedElements(values=values, vrs=vrs, cut=end != size, end=end)
+
+
+def scan_file_meta(head: bytes) -> tuple[str, int]:
+    """Transfer syntax of a DICOM file that begins with `head`, and where its data set begins (PS3.10 section 7.1).
+
+    Raises BrokenDataSet where `head` is no beginning of such a file, or ends before the data set.
+    """
+    transfer_syntax_uid = b""
+    at = _PREAMBLE_BYTES + 4
+    while head[_PREAMBLE_BYTES : _PREAMBLE_BYTES + 4] == b"DICM" and at + 12 <= len(head):
+        group, element, vr, length = _explicit_element(head, at)
+        if group != 2:
+            return transfer_syntax_uid.rstrip(b"\0 ").decode("ascii", "replace"), at
+        start = at + _LEAD_BYTES.get(vr, 0)
+        if start == at:
+            break
+        if start - at == 12:
+            (length,) = _long(head, at + 8)
+        at = start + length
+        if element == 0x0010:
+            transfer_syntax_uid = head[start:at]
+    raise BrokenDataSet("no file meta information")
 
 
 def _looks_explicit(head: bytes | memoryview, at: int) -> bool:
     """Whether a VR follows the tag at `at`, which as a length would be 16 KiB or more."""
-    vr = bytes(head[at + 4 : at + 6])
-    return vr in _LENGTH_16 or vr in _LENGTH_32
+    return bytes(head[at + 4 : at + 6]) in _LEAD_BYTES

@@ -4,19 +4,29 @@ Reading is tolerant: what is absent is None and what is broken is listed, so tha
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import pydicom
 from pydicom import config
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from imaging.errors import UnreadableInstance
+from imaging.file_scan import PixelPlace, ScannedFile, scan_file
 from imaging.geometry import Point
+from imaging.odd_pixels import padding_range
+from imaging.pixels import StoredPixels
 
 # Hospital headers break value rules all the time; pydicom's warnings would quote patient data.
 config.settings.reading_validation_mode = config.IGNORE
@@ -24,9 +34,46 @@ config.settings.reading_validation_mode = config.IGNORE
 _FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
+def _tags(*keywords: str) -> frozenset[int]:
+    return frozenset(int(tag_for_keyword(keyword) or 0) for keyword in keywords)
+
+
+# Every element that is asked of a CT image below.
+_WANTED = _tags(
+    "SpecificCharacterSet",
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality", "SeriesNumber"),
+    *("StudyDescription", "SeriesDescription", "BodyPartExamined", "ProtocolName", "ConvolutionKernel"),
+    *("ContrastBolusAgent", "Manufacturer", "InstanceNumber", "ImageType", "AcquisitionNumber"),
+    *("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
+    *("RescaleSlope", "RescaleIntercept", "Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *_FUNCTIONAL_GROUPS,
+)
+_SOP_CLASS_UID, _SOP_INSTANCE_UID, _IMAGE_POSITION_PATIENT = 0x00080016, 0x00080018, 0x00200032
+_ACQUISITION_NUMBER, _INSTANCE_NUMBER = 0x00200012, 0x00200013
+# The elements that differ among the images of a series, with their VR.
+_OF_EACH_IMAGE = {
+    _SOP_INSTANCE_UID: b"UI",
+    _IMAGE_POSITION_PATIENT: b"DS",
+    _ACQUISITION_NUMBER: b"IS",
+    _INSTANCE_NUMBER: b"IS",
+}
+_CT_IMAGE_STORAGE = CTImageStorage.encode() + bytes(len(CTImageStorage) % 2)
+_OWN_GROUPS = _tags(*_FUNCTIONAL_GROUPS)
+_SEQUENCE_END = b"\xfe\xff\xdd\xe0"
+# What of these pydicom and we are sure to read alike.
+_UID = re.compile(rb"([0-9.]{1,64})\0?").fullmatch
+_INTEGER = re.compile(rb" *([+-]?[0-9]{1,9})? *").fullmatch
+_DECIMAL = rb" *([+-]?[0-9]{1,16}(?:\.[0-9]{0,16})?(?:[eE][+-]?[0-9]{1,2})?) *"
+_POINT = re.compile(rb"\\".join([_DECIMAL] * 3)).fullmatch
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """One CT image plane: a CT Image instance, or one frame (1-based `frame_number`) of an Enhanced CT."""
+    """One CT image plane: a CT Image instance, or one frame (1-based `frame_number`) of an Enhanced CT.
+
+    `pixels` is known where they are written in one of the usual ways.
+    """
 
     path: Path
     sop_instance_uid: str
@@ -44,6 +91,7 @@ class Slice:
     slice_thickness_mm: float | None
     rescale_slope: float | None
     rescale_intercept: float | None
+    pixels: StoredPixels | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,30 +169,36 @@ class InstanceHeader:
 
 def read_instance(file: Path) -> InstanceHeader:
     """Header of one DICOM file. Raises UnreadableInstance when it is not one or lacks its identifying UIDs."""
+    scanned = scan_file(file, _WANTED)
     try:
-        ds = pydicom.dcmread(file, stop_before_pixels=True)
-    except InvalidDicomError as error:
-        raise UnreadableInstance("not a DICOM file") from error
-    except Exception as error:
-        # The parser fails in many ways on damaged bytes, and its messages may quote them.
-        raise UnreadableInstance(f"damaged DICOM file ({type(error).__name__})") from error
-    try:
-        return _instance_header(file, ds)
+        if scanned and (header := _header_like_one_before(file, scanned)):
+            return header
+        return _instance_header(file, _read_by_pydicom(file), scanned.place if scanned else None)
     except UnreadableInstance:
         raise
     except Exception as error:
         raise UnreadableInstance(f"damaged DICOM header ({type(error).__name__})") from error
 
 
-def _instance_header(file: Path, ds: Dataset) -> InstanceHeader:
+def _read_by_pydicom(file: Path) -> Dataset:
+    try:
+        return pydicom.dcmread(file, stop_before_pixels=True)
+    except InvalidDicomError as error:
+        raise UnreadableInstance("not a DICOM file") from error
+    except Exception as error:
+        # The parser fails in many ways on damaged bytes, and its messages may quote them.
+        raise UnreadableInstance(f"damaged DICOM file ({type(error).__name__})") from error
+
+
+def _instance_header(file: Path, ds: Dataset, place: PixelPlace | None) -> InstanceHeader:
     uids = {k: _text(_value(ds, k)) for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")}
     if missing := [keyword for keyword, value in uids.items() if not value]:
         raise UnreadableInstance(f"no {', '.join(missing)} in the header")
     planes: tuple[Slice, ...] = ()
     if uids["SOPClassUID"] == CTImageStorage:
-        planes = (_plane(file, ds),)
+        planes = (_plane(file, ds, place),)
     elif uids["SOPClassUID"] == EnhancedCTImageStorage:
-        planes = tuple(_enhanced_planes(file, ds))
+        planes = tuple(_enhanced_planes(file, ds, place))
     series = Series(
         series_instance_uid=str(uids["SeriesInstanceUID"]),
         modality=_text(_value(ds, "Modality")) or "",
@@ -166,7 +220,56 @@ def _instance_header(file: Path, ds: Dataset) -> InstanceHeader:
     )
 
 
-def _plane(file: Path, ds: Dataset) -> Slice:
+def _header_like_one_before(file: Path, scanned: ScannedFile) -> InstanceHeader | None:
+    """Header of a CT image whose own values are plainly written; what it shares with others was read with the first."""
+    values = scanned.values
+    uid, point = _UID(values.get(_SOP_INSTANCE_UID, b"")), _POINT(values.get(_IMAGE_POSITION_PATIENT, b""))
+    number, acquisition = (_INTEGER(values.get(tag, b"")) for tag in (_INSTANCE_NUMBER, _ACQUISITION_NUMBER))
+    if not (uid and point and number and acquisition) or values.get(_SOP_CLASS_UID) != _CT_IMAGE_STORAGE:
+        return None
+    if any(scanned.vrs.get(tag, vr) not in (vr, b"UN") for tag, vr in _OF_EACH_IMAGE.items()):
+        return None
+    place = scanned.place
+    shared = tuple((tag, scanned.vrs.get(tag), value) for tag, value in values.items() if tag not in _OF_EACH_IMAGE)
+    like = _read_shared(scanned.implicit_vr, shared, replace(place, offset=0) if place else None)
+    if like is None:
+        return None
+    (plane,) = like.series.slices
+    sop_instance_uid = uid[1].decode("ascii")
+    plane = replace(
+        plane,
+        path=file,
+        sop_instance_uid=sop_instance_uid,
+        instance_number=int(number[1]) if number[1] else None,
+        acquisition_number=int(acquisition[1]) if acquisition[1] else None,
+        image_position_patient=(float(point[1]), float(point[2]), float(point[3])),
+        pixels=replace(plane.pixels, offset=place.offset) if plane.pixels and place else None,
+    )
+    return replace(like, sop_instance_uid=sop_instance_uid, series=replace(like.series, files=(file,), slices=(plane,)))
+
+
+@lru_cache(maxsize=64)
+def _read_shared(
+    implicit_vr: bool, elements: tuple[tuple[int, bytes | None, bytes], ...], place: PixelPlace | None
+) -> InstanceHeader | None:
+    """Header of a CT image that is these elements; None where they alone do not tell it."""
+    if any(tag in _OWN_GROUPS or value[-8:-4] == _SEQUENCE_END for tag, _, value in elements):
+        return None
+    identity = (_SOP_INSTANCE_UID, None if implicit_vr else b"UI", b"0")
+    encoded = b"".join(_encoded(*element) for element in (*elements, identity))
+    return _instance_header(Path(), read_dataset(BytesIO(encoded), implicit_vr, True), place)
+
+
+def _encoded(tag: int, vr: bytes | None, value: bytes) -> bytes:
+    """One element of a little-endian data set (PS3.5 section 7.1)."""
+    if vr is None:
+        return pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
+    if vr.decode() in EXPLICIT_VR_LENGTH_32:
+        return pack("<HH2sHI", tag >> 16, tag & 0xFFFF, vr, 0, len(value)) + value
+    return pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, len(value)) + value
+
+
+def _plane(file: Path, ds: Dataset, place: PixelPlace | None) -> Slice:
     return Slice(
         path=file,
         sop_instance_uid=str(ds.SOPInstanceUID),
@@ -184,13 +287,44 @@ def _plane(file: Path, ds: Dataset) -> Slice:
         slice_thickness_mm=_number(_value(ds, "SliceThickness")),
         rescale_slope=_number(_value(ds, "RescaleSlope")),
         rescale_intercept=_number(_value(ds, "RescaleIntercept")),
+        pixels=_stored_pixels(ds, place) if place else None,
     )
 
 
-def _enhanced_planes(file: Path, ds: Dataset) -> Iterable[Slice]:
+def _stored_pixels(ds: Dataset, place: PixelPlace) -> StoredPixels | None:
+    """How the pixels of `ds` are written; None where that is not the usual way, or not known."""
+    rows, columns, allocated, bits_stored, representation, samples = (
+        _integer(_value(ds, keyword))
+        for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel")
+    )
+    frames = 1 if _value(ds, "NumberOfFrames") is None else _integer(_value(ds, "NumberOfFrames"))
+    if not (rows and columns and bits_stored and frames) or representation not in (0, 1):
+        return None
+    if (allocated, samples) != (16, 1) or not 1 <= bits_stored <= 16 or frames < 1:
+        return None
+    if _value(ds, "PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
+        return None
+    if place.length is not None and place.length != rows * columns * frames * 2:
+        return None
+    try:
+        padding = padding_range(ds)
+    except Exception:  # noqa: BLE001
+        # As in _value: decoding will say what is wrong.
+        return None
+    return StoredPixels(
+        codec=place.codec,
+        offset=place.offset,
+        number_of_frames=frames,
+        bits_stored=bits_stored,
+        signed=representation == 1,
+        padding=padding,
+    )
+
+
+def _enhanced_planes(file: Path, ds: Dataset, place: PixelPlace | None) -> Iterable[Slice]:
     """One plane a frame; a functional group is taken from the frame, else from the shared ones (PS3.3 C.7.6.16)."""
     shared = _first(_value(ds, "SharedFunctionalGroupsSequence"))
-    base = _plane(file, ds)
+    base = _plane(file, ds, place)
     for number, frame in enumerate(_value(ds, "PerFrameFunctionalGroupsSequence") or (), start=1):
 
         def macro(keyword: str, frame: Dataset = frame) -> Dataset:

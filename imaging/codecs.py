@@ -1,0 +1,35 @@
+"""Compressed frames to stored values, by imagecodecs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+
+from imaging.pixels import Codec, StoredPixels, clear_unused_bits, sign_extended
+
+_JPEG_DECODERS: dict[Codec, Callable[[bytes], npt.NDArray[Any]]] = {
+    Codec.JPEG: imagecodecs.jpeg8_decode,
+    Codec.JPEG_LS: imagecodecs.jpegls_decode,
+    Codec.JPEG_2000: imagecodecs.jpeg2k_decode,
+}
+
+
+def decode_frame(frame: bytes, pixels: StoredPixels, shape: tuple[int, int]) -> npt.NDArray[np.integer]:
+    """Stored values (row, column) of one encoded frame; writable.
+
+    RLE frames have the `shape` of the header and raise ValueError where they do not fill it; JPEG ones have their own.
+    """
+    if pixels.codec is Codec.RLE:
+        values = np.frombuffer(bytearray(imagecodecs.dicomrle_decode(frame, pixels.dtype)), pixels.dtype)
+        stored = values.reshape(shape)
+        clear_unused_bits(stored, pixels.bits_stored)
+        return stored
+    return decode_jpeg(frame, pixels.codec, pixels.bits_stored if pixels.signed else None)
+
+
+def decode_jpeg(frame: bytes, codec: Codec, signed_bits: int | None) -> npt.NDArray[np.integer]:
+    """Stored values (row, column) of one JPEG, JPEG-LS or JPEG 2000 stream; `signed_bits` of a signed image."""
+    stored = _JPEG_DECODERS[codec](frame)
+    return stored if signed_bits is None else sign_extended(stored, signed_bits)
