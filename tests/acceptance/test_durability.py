@@ -130,11 +130,12 @@ def all_delivered(settings, count):
 
 
 def test_every_study_reaches_every_destination_once(tmp_path, database_url):
-    uids = [write_study(tmp_path / "out", name) for name in ("a", "b", "c")]
+    # A folder each: by turns, a busy machine can take longer to come back to a study than its quiet period.
+    uids = [write_study(tmp_path / "out" / name, name) for name in ("a", "b", "c")]
     with pacs() as first, pacs() as second:
         settings = make_settings(tmp_path, database_url=database_url, destinations=(to(first), to(second, "research")))
         with role(settings, "listener"), role(settings, "worker", own_worker(tmp_path)):
-            sent = storescu(settings, tmp_path / "out")
+            sent = storescu(settings, tmp_path / "out", "+r")
             assert sent.returncode == 0, sent.stderr
             wait_until(lambda: all_delivered(settings, 6), "six deliveries")
             assert in_state(settings, StudyState.REFUSED, 3)
