@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -175,3 +176,12 @@ class Peer:
                 return None
             content += received
         return content
+
+
+def reset_at_once(settings: Settings, count: int) -> None:
+    """Connect that often, say a byte and reset the connection."""
+    for _ in range(count):
+        peer = socket.create_connection(("127.0.0.1", settings.dicom_port))
+        peer.sendall(b"\x16")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()

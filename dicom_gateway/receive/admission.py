@@ -27,6 +27,8 @@ MAXIMUM_PDU_BYTES = 131072
 # Of what carries no image: C-ECHO, storage commitment.
 MESSAGE_SYNTAXES = TRANSFER_SYNTAXES[:2]
 _LONGEST_PAUSE_S = 5.0
+# 128 contexts of ten syntaxes each fit; what is longer was sent to fill the memory.
+_LONGEST_CACHED_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ class Admission:
 
         Raises ProtocolError for a request that is not well formed.
         """
-        proposal, contexts, encoded, user_information = _negotiated(request.items)
+        negotiated = _negotiated if len(request.items) <= _LONGEST_CACHED_BYTES else _negotiated.__wrapped__
+        proposal, contexts, encoded, user_information = negotiated(request.items)
         stores = any(abstract_syntax in SOP_CLASSES for abstract_syntax, _ in contexts.values())
         refused = (
             self._wrong_protocol(request, proposal.application_context)

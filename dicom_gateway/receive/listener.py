@@ -80,9 +80,15 @@ class Listener:
                 continue
             if self._tls is not None:
                 # Only prepared here: the handshake waits for the peer, in a thread of its own.
-                connection = self._tls.current().wrap_socket(
-                    connection, server_side=True, do_handshake_on_connect=False
-                )
+                try:
+                    connection.getpeername()
+                    connection = self._tls.current().wrap_socket(
+                        connection, server_side=True, do_handshake_on_connect=False
+                    )
+                except OSError:
+                    # The peer has reset it already.
+                    connection.close()
+                    continue
             thread = threading.Thread(target=self._serve, args=(connection, peer[0]), name="connection", daemon=True)
             with self._lock:
                 self._connections[connection] = thread

@@ -1,7 +1,6 @@
 """The DICOM port and peers that break the protocol, dawdle, flood or lie: refused by the book, nothing left behind."""
 
 import itertools
-import socket
 import struct
 import threading
 import zlib
@@ -19,6 +18,7 @@ from peers import (
     encoded_data_set,
     listening,
     message,
+    reset_at_once,
     store_request,
 )
 from pydicom.uid import (
@@ -332,14 +332,6 @@ def test_peers_that_reset_at_once_do_not_end_the_port(settings):
         reset_at_once(settings, 50)
         with Peer(settings) as good:
             assert good.associate().kind == ASSOCIATE_AC
-
-
-def reset_at_once(settings, count: int) -> None:
-    for _ in range(count):
-        peer = socket.create_connection(("127.0.0.1", settings.dicom_port))
-        peer.sendall(b"\x01")
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        peer.close()
 
 
 # Who may come, and how many.
