@@ -16,20 +16,35 @@ from dicom_gateway.store import files, ledger
 from dicom_gateway.store.schema import instance
 
 RECOVERED = "(recovered)"
+_LOOK_BACK_S = 86400.0
 
 
 def reconcile(engine: sa.Engine, settings: Settings, now: float) -> tuple[int, int]:
-    """Index stored files that have no row, and log rows whose file is gone; the numbers of both."""
-    on_disk = set(files.stored_paths(settings.data_dir))
+    """Index stored files that have no row, and log rows whose file is gone; the numbers of both.
+
+    Looks at the series that got files not long before the newest row or after it: rows are only ever lost at the end.
+    """
     with engine.connect() as connection:
-        indexed = {Path(path) for (path,) in connection.execute(sa.select(instance.c.path))}
-    added = sum(_index(engine, settings, path, now) for path in sorted(on_disk - indexed))
-    missing = indexed - on_disk
+        newest = connection.scalar(sa.select(sa.func.max(instance.c.received)))
+    # A newest row of the future tells nothing: the clock was set since.
+    since = newest - _LOOK_BACK_S if newest is not None and newest <= now else 0.0
+    on_disk = set(files.stored_paths(settings.data_dir, since))
+    with engine.connect() as connection:
+        query = sa.select(instance.c.path).where(instance.c.received >= since)
+        recent = {Path(path) for (path,) in connection.execute(query)}
+        unknown = sorted(path for path in on_disk - recent if not _is_indexed(connection, path))
+    added = sum(_index(engine, settings, path, now) for path in unknown)
+    missing = sum(not (settings.data_dir / path).exists() for path in recent - on_disk)
     if missing:
-        emit(Event.FILE_MISSING, level="error", count=len(missing))
+        emit(Event.FILE_MISSING, level="error", count=missing)
     if added:
         emit(Event.INDEX_RECONCILED, count=added)
-    return added, len(missing)
+    return added, missing
+
+
+def _is_indexed(connection: sa.Connection, path: Path) -> bool:
+    query = sa.select(sa.literal(1)).where(instance.c.sop_instance_uid == path.stem, instance.c.path == path.as_posix())
+    return connection.execute(query).first() is not None
 
 
 def _index(engine: sa.Engine, settings: Settings, path: Path, now: float) -> bool:

@@ -143,10 +143,12 @@ def sweep(incoming_dir: Path) -> int:
     return len(parts)
 
 
-def stored_paths(data_dir: Path) -> Iterator[Path]:
-    """Every stored instance, relative to the data folder."""
-    for path in (data_dir / "studies").glob("*/*/*.dcm"):
-        yield path.relative_to(data_dir)
+def stored_paths(data_dir: Path, changed_since: float = 0.0) -> Iterator[Path]:
+    """Stored instances, relative to the data folder, of every series that got one since `changed_since` (epoch s)."""
+    for series in (data_dir / "studies").glob("*/*"):
+        if series.stat().st_mtime >= changed_since:
+            for path in series.glob("*.dcm"):
+                yield path.relative_to(data_dir)
 
 
 def digest(path: Path) -> str:

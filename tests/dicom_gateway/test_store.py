@@ -1,6 +1,7 @@
 """Files of the store and the index."""
 
 import hashlib
+import os
 import threading
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -53,6 +54,21 @@ def keep(settings, content: bytes) -> files.StoredFile:
     part.write(content)
     stored, _is_new = part.place(PATH)
     return stored
+
+
+@pytest.mark.parametrize(("clock_s", "found"), [(1e9 + 10, 1), (1e9 - 86400, 2)])
+def test_only_what_came_last_can_lack_its_row(settings, engine, clock_s, found):
+    """Unless the clock was set back: then every series is looked at."""
+    for number, folder_time in ((1, 1e9), (2, 1e9 + 5), (3, 1e9 - 10 * 86400)):
+        image = make_ct_dataset(SeriesInstanceUID=f"1.2.{number}", SOPInstanceUID=f"1.2.{number}.1")
+        path = files.instance_path(image.StudyInstanceUID, image.SeriesInstanceUID, image.SOPInstanceUID)
+        target = settings.data_dir / path
+        target.parent.mkdir(parents=True)
+        image.save_as(target, enforce_file_format=True)
+        os.utime(target.parent, (folder_time, folder_time))
+        if number == 1:
+            assert reconcile(engine, settings, 1e9) == (1, 0)
+    assert reconcile(engine, settings, clock_s) == (found, 0)
 
 
 def test_kept_bytes(settings):
