@@ -3,6 +3,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.external_data_helper
 import onnxruntime
 import pytest
 import torch
@@ -147,3 +149,18 @@ def test_a_provider_that_is_not_installed_is_named(tmp_path: Path, weights: byte
         pytest.skip(f"this onnxruntime has {PROVIDERS[name]}")
     with pytest.raises(ManifestMismatch, match=PROVIDERS[name]):
         ModelSession.open(bundle(tmp_path, weights, document(weights)), name)
+
+
+@pytest.mark.parametrize("location", ["beside.bin", "/etc/hostname", "../beside.bin"])
+def test_weights_outside_of_the_file_that_has_the_digest_are_refused(
+    tmp_path: Path, weights: bytes, location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load_from_string(weights)
+    tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    (tmp_path / "beside.bin").write_bytes(tensor.raw_data)
+    onnx.external_data_helper.set_external_data(tensor, location)
+    tensor.ClearField("raw_data")
+    pointing = model.SerializeToString()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ManifestMismatch, match="onnxruntime cannot load"):
+        ModelSession.open(bundle(tmp_path, pointing, document(pointing)))
