@@ -1,6 +1,7 @@
 """The one place that runs the network: ONNX weights checked against their manifest, through onnxruntime."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -127,6 +128,8 @@ def _open(folder: Path, name: str, sha256: str, provider: str, threads: int | No
     weights = _checked_weights(folder, name, sha256)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Weights in other files than the one that the digest covers are refused: this is no folder to find them in.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
