@@ -58,6 +58,8 @@ class Stream:
 
     def take(self, count: int, deadline: float) -> bytes:
         """The next `count` bytes."""
+        if count <= self._end - self._start:
+            return bytes(self.chunk(count, deadline))
         content = bytearray()
         while len(content) < count:
             content += self.chunk(count - len(content), deadline)
@@ -297,12 +299,14 @@ class Association:
         slow_s = time.monotonic() - image.started - IDLE_TIMEOUT_S
         if slow_s > 0 and image.received_bytes < slow_s * LEAST_BYTES_PER_S:
             raise PeerGone("the image comes too slowly")
-        while count:
-            chunk = self._stream.chunk(count, deadline)
-            count -= len(chunk)
-            if image.incoming is not None:
-                with self._refusing(image):
+        if image.incoming is not None:
+            with self._refusing(image):
+                while count:
+                    chunk = self._stream.chunk(count, deadline)
+                    count -= len(chunk)
                     image.incoming.write(chunk)
+        while count:
+            count -= len(self._stream.chunk(count, deadline))
         if is_last:
             if image.incoming is not None:
                 with self._refusing(image):
@@ -363,6 +367,8 @@ class Association:
         assert self._accepted is not None
         try:
             yield
+        except PeerGone:
+            raise
         except Exception as error:  # noqa: BLE001  # edge
             image.refusal = refusal_of(error, self._accepted.calling_ae_title)
             image.incoming = None
