@@ -17,7 +17,7 @@ from dicom_gateway.deliver import attempt, dimse
 from dicom_gateway.deliver.profile import SOP_CLASSES, proposed_contexts, ways_of_sending
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicom_gateway.receive import admission, connection
+from dicom_gateway.receive import admission, connection, expected
 from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.report import (
     codes,
@@ -72,6 +72,8 @@ _DICOM_SETTINGS = (
     "stat_calling_ae_titles",
     "quiet_period_s",
     "quiet_period_single_image_s",
+    "sources",
+    "missing_images_wait_s",
     "urgent_kinds",
     "calling_networks",
     "calling_ae_networks",
@@ -91,49 +93,54 @@ _DICOM_SETTINGS = (
 )
 # Name in settings -> series number, description, root template, when there is none.
 OBJECTS: dict[ResultObject, tuple[int, str, str, str]] = {
-    "sr": (sr.SERIES_NUMBER, described(sr.SERIES_DESCRIPTION, ENGLISH), "TID 1500", "never"),
+    "sr": (sr.SERIES_NUMBER, described(sr.SERIES_DESCRIPTION, None, ENGLISH), "TID 1500", "never"),
     "seg": (
         segmentation.SERIES_NUMBER,
-        described(segmentation.SERIES_DESCRIPTION, ENGLISH),
+        described(segmentation.SERIES_DESCRIPTION, None, ENGLISH),
         "-",
         "nothing is outlined, or the source has no frame of reference",
     ),
-    "sc": (summary.SERIES_NUMBER, described(summary.SERIES_DESCRIPTION, ENGLISH), "-", "never"),
-    "marks": (marks.SERIES_NUMBER, described(marks.SERIES_DESCRIPTION, ENGLISH), "TID 1500", "nothing is outlined"),
+    "sc": (summary.SERIES_NUMBER, described(summary.SERIES_DESCRIPTION, None, ENGLISH), "-", "never"),
+    "marks": (
+        marks.SERIES_NUMBER,
+        described(marks.SERIES_DESCRIPTION, None, ENGLISH),
+        "TID 1500",
+        "nothing is outlined",
+    ),
     "key_images": (
         key_image_objects.SERIES_NUMBER,
-        described(key_image_objects.SERIES_DESCRIPTION, ENGLISH),
+        described(key_image_objects.SERIES_DESCRIPTION, None, ENGLISH),
         "-",
         "no finding has a key image",
     ),
     "ko": (
         key_objects.SERIES_NUMBER,
-        described(key_objects.SERIES_DESCRIPTION, ENGLISH),
+        described(key_objects.SERIES_DESCRIPTION, None, ENGLISH),
         "TID 2010",
         "no finding has a key slice",
     ),
     "gsps": (
         presentation.SERIES_NUMBER,
-        described(presentation.SERIES_DESCRIPTION, ENGLISH),
+        described(presentation.SERIES_DESCRIPTION, None, ENGLISH),
         "-",
         "nothing is outlined",
     ),
-    "pdf": (pdf.SERIES_NUMBER, described(pdf.SERIES_DESCRIPTION, ENGLISH), "-", "never"),
+    "pdf": (pdf.SERIES_NUMBER, described(pdf.SERIES_DESCRIPTION, None, ENGLISH), "-", "never"),
     "sr_comprehensive": (
         sr_fallbacks.SERIES_NUMBERS[ComprehensiveSRStorage],
-        described(sr.SERIES_DESCRIPTION, ENGLISH),
+        described(sr.SERIES_DESCRIPTION, None, ENGLISH),
         "TID 1500",
         "never",
     ),
     "sr_enhanced": (
         sr_fallbacks.SERIES_NUMBERS[EnhancedSRStorage],
-        described(sr.SERIES_DESCRIPTION, ENGLISH),
+        described(sr.SERIES_DESCRIPTION, None, ENGLISH),
         "TID 1500",
         "never",
     ),
     "sr_text": (
         sr_fallbacks.SERIES_NUMBERS[BasicTextSRStorage],
-        described(sr.SERIES_DESCRIPTION, ENGLISH),
+        described(sr.SERIES_DESCRIPTION, None, ENGLISH),
         "TID 2000",
         "never",
     ),
@@ -167,8 +174,8 @@ ATTRIBUTES: tuple[tuple[str, tuple[ResultObject, ...], str], ...] = (
     (
         "SeriesDescription",
         _ALL,
-        'table A-1; before it "URGENT " where the report is urgent (`urgent_kinds`); after it ", revision N" from the '
-        "second revision on",
+        'table A-1, "(verified)" for "(unverified)" where a person has verified the report; before it "URGENT " where '
+        'it is urgent (`urgent_kinds`); after it ", revision N" from the second revision on',
     ),
     ("SeriesDate SeriesTime InstanceCreationDate InstanceCreationTime", _ALL, _CREATED),
     ("InstanceNumber", _ALL, "1, 2, ..."),
@@ -181,10 +188,15 @@ ATTRIBUTES: tuple[tuple[str, tuple[ResultObject, ...], str], ...] = (
     ("ContentDate ContentTime", _all_but("gsps"), _CREATED),
     ("PresentationCreationDate PresentationCreationTime", ("gsps",), _CREATED),
     ("CodingSchemeIdentificationSequence", (*_SR, "seg"), "declares 99ONESCAN"),
-    ("PredecessorDocumentsSequence", _SR, "of an amended report: the same object of the revision it supersedes"),
+    (
+        "PredecessorDocumentsSequence",
+        _SR,
+        "of an amended or verified report: the same object of the revision it supersedes",
+    ),
     ("CompletionFlag", _SR, "`COMPLETE`"),
-    ("PreliminaryFlag", _SR, "`PRELIMINARY`"),
-    ("VerificationFlag", (*_SR, "pdf"), "`UNVERIFIED`"),
+    ("PreliminaryFlag", _SR, "`PRELIMINARY`; `FINAL` of a verified report"),
+    ("VerificationFlag", (*_SR, "pdf"), "`UNVERIFIED`; `VERIFIED` of a verified report"),
+    ("VerifyingObserverSequence", _SR, "of a verified report: name, organisation and time"),
     ("PerformedProcedureCodeSequence", _SR, "empty"),
     ("ReferencedPerformedProcedureStepSequence", _DOCUMENTS, "empty"),
     ("CurrentRequestedProcedureEvidenceSequence", _DOCUMENTS, "the analysed images (and the SEG); KO: those it names"),
@@ -226,7 +238,7 @@ ATTRIBUTES: tuple[tuple[str, tuple[ResultObject, ...], str], ...] = (
     ("DisplayedAreaSelectionSequence", ("gsps",), "the whole image"),
     ("GraphicLayerSequence GraphicAnnotationSequence", ("gsps",), "outlines and a line of text, in pixels"),
     ("AcquisitionDateTime", ("pdf",), "empty"),
-    ("DocumentTitle", ("pdf",), 'ends in "(AI, unverified)"'),
+    ("DocumentTitle", ("pdf",), 'ends in "(AI, unverified)" or "(AI, verified)"'),
     ("MIMETypeOfEncapsulatedDocument", ("pdf",), "`application/pdf`"),
     ("SourceInstanceSequence", ("pdf",), "the analysed images"),
     ("EncapsulatedDocument", ("pdf",), "PDF 1.4"),
@@ -292,7 +304,7 @@ def _hexadecimal(status: int) -> str:
 def _services() -> str:
     rows = [(str(Verification), Verification.name, "yes", "yes")]
     rows += [(str(uid), UID(uid).name, "no", "yes") for uid in admission.SOP_CLASSES]
-    rows += [(uid, UID(uid).name, "yes", "no") for uid in dict.fromkeys(SOP_CLASSES.values())]
+    rows += [(uid, UID(uid).name, "yes", "no") for uid in dict.fromkeys((*SOP_CLASSES.values(), str(expected.FIND)))]
     return _table(("SOP class UID", "SOP class", "SCU", "SCP"), rows)
 
 

@@ -168,6 +168,13 @@ MEANINGS: dict[str, str] = {
     "Not Performed": "未进行",
     "Not Applicable": "不适用",
     "Evidence grade": "证据等级",
+    "Verdict of the verifying observer": "审核者意见",
+    "Confirmed": "确认",
+    "Rejected": "否定",
+    "Answered otherwise": "另行判定",
+    "Person": "人员",
+    "Person Observer Name": "观察者姓名",
+    "Person Observer's Organization Name": "观察者所属机构",
     "Reason not assessed": "未评估的原因",
     "Reason for the answer": "结论的依据",
     "Method": "方法",
@@ -222,6 +229,11 @@ SENTENCES: dict[str, str] = {
     "{description} (unverified)": "{description}（未审核）",
     "URGENT {description}": "【紧急】{description}",
     "{description}, revision {n}": "{description}，第{n}版",
+    "{description} (verified)": "{description}（已审核）",
+    "{title} (AI, verified)": "{title}（AI，已审核）",
+    "RESEARCH USE ONLY - NOT A MEDICAL DEVICE - AUTOMATED RESULT, VERIFIED BY {name}, {organization}, {time}": (
+        "仅供科研使用 - 非医疗器械 - 自动生成的结果，审核者：{name}，{organization}，{time}"
+    ),
     "{title} (AI, unverified)": "{title}（AI，未审核）",
     "{site} (measured)": "{site}（测量区域）",
     "OneScan chest CT summary": "OneScan胸部CT结果摘要",
@@ -346,6 +358,19 @@ RECORD: dict[str, str] = {
     "Research use only. Not a medical device. Automated result, not verified by a physician.": (
         "仅供科研使用。非医疗器械。自动生成的结果，未经医师审核。"
     ),
+    "Research use only. Not a medical device. Automated result, verified by the person it names.": (
+        "仅供科研使用。非医疗器械。自动生成的结果，由报告中署名者审核。"
+    ),
+    # Verdicts
+    "reading by the verifying observer": "由审核者阅片判定",
+    "rejected by the verifying observer": "经审核者否定",
+    "answered by the verifying observer": "由审核者判定",
+    "the automated answer was {answer}": "自动结果为：{answer}",
+    "{answer} ({n} %)": "{answer}（{n} %）",
+    "present": "存在",
+    "absent": "未见",
+    "indeterminate": "不确定",
+    "not assessed": "未评估",
     # Sites
     "left": "左侧",
     "right": "右侧",

@@ -243,6 +243,13 @@ EVIDENCE_CODES: dict[EvidenceGrade, CodeEntry] = {
     EvidenceGrade.C: private_code("EVIDENCE_C", "C: simulation only"),
 }
 
+# By Verdict.decision.
+VERDICT_CODES: dict[str, CodeEntry] = {
+    "confirmed": private_code("CONFIRMED", "Confirmed"),
+    "rejected": private_code("REJECTED", "Rejected"),
+    "edited": private_code("EDITED", "Answered otherwise"),
+}
+
 PRESENCE_OF_PROPERTY = _dcm("121052", "Presence of property")
 CERTAINTY_OF_FINDING = _dcm("111012", "Certainty of Finding", "CID 6048")
 ARTIFICIAL_INTELLIGENCE = _dcm("123110", "Artificial Intelligence", "CID 7162")
@@ -277,6 +284,7 @@ NOT_PERFORMED = _hl7("data-absent-reason", "not-performed", "Not Performed")
 NOT_APPLICABLE = _hl7("data-absent-reason", "not-applicable", "Not Applicable")
 AI_CHEST_CT = private_code("AI_CHEST_CT", "AI chest CT findings")
 EVIDENCE_GRADE = private_code("EVIDENCE_GRADE", "Evidence grade")
+VERDICT = private_code("VERDICT", "Verdict of the verifying observer")
 REASON_NOT_ASSESSED = private_code("WHY_NOT_ASSESSED", "Reason not assessed")
 REASON = private_code("REASON", "Reason for the answer")
 METHOD = private_code("METHOD", "Method")
@@ -304,6 +312,9 @@ TEMPLATE_CODES = (
     _dcm("113076", "Segmentation", "CID 7203"),
     _dcm("121322", "Source image for image processing operation", "CID 7202"),
     _dcm("121005", "Observer Type", "TID 1002"),
+    _dcm("121006", "Person", "CID 270"),
+    _dcm("121008", "Person Observer Name", "TID 1003"),
+    _dcm("121009", "Person Observer's Organization Name", "TID 1003"),
     _dcm("121007", "Device", "CID 270"),
     _dcm("121012", "Device Observer UID", "TID 1004"),
     _dcm("121013", "Device Observer Name", "TID 1004"),
@@ -333,7 +344,7 @@ def _entries() -> Iterator[CodeEntry]:
         yield from (kind.finding, kind.site)
     for quantity in QUANTITY_CODES.values():
         yield from filter(None, (quantity.name, quantity.derivation, quantity.method, quantity.site))
-    for table in (UNIT_CODES, PRESENCE_CODES, INTERPRETATION_CODES, LATERALITY_CODES, EVIDENCE_CODES):
+    for table in (UNIT_CODES, PRESENCE_CODES, INTERPRETATION_CODES, LATERALITY_CODES, EVIDENCE_CODES, VERDICT_CODES):
         yield from table.values()
     yield from (entry for entry in globals().values() if isinstance(entry, CodeEntry))
     yield from TEMPLATE_CODES

@@ -12,6 +12,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 DISCLAIMER = "Research use only. Not a medical device. Automated result, not verified by a physician."
+VERIFIED_DISCLAIMER = "Research use only. Not a medical device. Automated result, verified by the person it names."
+
+Answer = Literal["present", "absent", "indeterminate", "not_assessed"]
 
 
 class _Record(BaseModel):
@@ -69,15 +72,34 @@ class ReportedMeasurement(_Record):
     laterality: str | None = None
 
 
+class Verdict(_Record):
+    """What a person made of one answer; `automated` and `automated_probability` are those of the model before it.
+
+    An answer is edited where the person says another one, but rejected where the model's was not absent and theirs is.
+    """
+
+    decision: Literal["confirmed", "rejected", "edited"]
+    automated: Answer
+    automated_probability: float | None = None
+
+
+class Verification(_Record):
+    """Who vouches for a report, since it was created: name (PS3.5 6.2.1) and organisation of a person."""
+
+    observer_name: str
+    organization: str
+
+
 class ReportedFinding(_Record):
     """One answer: about a kind in the whole study (`lesion` null) or about one lesion of it (1, 2, ...).
 
     `key_image` names a PNG beside the report; `key_slice` is the 0-based index of the analysed slice,
-    `key_frame_number` the 1-based frame of an Enhanced CT; `centre_mm` is LPS.
+    `key_frame_number` the 1-based frame of an Enhanced CT; `centre_mm` is LPS. `verdict` stands in a verified report
+    only, and there with every answer that the model or the person gave.
     """
 
     kind: str
-    presence: Literal["present", "absent", "indeterminate", "not_assessed"]
+    presence: Answer
     probability: float | None
     operating_point: float | None
     reason: str | None
@@ -93,25 +115,29 @@ class ReportedFinding(_Record):
     key_slice: int | None
     key_image: str | None
     centre_mm: tuple[float, float, float] | None
+    verdict: Verdict | None = None
 
 
 class SupersededReport(_Record):
     """The earlier report of the same study in whose place another one stands; what the UIDs of its results follow from.
 
-    `marked` says whether it had outlines on key slices, and so an SR of marks.
+    `marked` says whether it had outlines on key slices, and so an SR of marks; `verified`, whether a person vouched
+    for it.
     """
 
     revision: int
     report_uid: str
     content_sha256: str
     marked: bool
+    verified: bool = False
 
 
 class Report(_Record):
     """The whole answer about one study. `outcome` is "refused" when no series passed; `refusal` then says why.
 
     `supersedes` is null for a first report, and where no earlier one was ever finished. `urgent` holds the kinds that
-    are present and cannot wait, by what the site's settings were when the study was analysed.
+    are present and cannot wait, by what the site's settings were when the study was analysed. `verification` is null
+    until a person has verified it, which makes another revision.
     """
 
     schema_version: Literal["1.0"] = "1.0"
@@ -121,6 +147,7 @@ class Report(_Record):
     series_instance_uid: str | None
     revision: int
     supersedes: SupersededReport | None = None
+    verification: Verification | None = None
     created: datetime
     software_version: str
     model: ReportedModel
@@ -137,8 +164,13 @@ class Report(_Record):
     @property
     def content_sha256(self) -> str:
         """Digest of all that the report says: of everything but the seconds that the analysis took."""
-        # Records from before these two were kept have the digest that they had then.
-        silent = {"timings_s", *(name for name in ("supersedes", "urgent") if not getattr(self, name))}
+        # Records from before these were kept have the digest that they had then.
+        silent: dict[str, Any] = {"timings_s": True}
+        silent |= {name: True for name in ("supersedes", "urgent", "verification") if not getattr(self, name)}
+        if self.supersedes is not None and not self.supersedes.verified:
+            silent["supersedes"] = {"verified"}
+        if self.verification is None:
+            silent["findings"] = {"__all__": {"verdict"}}
         return hashlib.sha256(self.model_dump_json(exclude=silent).encode()).hexdigest()
 
 

@@ -23,7 +23,13 @@ from pydicom.dataset import Dataset
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
-from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement
+from dicom_gateway.report.content import (
+    DISCLAIMER,
+    Report,
+    ReportedFinding,
+    ReportedMeasurement,
+    Verification,
+)
 from dicom_gateway.report.headline import headline
 from dicom_gateway.report.instance import DEVICE_NAME, MANUFACTURER, object_uid
 from dicom_gateway.report.language import ENGLISH, Language
@@ -232,7 +238,7 @@ def _device(report: Report, language: Language) -> _Json:
             ],
             "type": _concept(language, codes.ARTIFICIAL_INTELLIGENCE),
             "version": [{"value": report.software_version}],
-            "note": [{"text": language.told(report.disclaimer)}],
+            "note": [{"text": language.told(DISCLAIMER)}],
         },
         uid,
     )
@@ -279,7 +285,7 @@ def _observation(finding: ReportedFinding, report: Report, context: _Json, langu
     resource = {
         "resourceType": "Observation",
         "identifier": [_identifier(uid), _identifier(finding.tracking_uid)],
-        "status": "preliminary",
+        "status": _status(report),
         "category": [_concept(language, codes.IMAGING)],
         "code": _finding_code(finding, language),
         **context,
@@ -329,6 +335,9 @@ def _components(finding: ReportedFinding, language: Language) -> list[_Json]:
         components.append(
             {"code": _concept(language, codes.EVIDENCE_GRADE), "valueCodeableConcept": _concept(language, grade)}
         )
+    if finding.verdict is not None:
+        verdict = _concept(language, codes.VERDICT_CODES[finding.verdict.decision])
+        components.append({"code": _concept(language, codes.VERDICT), "valueCodeableConcept": verdict})
     if finding.key_sop_instance_uid is not None:
         key_image = f"urn:oid:{finding.key_sop_instance_uid}"
         components.append({"code": _concept(language, codes.BEST_ILLUSTRATION), "valueString": key_image})
@@ -384,15 +393,28 @@ def _diagnostic_report(result: StoredResult, shared: _Json, study: _Json) -> _Js
         "text": {"status": "generated", "div": f"<div {_XHTML} {spoken}>{paragraphs}</div>"},
         # The second is that of the structured report of the same revision and edition.
         "identifier": [_identifier(uid), _identifier(object_uid(report, "sop", "SR", "1", edition=result.edition))],
-        "status": "preliminary",
+        "status": _status(report),
         "category": [_concept(language, codes.RADIOLOGY), _concept(language, codes.CT_SCAN)],
         "code": _concept(language, codes.CT_CHEST),
         **shared,
+        "resultsInterpreter": [_interpreter(report.verification, language)] if report.verification else [],
         "result": [{"reference": _full_url("Observation", _observation_uid(f, report))} for f in report.findings],
         "imagingStudy": [{"reference": study["fullUrl"]}],
         "conclusion": "\n".join(sentences),
     }
     return _entry(resource, uid)
+
+
+def _status(report: Report) -> str:
+    """Final when a person has verified it, amended where it takes the place of one that was."""
+    if report.verification is None:
+        return "preliminary"
+    return "amended" if report.supersedes is not None and report.supersedes.verified else "final"
+
+
+def _interpreter(verification: Verification, language: Language) -> _Json:
+    name = language.listed((person_name(verification.observer_name, language), verification.organization))
+    return {"type": "Practitioner", "display": name}
 
 
 def _instant(time: datetime) -> str:

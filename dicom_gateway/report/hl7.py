@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
-from dicom_gateway.report.content import Report, ReportedFinding
+from dicom_gateway.report.content import Report, ReportedFinding, Verification
 from dicom_gateway.report.headline import headline
 from dicom_gateway.report.instance import DEVICE_NAME, object_uid
 from dicom_gateway.report.language import Language
@@ -27,8 +27,8 @@ VERSION = "2.5.1"
 # 2.7.1 of the standard. Not hl7.Message.escape, which makes hexadecimal sequences of all that is not ASCII.
 _ESCAPES = str.maketrans({"|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\", "\\": "\\E\\"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
-# Tables 0085, 0123 and 0078: preliminary, cannot be obtained, abnormal.
-_PRELIMINARY, _NOT_OBTAINED, _ABNORMAL = "P", "X", "A"
+# Tables 0085 and 0123: preliminary, final, corrected after it was final, cannot be obtained; 0078: abnormal.
+_PRELIMINARY, _FINAL, _CORRECTED, _NOT_OBTAINED, _ABNORMAL = "P", "F", "C", "X", "A"
 _CONTROL_ID_LENGTH = 20
 
 
@@ -41,7 +41,7 @@ def encode_oru(result: StoredResult) -> bytes:
     segments = [_segment("MSH", _header(result)), _segment("PID", _patient(source))]
     segments.append(_segment("OBR", _request(report, source, language)))
     for set_id, (fields, comment) in enumerate(_observations(report, language), start=1):
-        segments.append(_segment("OBX", {1: str(set_id)} | fields))
+        segments.append(_segment("OBX", {1: str(set_id), 11: _status(report)} | fields))
         if comment:
             segments.append(_segment("NTE", {1: "1", 3: _text(comment)}))
     return str(Message("\r", segments)).encode()
@@ -100,7 +100,7 @@ def _name(dicom_name: str) -> str:
     repetitions = []
     for group, representation in zip(groups, "AIP", strict=False):
         if group:
-            family, given, middle, prefix, suffix = [*group.split("^"), "", "", "", "", ""][:5]
+            family, given, middle, prefix, suffix = _parts(group)
             names = (family, given, middle, suffix, prefix, "", "L", representation if len(groups) > 1 else "")
             repetitions.append(_components(*names))
     return "~".join(repetitions)
@@ -116,8 +116,25 @@ def _request(report: Report, source: Dataset, language: Language) -> dict[int, s
         18: _text(source.AccessionNumber),
         22: report.created.strftime("%Y%m%d%H%M%S%z"),
         24: "CT",
-        25: _PRELIMINARY,
-    }
+        25: _status(report),
+    } | ({} if report.verification is None else {32: _interpreter(report.verification)})
+
+
+def _status(report: Report) -> str:
+    if report.verification is None:
+        return _PRELIMINARY
+    return _CORRECTED if report.supersedes is not None and report.supersedes.verified else _FINAL
+
+
+def _interpreter(verification: Verification) -> str:
+    """NDL.1 (CNN) of OBR-32: the person who verified the report, by the first group of the name."""
+    family, given, middle, prefix, suffix = _parts(verification.observer_name.split("=")[0])
+    return "&".join(map(_text, ("", family, given, middle, suffix, prefix))).rstrip("&")
+
+
+def _parts(group: str) -> list[str]:
+    """Family, given and middle name, prefix and suffix of a DICOM name's group (PS3.5 6.2.1)."""
+    return [*group.split("^"), "", "", "", "", ""][:5]
 
 
 def _study_time(source: Dataset) -> str:
@@ -147,7 +164,7 @@ def _observations(report: Report, language: Language) -> Iterator[tuple[dict[int
 
 
 def _observation(value_type: str, identifier: str, sub_id: str, value: str, unit: str = "") -> dict[int, str]:
-    return {2: value_type, 3: identifier, 4: sub_id, 5: value, 6: unit, 11: _PRELIMINARY}
+    return {2: value_type, 3: identifier, 4: sub_id, 5: value, 6: unit}
 
 
 def _answer(finding: ReportedFinding, report: Report, sub_id: str, language: Language) -> dict[int, str]:
@@ -161,7 +178,8 @@ def _answer(finding: ReportedFinding, report: Report, sub_id: str, language: Lan
         _coded(language, codes.PRESENCE_CODES[presence]),
     )
     fields[8] = _ABNORMAL if presence is Presence.PRESENT else ""
-    fields[11] = _NOT_OBTAINED if presence is Presence.NOT_ASSESSED else _PRELIMINARY
+    if presence is Presence.NOT_ASSESSED:
+        fields[11] = _NOT_OBTAINED
     fields[17] = _components("", language.told(finding.method))
     device = derive_uid("device", report.model.sha256, report.software_version)
     fields[18] = _components(f"{report.model.name} {report.model.version}", "", device, "ISO")
@@ -183,4 +201,7 @@ def _details(finding: ReportedFinding, sub_id: str, language: Language) -> Itera
     if finding.evidence_grade is not None:
         grade = codes.EVIDENCE_CODES[EvidenceGrade(finding.evidence_grade)]
         yield _observation("CE", _coded(language, codes.EVIDENCE_GRADE), sub_id, _coded(language, grade))
+    if finding.verdict is not None:
+        verdict = codes.VERDICT_CODES[finding.verdict.decision]
+        yield _observation("CE", _coded(language, codes.VERDICT), sub_id, _coded(language, verdict))
     yield _observation("ST", _coded(language, codes.TRACKING_UID), sub_id, finding.tracking_uid)

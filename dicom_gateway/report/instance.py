@@ -12,7 +12,7 @@ from dicom_gateway.report.codes import (
     PRIVATE_SCHEME_UID,
     PRIVATE_SCHEME_VERSION,
 )
-from dicom_gateway.report.content import Report, SupersededReport
+from dicom_gateway.report.content import Report, SupersededReport, Verification
 from dicom_gateway.report.edition import PLAIN, Edition
 from dicom_gateway.report.language import ENGLISH, Language
 from dicom_gateway.report.source_headers import CHARACTER_SET, SourceHeaders
@@ -98,9 +98,24 @@ def local_time(report: Report, headers: SourceHeaders) -> datetime:
     return report.created.astimezone(timezone(sign * delta))
 
 
-def described(description: str, language: Language) -> str:
-    """What a series is, and that nobody verified it."""
-    return language.say("{description} (unverified)", description=language.say(description))
+def described(description: str, verification: Verification | None, language: Language) -> str:
+    """What a series is, and whether somebody verified it."""
+    status = "{description} (unverified)" if verification is None else "{description} (verified)"
+    return language.say(status, description=language.say(description))
+
+
+def state_verification(sr: Dataset, result: StoredResult) -> None:
+    """The state of an SR document (PS3.3 C.17.2): who verified it and when, or that nobody has."""
+    verification = result.report.verification
+    if verification is None:
+        return
+    observer = Dataset()
+    observer.VerifyingObserverName = verification.observer_name
+    observer.VerifyingObserverIdentificationCodeSequence = []
+    observer.VerifyingOrganization = verification.organization
+    observer.VerificationDateTime = local_time(result.report, result.headers).strftime("%Y%m%d%H%M%S%z")
+    sr.PreliminaryFlag, sr.VerificationFlag = "FINAL", "VERIFIED"
+    sr.VerifyingObserverSequence = [observer]
 
 
 def finish(ds: Dataset, result: StoredResult, description: str) -> Dataset:
@@ -128,7 +143,7 @@ def finish(ds: Dataset, result: StoredResult, description: str) -> Dataset:
             setattr(ds, keyword, headers.first.get(keyword))
     ds.PatientName = headers.first.PatientName
     ds.ReferringPhysicianName = headers.first.ReferringPhysicianName
-    words = described(description, language)
+    words = described(description, report.verification, language)
     if report.urgent:
         words = language.say("URGENT {description}", description=words)
     if report.revision > 1:

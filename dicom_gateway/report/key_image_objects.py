@@ -6,7 +6,7 @@ from pydicom.dataset import Dataset
 from dicom_gateway.report.canvas import DIM, RED, Canvas
 from dicom_gateway.report.content import ReportedFinding
 from dicom_gateway.report.language import Language
-from dicom_gateway.report.printed import WARNING, caption
+from dicom_gateway.report.printed import caption, warning
 from dicom_gateway.report.secondary_capture import secondary_capture
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import finding_title
@@ -26,7 +26,9 @@ def encode_key_images(result: StoredResult) -> tuple[Dataset, ...]:
 
 def _image(result: StoredResult, finding: ReportedFinding, number: int) -> Dataset:
     language = result.edition.language
-    picture = _with_words(result.key_images[finding.key_image or ""], finding, language)
+    picture = _with_words(
+        result.key_images[finding.key_image or ""], finding, warning(result.report, language), language
+    )
     ds = secondary_capture(result, picture, "KEY", SERIES_NUMBER, SERIES_DESCRIPTION, number)
     # Slice, side and measurements are written in it; nothing tells whose they are.
     ds.BurnedInAnnotation = "NO"
@@ -35,11 +37,11 @@ def _image(result: StoredResult, finding: ReportedFinding, number: int) -> Datas
     return ds
 
 
-def _with_words(picture: Rgb, finding: ReportedFinding, language: Language) -> Rgb:
+def _with_words(picture: Rgb, finding: ReportedFinding, red_line: str, language: Language) -> Rgb:
     rows, columns, _ = picture.shape
     canvas = Canvas(max(columns, _NARROWEST_PX), _MARGIN_PX)
     canvas.space(_MARGIN_PX)
-    canvas.text(language.say(WARNING), 11, RED, bold=True)
+    canvas.text(red_line, 11, RED, bold=True)
     canvas.text(finding_title(finding, language), 18, bold=True)
     if words := caption(finding, language):
         canvas.text(words, 14, DIM)

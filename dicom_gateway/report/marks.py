@@ -18,7 +18,13 @@ from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.content import Report
-from dicom_gateway.report.instance import finish, instance_arguments, predecessors, private_coding_scheme
+from dicom_gateway.report.instance import (
+    finish,
+    instance_arguments,
+    predecessors,
+    private_coding_scheme,
+    state_verification,
+)
 from dicom_gateway.report.key_slices import Mark, marks_of
 from dicom_gateway.report.language import Language
 from dicom_gateway.report.segmentation import tracking_identifier
@@ -74,6 +80,7 @@ def encode_marks(result: StoredResult) -> tuple[Dataset, ...]:
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **instance_arguments(result, "MARKS", SERIES_NUMBER),
     )
+    state_verification(ds, result)
     return (finish(ds, result, SERIES_DESCRIPTION),)
 
 

@@ -81,6 +81,7 @@ def read_superseded(folder: Path, study_instance_uid: str, revision: int) -> Sup
         report_uid=report.report_uid,
         content_sha256=report.content_sha256,
         marked=is_marked(report, outlines),
+        verified=report.verification is not None,
     )
 
 

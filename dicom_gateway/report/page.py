@@ -43,7 +43,7 @@ def _header(canvas: Canvas, report: Report, study_date: str, language: Language)
     canvas.space(26)
     canvas.text(language.say(printed.TITLE), 32, bold=True)
     canvas.space(4)
-    canvas.text(language.say(printed.WARNING), 19, RED, bold=True)
+    canvas.text(printed.warning(report, language), 19, RED, bold=True)
     canvas.space(6)
     if report.revision > 1:
         canvas.text(revision_in_words(report, language), 19, _AMBER, bold=True)

@@ -42,8 +42,9 @@ def encode_pdf(result: StoredResult) -> tuple[Dataset]:
     ds.ContentQualification = shared["content_qualification"]
     ds.ConversionType = "SYN"
     ds.BurnedInAnnotation = "YES"
-    ds.VerificationFlag = "UNVERIFIED"
-    ds.DocumentTitle = language.say("{title} (AI, unverified)", title=language.say(TITLE))
+    ds.VerificationFlag = "VERIFIED" if result.report.verification else "UNVERIFIED"
+    title = "{title} (AI, verified)" if result.report.verification else "{title} (AI, unverified)"
+    ds.DocumentTitle = language.say(title, title=language.say(TITLE))
     ds.ConceptNameCodeSequence = [_code(codes.DIAGNOSTIC_IMAGING_REPORT)]
     ds.SourceInstanceSequence = [_reference(header) for header in headers.instances]
     ds.MIMETypeOfEncapsulatedDocument = "application/pdf"

@@ -45,7 +45,7 @@ def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb], lan
     """
     _register_fonts()
     target = io.BytesIO()
-    warning = language.say(printed.WARNING)
+    warning = printed.warning(report, language)
     patient = _patient(source, language)
 
     class NumberedCanvas(Canvas):
@@ -169,7 +169,7 @@ def _header(report: Report, source: Dataset, language: Language) -> list[Flowabl
     return [
         _paragraph(language.say(printed.TITLE), 16, bold=True),
         Spacer(0, 2),
-        _paragraph(language.say(printed.WARNING), 9, _RED, bold=True),
+        _paragraph(printed.warning(report, language), 9, _RED, bold=True),
         *amended,
         Spacer(0, 5),
         _table_of(rows, (0.14, 0.36, 0.16, 0.34), ("BACKGROUND", (0, 0), (-1, -1), _BAND)),

@@ -61,7 +61,7 @@ def _state(
     result: StoredResult, grid: SliceGrid, marks: Sequence[Mark], rescaling: tuple[float, float], number: int
 ) -> Dataset:
     language = result.edition.language
-    description = described(SERIES_DESCRIPTION, language)
+    description = described(SERIES_DESCRIPTION, result.report.verification, language)
     images = {str(mark.source.SOPInstanceUID): _image(mark.source, grid) for mark in marks}
     layer = GraphicLayer(_LAYER, order=1, description=description, display_color=None)
     slope, intercept = rescaling

@@ -21,6 +21,9 @@ from dicom_gateway.report.wording import (
 
 TITLE = "OneScan chest CT summary"
 WARNING = "RESEARCH USE ONLY - NOT A MEDICAL DEVICE - AUTOMATED RESULT, UNVERIFIED"
+VERIFIED_WARNING = (
+    "RESEARCH USE ONLY - NOT A MEDICAL DEVICE - AUTOMATED RESULT, VERIFIED BY {name}, {organization}, {time}"
+)
 IMPRESSION, KEY_IMAGES, ASSESSED, QUALITY = "Impression", "Key images", "Assessed", "Quality"
 NOT_ASSESSED = "Not assessed (says nothing about presence or absence)"
 COLUMNS = ("Finding", "Answer", "Measurements", "Where", "Probability", "Evidence")
@@ -62,6 +65,22 @@ def person_name(name: PersonName | str, language: Language = ENGLISH) -> str:
         groups.append(("" if is_ideographic else " ").join(parts))
     written = [group for group in groups if group]
     return f"{written[0]} ({written[1]})" if len(written) > 1 else "".join(written) or language.say("name unknown")
+
+
+def warning(report: Report, language: Language) -> str:
+    """What every picture and page says in red: whose word this is."""
+    if report.verification is None:
+        return language.say(WARNING)
+    return language.say(
+        VERIFIED_WARNING,
+        name=person_name(report.verification.observer_name, language),
+        organization=report.verification.organization,
+        time=written_time(report),
+    )
+
+
+def written_time(report: Report) -> str:
+    return f"{report.created:%Y-%m-%d %H:%M} {report.created.tzname()}"
 
 
 def study_line(report: Report, study_date: str, language: Language) -> str:
@@ -131,7 +150,7 @@ def origin_lines(report: Report, language: Language) -> tuple[str, str]:
             model=f"{report.model.name} {report.model.version}",
             digest=report.model.sha256[:12],
             software=report.software_version,
-            time=f"{report.created:%Y-%m-%d %H:%M} {report.created.tzname()}",
+            time=written_time(report),
             n=report.revision,
             uid=report.report_uid,
         ),

@@ -144,7 +144,7 @@ def _segmentation(
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[_description(segment, report, language) for segment in segments],
         content_label=CONTENT_LABEL,
-        content_description=described(SERIES_DESCRIPTION, language),
+        content_description=described(SERIES_DESCRIPTION, report.verification, language),
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **instance_arguments(result, "SEG", SERIES_NUMBER, instance),
     )

@@ -31,6 +31,7 @@ from dicom_gateway.report.instance import (
     object_uid,
     predecessors,
     private_coding_scheme,
+    state_verification,
 )
 from dicom_gateway.report.language import Language
 from dicom_gateway.report.segmentation import (
@@ -80,6 +81,7 @@ def encode_sr(result: StoredResult) -> tuple[Dataset]:
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **instance_arguments(result, "SR", SERIES_NUMBER),
     )
+    state_verification(sr, result)
     return (finish(sr, result, SERIES_DESCRIPTION),)
 
 

@@ -15,6 +15,7 @@ from highdicom.sr import (
     LanguageOfContentItemAndDescendants,
     ObservationContext,
     ObserverContext,
+    PersonObserverIdentifyingAttributes,
     QualitativeEvaluation,
     RelationshipTypeValues,
 )
@@ -23,7 +24,7 @@ from pydicom.sr.codedict import codes as standard
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
-from dicom_gateway.report.content import Report, ReportedFinding
+from dicom_gateway.report.content import Report, ReportedFinding, Verification
 from dicom_gateway.report.instance import DEVICE_NAME, MANUFACTURER
 from dicom_gateway.report.language import Language
 from dicom_gateway.report.source_headers import SourceHeaders
@@ -37,8 +38,17 @@ def concept(entry: CodeEntry) -> CodedConcept:
 
 
 def observation_context(report: Report) -> ObservationContext:
-    """Who observed (TID 1001): a device, no person."""
-    return ObservationContext(observer_device_context=device_observer(report))
+    """Who observed (TID 1001): a device, and the person who verified it if any."""
+    person = None if report.verification is None else _person_observer(report.verification)
+    return ObservationContext(observer_person_context=person, observer_device_context=device_observer(report))
+
+
+def _person_observer(verification: Verification) -> ObserverContext:
+    """TID 1003."""
+    # highdicom warns with the name in the text if that has one component.
+    attributes = PersonObserverIdentifyingAttributes(name="^", organization_name=verification.organization)
+    attributes[0].PersonName = verification.observer_name
+    return ObserverContext(observer_type=standard.DCM.Person, observer_identifying_attributes=attributes)
 
 
 def device_observer(report: Report) -> ObserverContext:
@@ -74,12 +84,15 @@ def algorithm_identification(finding: ReportedFinding, report: Report, language:
 
 
 def evaluations(finding: ReportedFinding) -> list[QualitativeEvaluation]:
-    """The answer (CID 240, or ours for what was not assessed) and the grade of its evidence."""
+    """The answer (CID 240, or ours for what was not assessed), the grade of its evidence and a person's verdict."""
     answer = codes.PRESENCE_CODES[Presence(finding.presence)]
     evaluations = [QualitativeEvaluation(concept(codes.PRESENCE_OF_PROPERTY), concept(answer))]
     if finding.evidence_grade is not None:
         grade = codes.EVIDENCE_CODES[EvidenceGrade(finding.evidence_grade)]
         evaluations.append(QualitativeEvaluation(concept(codes.EVIDENCE_GRADE), concept(grade)))
+    if finding.verdict is not None:
+        verdict = codes.VERDICT_CODES[finding.verdict.decision]
+        evaluations.append(QualitativeEvaluation(concept(codes.VERDICT), concept(verdict)))
     return evaluations
 
 

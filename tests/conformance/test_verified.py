@@ -1,0 +1,241 @@
+"""Reports that a person verified, with what they say otherwise, as the judges and an independent reader find them."""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from conformance.test_amendment import DOCUMENTS, STUDY, named
+from conformance.test_chinese import chinese_of, english_words, texts, true_to_life
+from conformance.test_dicom_results import (
+    MakeCase,
+    code,
+    complaints,
+    encoded,
+    group_by_tracking_uid,
+    read_back,
+    tool,
+)
+from conformance.test_dicom_results import named as concepts
+from conformance.test_pdf import stored, words
+from hl7apy.consts import VALIDATION_LEVEL
+from hl7apy.parser import parse_message
+from pydicom.dataset import Dataset
+
+from dicom_gateway.pipeline import write_result
+from dicom_gateway.report.content import Report, Verification
+from dicom_gateway.report.fhir import encode_bundle
+from dicom_gateway.report.hl7 import encode_oru
+from dicom_gateway.report.objects import ENCODERS, read_superseded
+from dicom_gateway.report.stored import StoredResult
+from dicom_gateway.report.verification import ContradictoryVerdict, Question, Stated, verified_report
+from dicom_gateway.settings import ResultObject
+from models.findings import FindingKind
+
+EVERYTHING = get_args(ResultObject)
+READER = Verification(observer_name="Li^Wei=李^伟", organization="Test Hospital")
+NODULE, EFFUSION, PNEUMOTHORAX = (
+    FindingKind.PULMONARY_NODULE,
+    FindingKind.PLEURAL_EFFUSION,
+    FindingKind.PNEUMOTHORAX,
+)
+OTHERWISE: Mapping[Question, Stated] = {
+    Question(NODULE, 2): "absent",
+    Question(EFFUSION): "absent",
+    Question(PNEUMOTHORAX): "present",
+}
+
+
+def verified(
+    case: StoredResult, results: Path, stated: Mapping[Question, Stated], verification: Verification = READER
+) -> StoredResult:
+    """`case` as the next revision, whose earlier one stands in `results`."""
+    revision = case.report.revision + 1
+    write_result(case, results / f"r{case.report.revision}")
+    supersedes = read_superseded(results / f"r{revision}", STUDY, revision)
+    assert supersedes is not None
+    report = verified_report(
+        case.report,
+        verification,
+        supersedes=supersedes,
+        revision=revision,
+        created=case.report.created + timedelta(hours=1),
+        stated=stated,
+    )
+    shown = {finding.key_image for finding in report.findings}
+    return replace(
+        case, report=report, key_images={name: image for name, image in case.key_images.items() if name in shown}
+    )
+
+
+def answers(report: Report) -> dict[str, tuple[str, str | None]]:
+    """Presence and decision of each answer."""
+    return {
+        str(Question(FindingKind(f.kind), f.lesion)): (f.presence, f.verdict and f.verdict.decision)
+        for f in report.findings
+    }
+
+
+@pytest.fixture(scope="module", params=("findings", "negative"))
+def confirmed(request: pytest.FixtureRequest, make_case: MakeCase, tmp_path_factory: Any) -> StoredResult:
+    case = true_to_life(make_case(request.param))
+    return verified(case, tmp_path_factory.mktemp("results"), OTHERWISE if request.param == "findings" else {})
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_the_judges_are_content(name: str, language: str, confirmed: StoredResult, tmp_path: Path) -> None:
+    case = chinese_of(confirmed) if language == "zh" else confirmed
+    for ds in ENCODERS[name](case):
+        path = tmp_path / "object.dcm"
+        path.write_bytes(encoded(ds))
+        assert complaints(path) == []
+        assert ("（已审核）" if language == "zh" else "(verified)") in ds.SeriesDescription
+        assert ds.ContentQualification == "RESEARCH"
+        if language == "zh":
+            assert [text for text in texts(ds) if english_words(text.replace("Test Hospital", ""))] == []
+        if name in (*DOCUMENTS, "ko"):
+            dump = subprocess.run([tool("dsrdump"), str(path)], capture_output=True, errors="replace", check=False)
+            assert dump.returncode == 0, dump.stderr
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_document_names_who_verified_it_and_what_it_supersedes(
+    name: str, make_case: MakeCase, tmp_path: Path
+) -> None:
+    case = make_case("findings")
+    (automated,), (ds,) = ENCODERS[name](case), ENCODERS[name](verified(case, tmp_path, OTHERWISE))
+    assert (ds.VerificationFlag, ds.PreliminaryFlag, ds.CompletionFlag) == ("VERIFIED", "FINAL", "COMPLETE")
+    (observer,) = read_back(ds).VerifyingObserverSequence
+    assert (observer.VerifyingObserverName, observer.VerifyingOrganization) == ("Li^Wei=李^伟", "Test Hospital")
+    assert observer.VerificationDateTime == "20260110133005+0000"
+    assert named(ds) == [(STUDY, automated.SeriesInstanceUID, automated.SOPClassUID, automated.SOPInstanceUID)]
+    assert [i.PersonName for i in concepts(ds, "121008")] == ["Li^Wei=李^伟"]
+
+
+def test_what_the_person_says_stands_in_the_record_with_what_the_model_said(
+    make_case: MakeCase, tmp_path: Path
+) -> None:
+    report = verified(make_case("findings"), tmp_path, OTHERWISE).report
+    found = answers(report)
+    assert found["pulmonary_nodule"] == ("present", "edited")
+    assert found["pulmonary_nodule:1"] == ("present", "confirmed")
+    assert found["pulmonary_nodule:2"] == ("absent", "rejected")
+    assert found["pleural_effusion"] == found["pleural_effusion:1"] == ("absent", "rejected")
+    assert found["pneumothorax"] == ("present", "edited")
+    assert found["low_bone_density"] == ("not_assessed", None)
+    assert {answer for kind, answer in found.items() if kind.startswith("emphysema")} == {("present", "confirmed")}
+    rejected = next(f for f in report.findings if f.kind == "pleural_effusion" and f.lesion == 1)
+    assert (rejected.probability, rejected.measurements, rejected.key_image) == (None, (), None)
+    assert rejected.reason == "rejected by the verifying observer; the automated answer was present (99.0 %)"
+    (count,) = next(f for f in report.findings if f.kind == "pulmonary_nodule" and f.lesion is None).measurements
+    assert count.value == 1
+
+
+def test_rejected_lesions_are_neither_marked_nor_segmented_nor_shown(make_case: MakeCase, tmp_path: Path) -> None:
+    case = make_case("findings")
+    after = verified(case, tmp_path, OTHERWISE)
+    gone = {f.tracking_uid for f in after.report.findings if f.verdict and f.verdict.decision == "rejected"}
+    assert len(gone) == 3
+    (seg,), (marks,) = ENCODERS["seg"](after), ENCODERS["marks"](after)
+    assert not gone & {segment.TrackingUID for segment in seg.SegmentSequence}
+    assert not gone & set(group_by_tracking_uid(marks))
+    assert len(ENCODERS["key_images"](after)) == len(ENCODERS["key_images"](case)) - 2
+    groups = group_by_tracking_uid(ENCODERS["sr"](after)[0])
+    for finding in after.report.findings:
+        verdict = [code(i.ConceptCodeSequence)[0] for i in concepts(groups[finding.tracking_uid], "VERDICT")]
+        decision = finding.verdict and finding.verdict.decision
+        assert verdict == ([] if decision is None else [decision.upper()])
+
+
+def test_pages_say_who_verified(make_case: MakeCase, tmp_path: Path) -> None:
+    after = verified(make_case("findings"), tmp_path, OTHERWISE)
+    dicom, document = stored(after, tmp_path)
+    assert complaints(dicom) == []
+    text = words(document)
+    for expected in ("VERIFIED BY Li Wei (李伟), Test Hospital", "NOT A MEDICAL DEVICE", "supersedes revision 1"):
+        assert expected in text
+    assert "UNVERIFIED" not in text
+    assert "not verified" not in text
+    assert "rejected by the verifying observer" in text
+    (pdf,) = ENCODERS["pdf"](after)
+    assert (pdf.VerificationFlag, pdf.DocumentTitle) == ("VERIFIED", "OneScan chest CT summary (AI, verified)")
+
+
+def fhir_statuses(case: StoredResult) -> set[str]:
+    entries = json.loads(encode_bundle(case))["entry"]
+    kinds = ("Observation", "DiagnosticReport")
+    return {e["resource"]["status"] for e in entries if e["resource"]["resourceType"] in kinds}
+
+
+def hl7_statuses(case: StoredResult) -> tuple[str, set[str]]:
+    message = parse_message(encode_oru(case).decode(), validation_level=VALIDATION_LEVEL.TOLERANT)
+    assert message.validate()
+    lines = [line.split("|") for line in encode_oru(case).decode().split("\r")]
+    (request,) = (line for line in lines if line[0] == "OBR")
+    return request[25], {line[11] for line in lines if line[0] == "OBX"}
+
+
+def test_other_standards_say_final_and_a_second_verification_corrects(make_case: MakeCase, tmp_path: Path) -> None:
+    case = make_case("findings")
+    assert fhir_statuses(case) == {"preliminary"}
+    first = verified(case, tmp_path, OTHERWISE)
+    assert fhir_statuses(first) == {"final"}
+    assert hl7_statuses(first) == ("F", {"F", "X"})
+    assert "|&Li&Wei\r" in encode_oru(first).decode()
+    report = json.loads(encode_bundle(first))["entry"][-1]["resource"]
+    assert report["resultsInterpreter"] == [{"type": "Practitioner", "display": "Li Wei (李伟), Test Hospital"}]
+    second = verified(first, tmp_path, {Question(NODULE): "absent"})
+    assert fhir_statuses(second) == {"amended"}
+    assert hl7_statuses(second) == ("C", {"C", "X"})
+    assert answers(second.report)["pulmonary_nodule:1"] == ("absent", "rejected")
+    # What was said the first time stays said.
+    assert answers(second.report)["pleural_effusion"] == ("absent", "rejected")
+
+
+def test_a_negative_report_is_confirmed_as_it_stands(make_case: MakeCase, tmp_path: Path) -> None:
+    case = make_case("negative")
+    after = verified(case, tmp_path, {}).report
+    assert set(answers(after).values()) == {("absent", "confirmed")}
+    for before, now in zip(case.report.findings, after.findings, strict=True):
+        assert now.model_copy(update={"verdict": None}) == before
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ({Question(NODULE, 3): "absent"}, "the report has no pulmonary_nodule:3"),
+        ({Question(NODULE, 1): "absent", Question(NODULE, 2): "absent"}, "no lesion of pulmonary_nodule is left"),
+        ({Question(EFFUSION): "absent", Question(EFFUSION, 1): "present"}, None),
+    ],
+)
+def test_what_cannot_be_true_together_is_refused(
+    stated: Mapping[Question, Stated], words: str | None, make_case: MakeCase, tmp_path: Path
+) -> None:
+    case = make_case("findings")
+    if words is None:
+        # The whole kind is absent: its lesions go with it.
+        assert answers(verified(case, tmp_path, stated).report)["pleural_effusion:1"][0] == "absent"
+        return
+    with pytest.raises(ContradictoryVerdict, match=words):
+        verified(case, tmp_path, stated)
+
+
+def test_a_refused_study_has_nothing_to_verify(make_case: MakeCase, tmp_path: Path) -> None:
+    with pytest.raises(ContradictoryVerdict, match="not analysed"):
+        verified(make_case("refused"), tmp_path, {})
+
+
+def test_a_name_of_one_part_gets_into_no_warning(make_case: MakeCase, tmp_path: Path) -> None:
+    """highdicom warns of such names, with the name; a warning here is an error."""
+    single = Verification(observer_name="Onlyname", organization="Test Hospital")
+    (ds,) = ENCODERS["sr"](verified(make_case("negative"), tmp_path, {}, single))
+    assert observer_of(ds) == "Onlyname"
+
+
+def observer_of(ds: Dataset) -> str:
+    return str(ds.VerifyingObserverSequence[0].VerifyingObserverName)
