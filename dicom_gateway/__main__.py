@@ -17,7 +17,7 @@ from pathlib import Path
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.events import Event, configure_logging, emit, tell_uncaught_errors
 from dicom_gateway.operate import prepare_data
-from dicom_gateway.service import EXIT_CONFIGURATION, READY, ROLES, end_with_parent
+from dicom_gateway.service import EXIT_CONFIGURATION, PRIVATE_UMASK, READY, ROLES, end_with_parent
 from dicom_gateway.settings import Settings
 from models.errors import ModelError
 
@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=None, help="settings file")
     parser.add_argument("--supervised", action="store_true", help="settings come on standard input")
     arguments = parser.parse_args()
+    os.umask(PRIVATE_UMASK)
     try:
         settings = _settings(arguments)
     except ConfigurationError as error:

@@ -23,6 +23,8 @@ ROLES = ("listener", "worker", "web")
 READY = "ready"
 # sysexits.h EX_CONFIG: the child cannot start with these settings, and will not on a second try.
 EXIT_CONFIGURATION = 78
+# Nobody else on this machine reads what the service writes.
+PRIVATE_UMASK = 0o077
 STOP_S = 30.0
 _TICK_S = 0.2
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 30.0
@@ -35,6 +37,7 @@ def serve(settings: Settings, ready: Callable[[], None] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     configure_logging(settings.log_level, process="service")
+    os.umask(PRIVATE_UMASK)
     return supervise(settings, stop, ready)
 
 

@@ -1,6 +1,7 @@
 """Server-rendered pages: study list, report, deliveries, rules, evidence, system."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -158,17 +159,15 @@ def rules_page(request: Request, site: CurrentSite, days: Annotated[int, Query(g
 
 
 @router.get("/system")
-def system_page(request: Request, site: CurrentSite, checks: bool = False) -> HTMLResponse:
-    """Health and settings; with `checks` also the checks of `onescan doctor`, which call every destination."""
-    if checks:
-        require_same_origin(request)
-    return render(
-        request,
-        "system.html",
-        health=check_health(site.settings, site.engine),
-        checks=operate.doctor(site.settings) if checks else (),
-        shown_settings=shown_settings(site.settings),
-    )
+def system_page(request: Request, site: CurrentSite) -> HTMLResponse:
+    """Health and settings."""
+    return _system(request, site, ())
+
+
+@router.post("/system/checks", dependencies=[Depends(require_same_origin)])
+def checks_page(request: Request, site: CurrentSite) -> HTMLResponse:
+    """The same with the checks of `onescan doctor`, which call every destination and open the model."""
+    return _system(request, site, operate.doctor(site.settings))
 
 
 @router.get("/evidence")
@@ -209,6 +208,16 @@ def api_page(request: Request) -> HTMLResponse:
         for method, operation in methods.items()
     ]
     return render(request, "api.html", operations=operations, custom_header=CUSTOM_HEADER)
+
+
+def _system(request: Request, site: Site, checks: Sequence[operate.Check]) -> HTMLResponse:
+    return render(
+        request,
+        "system.html",
+        health=check_health(site.settings, site.engine),
+        checks=checks,
+        shown_settings=shown_settings(site.settings),
+    )
 
 
 def _entry(site: Site, study: StudyRow) -> StudyEntry:

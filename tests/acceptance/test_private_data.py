@@ -177,6 +177,7 @@ def test_marked_identifiers_stay_in_the_store(tmp_path: Path) -> None:
     assert {name: found for name, found in leaks.items() if found} == {}
     assert [path for path in tmp_path.rglob("*") if MARK.search(path.name.encode()) and sent not in path.parents] == []
     assert [(asked, found) for asked, told in messages if (found := MARK.findall(told.encode()))] == []
+    assert [path for path in (tmp_path / "data").rglob("*") if path.stat().st_mode & 0o077] == []
     assert MARK.search((settings.data_dir / "onescan.sqlite").read_bytes() + b"".join(wal(settings)))
 
 
@@ -240,10 +241,11 @@ def visit(client: httpx.Client, uids: Iterator[str]) -> list[tuple[str, str]]:
             assert client.get(path).status_code == 200
     for path in ("/", "/?search=ZQ00100010", "/deliveries", "/rules", "/dicom-web/studies?PatientID=ZQ00100020"):
         assert client.get(path).status_code == 200
-    told = []
-    ours = {"Sec-Fetch-Site": "same-origin"}
-    for path in ("/system?checks=true", "/evidence", "/api", "/api/openapi.json", "/api/health"):
-        told.append((path, client.get(path, headers=ours).text))
+    checked = client.post("/system/checks", headers={"Sec-Fetch-Site": "same-origin"})
+    assert "Checks of the installation" in checked.text
+    told = [("/system/checks", checked.text)]
+    for path in ("/system", "/evidence", "/api", "/api/openapi.json", "/api/health"):
+        told.append((path, client.get(path).text))
     for path in ("/studies/ZQ00100010", "/api/studies/ZQ00100010", "/ZQ00100010", "/dicom-web/studies?ZQ00100010=x"):
         answer = client.get(path)
         assert answer.is_client_error, path

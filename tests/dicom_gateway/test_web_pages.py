@@ -312,8 +312,8 @@ def test_the_checks_of_the_doctor_run_on_demand_only(tmp_path: Path) -> None:
     settings = site_settings(tmp_path, destinations=(), dicom_host="127.0.0.1", dicom_port=free_port)
     with serving(create_app(settings)) as client:
         assert "<h3>Senders" not in client.get("/system").text
-        assert client.get("/system", params={"checks": True}).status_code == 403
-        answer = client.get("/system", params={"checks": True}, headers={"Sec-Fetch-Site": "same-origin"})
+        assert client.post("/system/checks").status_code == 403
+        answer = client.post("/system/checks", headers={"Sec-Fetch-Site": "same-origin"})
         checked = " ".join(sections(answer)["Checks of the installation"].split())
     assert "Senders Good SCANNER" in checked
 
