@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pynetdicom import AE, Association
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as FIND
 
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -122,7 +122,7 @@ def _association(source: Source, calling_ae_title: str) -> Iterator[Association]
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.connection_timeout = entity.acse_timeout = CONNECTION_TIMEOUT_S
     entity.dimse_timeout = entity.network_timeout = RESPONSE_TIMEOUT_S
-    entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
+    entity.add_requested_context(FIND)
     try:
         association = entity.associate(source.host, source.port, ae_title=source.called_ae_title)
     except (OSError, UnicodeError) as error:
@@ -148,7 +148,7 @@ def _find(
     for keyword, value in keys.items():
         setattr(identifier, keyword, value)
     try:
-        responses = association.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind)
+        responses = association.send_c_find(identifier, FIND)
         for number, (response, match) in enumerate(responses):
             if time.monotonic() > end or number > _MAXIMUM_MATCHES:
                 association.abort()
