@@ -33,9 +33,11 @@ from dicom_gateway.settings import (
     Destination,
     FhirDestination,
     Hl7Destination,
+    MailDestination,
     Settings,
     Source,
     StowDestination,
+    WebhookDestination,
 )
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import DeliveryState, StudyState, create_tables, open_database, study
@@ -484,7 +486,7 @@ def _check_source(settings: Settings, source: Source) -> Check:
 
 def _call(settings: Settings, peer: AnyDestination) -> str:
     """What the destination did when it was called, in words. Raises DeliveryError and ConfigurationError."""
-    from dicom_gateway.deliver import fhir, mllp, stow
+    from dicom_gateway.deliver import fhir, mail, mllp, stow, webhook
 
     match peer:
         case FhirDestination():
@@ -494,6 +496,12 @@ def _call(settings: Settings, peer: AnyDestination) -> str:
             stow.ask(peer.url, bearer_token=peer.bearer_token())
             return "answers a search"
         case Hl7Destination():
+        case WebhookDestination():
+            webhook.connect(peer.url)
+            return "takes connections"
+        case MailDestination():
+            mail.connect(peer)
+            return "takes mail"
             mllp.connect(peer.host, peer.port)
             return "takes connections"
         case _:

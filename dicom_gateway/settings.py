@@ -122,6 +122,17 @@ class Destination(_WantsObjects):
         return value
 
 
+def _secret(destination: _Named, setting: str) -> str | None:
+    """The line in the file that a setting names; None where it is unset. Raises ConfigurationError."""
+    path: Path | None = getattr(destination, setting)
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read {setting} of {destination.name}") from error
+
+
 class _OverHttp(_Named):
     """A destination that is a web service."""
 
@@ -138,12 +149,7 @@ class _OverHttp(_Named):
 
     def bearer_token(self) -> str | None:
         """Raises ConfigurationError where the file cannot be read."""
-        if self.bearer_token_file is None:
-            return None
-        try:
-            return self.bearer_token_file.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"cannot read bearer_token_file of {self.name}") from error
+        return _secret(self, "bearer_token_file")
 
 
 class StowDestination(_OverHttp, _WantsObjects):
@@ -178,7 +184,65 @@ class Hl7Destination(_WantsReports):
         return f"{self.host}:{self.port}"
 
 
-_KINDS = ("dicom", "stow", "fhir", "hl7")
+NoticeEvent = Literal["report", "urgent", "parked"]
+
+
+class _Notified(_Named):
+    """A destination that is told what happened, and nothing of the patient but the Study Instance UID."""
+
+    events: Annotated[tuple[NoticeEvent, ...], Field(min_length=1)] = Field(
+        default=("urgent",),
+        description="What it is told: 'report' (every report), 'urgent' (one that urgent_kinds make urgent, and its "
+        "amendments), 'parked' (an analysis that failed, or a delivery that was given up).",
+    )
+
+
+class WebhookDestination(_OverHttp, _Notified):
+    """A web service that is told what happened."""
+
+    objects: ClassVar[tuple[str, ...]] = ("webhook",)
+
+    kind: Literal["webhook"] = Field(description="'webhook': each event is posted there as JSON.")
+    secret_file: Path | None = Field(
+        default=None, description="File with the secret that messages are signed with (HMAC-SHA256); unset: unsigned."
+    )
+
+    def secret(self) -> str | None:
+        """Raises ConfigurationError where the file cannot be read."""
+        return _secret(self, "secret_file")
+
+
+EmailAddress = Annotated[str, StringConstraints(pattern=r"^[^@\s,<>]+@[^@\s,<>]+$", max_length=254)]
+
+
+class MailDestination(_Notified):
+    """People who are told by e-mail what happened."""
+
+    objects: ClassVar[tuple[str, ...]] = ("mail",)
+
+    kind: Literal["mail"] = Field(description="'mail': each event is sent there as an e-mail.")
+    host: Annotated[str, StringConstraints(min_length=1)] = Field(
+        description="Host name or address of the mail server."
+    )
+    port: Port = Field(default=587, description="TCP port of the mail server.")
+    security: Literal["starttls", "tls", "none"] = Field(
+        default="starttls", description="'starttls', 'tls' (from the first byte, port 465) or 'none'."
+    )
+    sender: EmailAddress = Field(description="Address that the mail comes from.")
+    recipients: Annotated[tuple[EmailAddress, ...], Field(min_length=1)] = Field(description="Addresses it goes to.")
+    user: str | None = Field(default=None, description="Name to log in with; unset: no login.")
+    password_file: Path | None = Field(default=None, description="File with the password of user.")
+
+    @property
+    def address(self) -> str:
+        return f"{', '.join(self.recipients)} by {self.host}:{self.port}"
+
+    def password(self) -> str | None:
+        """Raises ConfigurationError where the file cannot be read."""
+        return _secret(self, "password_file")
+
+
+_KINDS = ("dicom", "stow", "fhir", "hl7", "webhook", "mail")
 
 
 def _kind_of(destination: Any) -> str | None:
@@ -190,7 +254,9 @@ AnyDestination = Annotated[
     Annotated[Destination, Tag("dicom")]
     | Annotated[StowDestination, Tag("stow")]
     | Annotated[FhirDestination, Tag("fhir")]
-    | Annotated[Hl7Destination, Tag("hl7")],
+    | Annotated[Hl7Destination, Tag("hl7")]
+    | Annotated[WebhookDestination, Tag("webhook")]
+    | Annotated[MailDestination, Tag("mail")],
     Discriminator(
         _kind_of,
         custom_error_type="destination_kind",
@@ -212,6 +278,10 @@ class Source(_Named):
     @property
     def called_ae_title(self) -> str:
         return self.query_ae_title or self.ae_title
+
+
+ReportDestination = Destination | StowDestination | FhirDestination | Hl7Destination
+NotifiedDestination = WebhookDestination | MailDestination
 
 
 # Stripped, as blanks around a DICOM value mean nothing (PS3.5 6.2).

@@ -18,11 +18,13 @@ from pydicom.dataset import Dataset
 
 from dicom_gateway.deliver import commitment, dimse, fhir, mllp, stow
 from dicom_gateway.deliver.attempt import Encode
+from dicom_gateway.deliver.notice import Notice
 from dicom_gateway.errors import ConfigurationError, PeerRefused, PeerUnreachable
 from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs import engine as job_engine
 from dicom_gateway.jobs.housekeeping import DEAD_AFTER_S, Housekeeper, beat, stop_beating
 from dicom_gateway.jobs.queue import JobQueue
+from dicom_gateway.notices import Notices
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.edition import PLAIN, Edition, edition_for
 from dicom_gateway.report.fhir import encode_bundle
@@ -33,6 +35,7 @@ from dicom_gateway.settings import (
     Destination,
     FhirDestination,
     Hl7Destination,
+    NotifiedDestination,
     ResultObject,
     Settings,
     StowDestination,
@@ -101,8 +104,13 @@ class Worker:
                 emit(Event.DELIVERY_SUPERSEDED, newer_revision=newest.revision)
                 return
             sent: list[commitment.Reference] = []
+            told: Notice | None = None
             try:
-                outcomes = self._send(row, sent)
+                if self._notices.is_notice(destination):
+                    told = self._notices.send(row)
+                    outcomes = tuple(ObjectOutcome(name=name, sent_as=name, instances=1) for name in row.objects)
+                else:
+                    outcomes = self._send(row, sent)
             except PeerUnreachable as error:
                 if attempts_left > 0:
                     self._try_again(row, attempt, attempts_left, str(error))
@@ -128,6 +136,12 @@ class Worker:
                     not_as_asked={o.name: o.sent_as for o in outcomes if o.sent_as != o.name},
                 )
                 self._ask_for_commitment(row, sent)
+                if told is not None:
+                    self._notices.send_again_if_changed(row, told)
+
+    @property
+    def _notices(self) -> Notices:
+        return Notices(settings=self.settings, engine=self.engine, jobs=self.jobs)
 
     def _begin(self, study_instance_uid: str, revision: int) -> bool:
         # ANALYSING too: this may be the second run of a job whose worker was killed.
@@ -144,15 +158,17 @@ class Worker:
         # Of other errors the class only: a message may quote header values.
         told = str(error) if isinstance(error, (ImagingError, ModelError)) else ""
         reason = told or type(error).__name__
+        listeners = self._notices.listeners(study_instance_uid, revision, {"parked"})
         with self.engine.begin() as connection:
-            ledger.change_study(
+            if ledger.change_study(
                 connection,
                 study_instance_uid,
                 revision,
                 to=StudyState.FAILED,
                 since=(StudyState.ANALYSING,),
                 error=reason,
-            )
+            ):
+                self._notices.queue(connection, study_instance_uid, revision, listeners)
         emit(Event.ANALYSIS_FAILED, level="error", error=reason)
 
     def _finish(self, study_instance_uid: str, revision: int, folder: Path, created: float, outcome: str) -> None:
@@ -160,6 +176,8 @@ class Worker:
         state = StudyState.REFUSED if outcome == "refused" else StudyState.REPORTED
         applied = index.get_applied_rule(self.engine, study_instance_uid, revision)
         wanted = None if applied is None else applied.destinations
+        events = self._notices.events_of_report(study_instance_uid, revision)
+        listeners = self._notices.listeners(study_instance_uid, revision, events)
         with self.engine.begin() as connection:
             ledger.record_report(
                 connection, study_instance_uid, revision, folder=folder, created=created, outcome=outcome
@@ -167,8 +185,9 @@ class Worker:
             # Not if a late image opened the study again meanwhile: then it is RECEIVING its next revision.
             ledger.change_study(connection, study_instance_uid, revision, to=state, since=(StudyState.ANALYSING,))
             for peer in self.settings.destinations:
-                if wanted is None or peer.name in wanted:
+                if not isinstance(peer, NotifiedDestination) and (wanted is None or peer.name in wanted):
                     self._open_delivery(connection, study_instance_uid, revision, peer)
+            self._notices.queue(connection, study_instance_uid, revision, listeners)
 
     def _open_delivery(
         self, connection: sa.Connection, study_instance_uid: str, revision: int, peer: AnyDestination
@@ -192,6 +211,7 @@ class Worker:
         """
         peers = {peer.name: peer for peer in self.settings.destinations}
         peer, data_dir = peers[row.destination], self.settings.data_dir
+        assert not isinstance(peer, NotifiedDestination)
         images = index.list_instances(self.engine, row.study_instance_uid, row.revision)
         folder = data_dir / result_path(row.study_instance_uid, row.revision)
         source_files = [data_dir / image.path for image in images]
@@ -262,7 +282,21 @@ class Worker:
         emit(Event.DELIVERY_DELAYED, level="warning", attempt=attempt, reason=reason, delay_s=delay_s)
 
     def _park(self, row: index.DeliveryRow, attempt: int, reason: str) -> None:
-        self._change(row, DeliveryState.PARKED, attempts=attempt, last_error=reason)
+        # Not of a notice that did not arrive: two that cannot be reached would tell each other for ever.
+        is_notice = self._notices.is_notice(row.destination)
+        key = (row.study_instance_uid, row.revision)
+        listeners = () if is_notice else self._notices.listeners(*key, {"parked"})
+        with self.engine.begin() as connection:
+            ledger.change_delivery(
+                connection,
+                *key,
+                row.destination,
+                to=DeliveryState.PARKED,
+                now=time.time(),
+                attempts=attempt,
+                last_error=reason,
+            )
+            self._notices.queue(connection, *key, listeners)
         emit(Event.DELIVERY_PARKED, level="error", attempt=attempt, reason=reason)
 
     def _change(

@@ -1,10 +1,10 @@
-"""A FHIR server, a DICOMweb server and an HL7 engine that answer what a test wants, on ports of their own."""
+"""Servers of FHIR, DICOMweb, HL7 and mail that answer what a test wants, on ports of their own."""
 
 import json
 import re
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
@@ -15,7 +15,9 @@ TAKEN = {"resourceType": "Bundle", "type": "transaction-response", "entry": [{"r
 
 
 class FhirServer(HTTPServer):
-    """Answers every POST alike and keeps what was posted."""
+    """Answers every POST alike and keeps what was posted; `meanwhile` runs once before an answer."""
+
+    meanwhile: Callable[[], object] | None = None
 
     def __init__(self, status: int, answer: bytes) -> None:
         super().__init__(("127.0.0.1", 0), _FhirHandler)
@@ -33,6 +35,9 @@ class _FhirHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.posted.append((self.path, dict(self.headers), body))
+        meanwhile, self.server.meanwhile = self.server.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(self.server.answer)))
         self.end_headers()
@@ -179,3 +184,53 @@ def acknowledgement(code: str, control_id: str = "{id}", more: str = "", separat
         more,
     ]
     return f"\x0b{''.join(lines)}\x1c\r".replace("|", separator).encode()
+
+
+class MailServer(socketserver.TCPServer):
+    """Takes mail for every recipient but those in `refused` (address -> reply, such as "550 unknown")."""
+
+    def __init__(self, refused: dict[str, str]) -> None:
+        super().__init__(("127.0.0.1", 0), _SmtpHandler)
+        self.refused = refused
+        self.received: list[tuple[list[str], str]] = []
+
+
+class _SmtpHandler(socketserver.StreamRequestHandler):
+    server: MailServer
+
+    def handle(self) -> None:
+        recipients: list[str] = []
+        self._say("220 test")
+        while line := self.rfile.readline().decode().strip():
+            word = line.split(":")[0].upper()
+            if word == "RCPT TO":
+                recipient = line.partition("<")[2].rstrip(">")
+                reply = self.server.refused.get(recipient, "250 ok")
+                recipients += [recipient] if reply.startswith("250") else []
+                self._say(reply)
+            elif word == "DATA":
+                self._say("354 go on")
+                message = b""
+                while not message.endswith(b"\r\n.\r\n"):
+                    message += self.rfile.readline()
+                self.server.received.append((recipients, message.decode()))
+                self._say("250 taken")
+            elif word == "QUIT":
+                return self._say("221 bye")
+            else:
+                self._say("250 ok")
+
+    def _say(self, reply: str) -> None:
+        self.wfile.write(f"{reply}\r\n".encode())
+
+
+@contextmanager
+def mail_server(**refused: str) -> Iterator[MailServer]:
+    with MailServer({f"{name}@hospital.example": reply for name, reply in refused.items()}) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dicom_gateway.report.language import ENGLISH, LANGUAGES, Language
-from dicom_gateway.settings import AnyDestination
+from dicom_gateway.settings import ReportDestination
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,6 @@ class Edition:
 PLAIN = Edition()
 
 
-def edition_for(destination: AnyDestination) -> Edition:
+def edition_for(destination: ReportDestination) -> Edition:
     """The edition that a destination's profile asks for."""
     return Edition(LANGUAGES[destination.language])

@@ -6,9 +6,20 @@ from pathlib import Path
 import pytest
 
 from dicom_gateway.errors import ConfigurationError
-from dicom_gateway.settings import Destination, FhirDestination, Hl7Destination, Rule, Settings, Source, StowDestination
+from dicom_gateway.settings import (
+    Destination,
+    FhirDestination,
+    Hl7Destination,
+    MailDestination,
+    Rule,
+    Settings,
+    Source,
+    StowDestination,
+    WebhookDestination,
+)
 
 EXAMPLE = Path(__file__).parents[2] / "onescan.example.toml"
+KINDS = (Destination, StowDestination, FhirDestination, Hl7Destination, WebhookDestination, MailDestination)
 
 
 def uncommented(text: str) -> str:
@@ -24,15 +35,14 @@ def uncommented(text: str) -> str:
 def test_every_setting_is_documented_in_the_example():
     example = tomllib.loads(uncommented(EXAMPLE.read_text()))
     assert set(example) == set(Settings.model_fields)
-    kinds = (Destination, StowDestination, FhirDestination, Hl7Destination)
-    assert [set(named) for named in example["destinations"]] == [set(kind.model_fields) for kind in kinds]
-    assert tuple(map(type, Settings(**example).destinations)) == kinds
+    assert [set(named) for named in example["destinations"]] == [set(kind.model_fields) for kind in KINDS]
+    assert tuple(map(type, Settings(**example).destinations)) == KINDS
     assert [set(rule) for rule in example["rules"]] == [set(Rule.model_fields)]
     assert [set(source) for source in example["sources"]] == [set(Source.model_fields)]
 
 
 def test_every_setting_says_what_it_is():
-    for documented in (Settings, Destination, StowDestination, FhirDestination, Hl7Destination, Rule, Source):
+    for documented in (Settings, *KINDS, Rule, Source):
         assert [name for name, field in documented.model_fields.items() if not field.description] == []
 
 
@@ -112,11 +122,13 @@ def test_without_any_file_the_defaults_hold(tmp_path, monkeypatch):
         ('ae_title = "A TITLE THAT IS TOO LONG"\n', "ae_title"),
         ('ae_title = "BACK\\\\SLASH"\n', "ae_title"),
         ('[[destinations]]\nname = "a/b"\nae_title = "X"\nhost = "h"\nport = 1\n', "destinations.0.name"),
-        ('[[destinations]]\nname = "a"\nkind = "fax"\n', "destinations.0: .*dicom, stow, fhir, hl7"),
+        ('[[destinations]]\nname = "a"\nkind = "fax"\n', "destinations.0: .*dicom, stow, fhir, hl7, webhook, mail"),
         ('[[destinations]]\nname = "a"\nkind = "fhir"\nurl = "ftp://x"\n', "destinations.0.url"),
         ('[[destinations]]\nname = "a"\nkind = "stow"\nurl = "http://x"\nobjects = ["fhir"]\n', "objects"),
         ('[[destinations]]\nname = "a"\nkind = "stow"\nurl = "http://x"\nobjects = ["sr", "sr"]\n', "twice: sr"),
         ('[[destinations]]\nname = "a"\nkind = "hl7"\nhost = "h"\n', "destinations.0.port"),
+        ('[[destinations]]\nname = "a"\nkind = "webhook"\nurl = "http://x"\nevents = ["all"]\n', "events"),
+        ('[[destinations]]\nname = "a"\nkind = "mail"\nhost = "h"\nsender = "a"\nrecipients = []\n', "recipients"),
         (2 * '[[destinations]]\nname = "a"\nae_title = "X"\nhost = "h"\nport = 1\n', "same name"),
         ("this is not TOML", "not TOML"),
     ],
@@ -134,9 +146,17 @@ def test_destinations_of_every_kind_survive_the_way_to_the_worker():
         {"name": "web", "kind": "stow", "url": "https://h/dicom-web"},
         {"name": "ehr", "kind": "fhir", "url": "https://h/r4", "bearer_token_file": "/run/token"},
         {"name": "engine", "kind": "hl7", "host": "h", "port": 2575},
+        {"name": "alarm", "kind": "webhook", "url": "https://h/alarm"},
+        {"name": "staff", "kind": "mail", "host": "h", "sender": "a@h", "recipients": ["b@h"]},
     ]
     settings = Settings(destinations=named)
-    assert [peer.objects for peer in settings.destinations[1:]] == [("sr", "seg", "sc"), ("fhir",), ("hl7",)]
+    assert [peer.objects for peer in settings.destinations[1:]] == [
+        ("sr", "seg", "sc"),
+        ("fhir",),
+        ("hl7",),
+        ("webhook",),
+        ("mail",),
+    ]
     assert Settings.model_validate_json(settings.model_dump_json()) == settings
 
 

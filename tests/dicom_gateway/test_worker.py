@@ -26,7 +26,14 @@ from dicom_gateway import operate
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.objects import part_10
-from dicom_gateway.settings import Destination, FhirDestination, Hl7Destination, Settings, StowDestination
+from dicom_gateway.settings import (
+    Destination,
+    FhirDestination,
+    Hl7Destination,
+    Settings,
+    StowDestination,
+    WebhookDestination,
+)
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import result_path
 from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
@@ -188,6 +195,95 @@ def test_the_doctor_calls_destinations_of_every_kind(worker, is_there):
         checks = operate.doctor(settings)
     called = {check.name: check.ok for check in checks if check.name.startswith("destination ")}
     assert called == {f"destination {name}": is_there for name in ("web", "ehr", "engine")}
+
+
+def urgent(files, folder, revision, created):
+    """The first report is urgent, its amendment is not."""
+    folder.mkdir(parents=True)
+    kinds = ("pneumothorax",) if revision == 1 else ()
+    report = sample_report(STUDY, revision=revision, created=created, urgent=kinds)
+    (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
+    return "reported"
+
+
+def hook(server, *events, name="hook"):
+    return WebhookDestination(name=name, kind="webhook", url=server.url, events=events)
+
+
+def told(server):
+    return [json.loads(body) for _, _, body in server.posted]
+
+
+def deliver(worker, name, revision=1):
+    """The next attempt, as the queue would make it; nothing where none is due."""
+    row = index.get_delivery(worker.engine, STUDY, revision, name)
+    if row is not None and row.state in (DeliveryState.PENDING, DeliveryState.DELAYED):
+        worker.deliver_report(STUDY, revision, name, row.attempts + 1, 3)
+    return index.get_delivery(worker.engine, STUDY, revision, name)
+
+
+def test_who_wants_to_hear_of_reports_hears_of_each_and_who_of_urgent_ones_of_their_amendments_too(worker):
+    with fhir_server(200) as every, fhir_server(200) as some:
+        peers = (hook(every, "report", name="every"), hook(some, "urgent", name="some"))
+        worker = replace(worker, settings=worker.settings.model_copy(update={"destinations": peers}), analyse=urgent)
+        for revision in (1, 2):
+            worker.analyse_study(STUDY, receive(worker, revision), CREATED + revision)
+            assert deliver(worker, "every", revision).state is DeliveryState.DELIVERED
+            assert deliver(worker, "some", revision).state is DeliveryState.DELIVERED
+    assert [(n["revision"], n["state"], n["urgent"]) for n in told(every)] == [
+        (1, "reported", True),
+        (2, "reported", False),
+    ]
+    assert told(some) == told(every)
+
+
+def test_who_wants_to_hear_of_urgent_reports_hears_of_no_other(worker):
+    with fhir_server(200) as server:
+        worker = sending_to(worker, hook(server, "urgent", "parked"))
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        assert deliver(worker, "hook") is None
+
+
+def test_a_delivery_that_is_given_up_is_told_of_and_so_is_a_failed_analysis(worker, peer):
+    peer.status = 0xC000
+    with fhir_server(200) as server:
+        peers = (*worker.settings.destinations, hook(server, "report", "parked"))
+        worker = replace(worker, settings=worker.settings.model_copy(update={"destinations": peers}))
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        deliver(worker, "hook")
+        assert deliver(worker, "pacs").state is DeliveryState.PARKED
+        assert deliver(worker, "hook").state is DeliveryState.DELIVERED
+        failing = replace(worker, analyse=lambda *_: 1 / 0)
+        failing.analyse_study(STUDY, receive(worker, 2), CREATED + 1)
+        deliver(worker, "hook", 2)
+    assert [(n["revision"], n["state"], n["parked"]) for n in told(server)] == [
+        (1, "refused", []),
+        (1, "refused", ["pacs"]),
+        (2, "failed", []),
+    ]
+
+
+def test_what_is_parked_while_a_notice_is_on_its_way_is_told_after_it(worker, peer):
+    peer.status = 0xC000
+    with fhir_server(200) as server:
+        peers = (*worker.settings.destinations, hook(server, "report", "parked"))
+        worker = replace(worker, settings=worker.settings.model_copy(update={"destinations": peers}))
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        server.meanwhile = lambda: deliver(worker, "pacs")
+        deliver(worker, "hook")
+        deliver(worker, "hook")
+    assert [n["parked"] for n in told(server)] == [[], ["pacs"]]
+
+
+def test_a_notice_is_tried_again_and_parked_and_nobody_is_told_of_that(worker):
+    with fhir_server(503) as busy, fhir_server(404) as wrong, fhir_server(200) as other:
+        peers = (hook(busy, "report", name="busy"), hook(wrong, "report", name="wrong"), hook(other, "parked"))
+        worker = replace(worker, settings=worker.settings.model_copy(update={"destinations": peers}))
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        assert deliver(worker, "busy").state is DeliveryState.DELAYED
+        assert deliver(worker, "wrong").state is DeliveryState.PARKED
+        assert deliver(worker, "hook") is None
+    assert operate.replay(worker.settings, STUDY) == (f"deliver:{STUDY}:r1:wrong",)
 
 
 def test_a_delivery_notes_what_was_sent_and_in_place_of_what(worker):
