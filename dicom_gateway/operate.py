@@ -495,13 +495,13 @@ def _call(settings: Settings, peer: AnyDestination) -> str:
         case StowDestination():
             stow.ask(peer.url, bearer_token=peer.bearer_token())
             return "answers a search"
-        case Hl7Destination():
         case WebhookDestination():
             webhook.connect(peer.url)
             return "takes connections"
         case MailDestination():
             mail.connect(peer)
             return "takes mail"
+        case Hl7Destination():
             mllp.connect(peer.host, peer.port)
             return "takes connections"
         case _:
