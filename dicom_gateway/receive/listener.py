@@ -24,6 +24,7 @@ _BACKLOG = 1024
 _MAXIMUM_HALF_OPEN = 256
 _THREAD_STACK_BYTES = 512 << 10
 _STOP_S = 5.0
+_LAST_WORD_S = 1.0
 _ACCEPT_AGAIN_S = 0.05
 
 
@@ -111,6 +112,7 @@ class Listener:
         except OSError as error:
             if isinstance(error, ssl.SSLError):
                 emit(Event.TLS_REFUSED, level="warning", address=address, reason=error.reason)
+                _leave(connection)
             self._forget(connection)
             return
         association = Association(
@@ -126,6 +128,7 @@ class Listener:
         except Exception as error:  # noqa: BLE001  # edge: one connection must not end the port
             emit(Event.CONNECTION_FAILED, level="error", address=address, error=type(error).__name__)
         finally:
+            _leave(connection)
             self._forget(connection)
 
     def _established(self, connection: socket.socket) -> None:
@@ -144,6 +147,20 @@ def start_listener(reception: Reception) -> Listener:
     listener = Listener(reception)
     listener.start()
     return listener
+
+
+def _leave(connection: socket.socket) -> None:
+    """Wait a moment for the peer to close (PS3.8 Table 9-10, Sta13).
+
+    Who closes over bytes that were not read resets the connection, and the peer may never see why it was aborted.
+    """
+    deadline = time.monotonic() + _LAST_WORD_S
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_WR)
+        while (left_s := deadline - time.monotonic()) > 0:
+            connection.settimeout(left_s)
+            if not socket.socket.recv(connection, 65536):
+                return
 
 
 def _wake(connection: socket.socket, how: int) -> None:

@@ -147,6 +147,15 @@ def test_what_breaks_an_association_is_aborted(settings, sent, reason):
             assert another.associate().kind == ASSOCIATE_AC
 
 
+def test_an_abort_is_no_reset_of_the_connection(settings):
+    """A reset may overtake the abort, and the peer never learns the reason."""
+    with listening(settings), Peer(settings) as peer:
+        peer.associate()
+        peer.send(pdu(4, bytes(2_000_000)))
+        assert peer.receive() == (7, bytes((0, 0, *INVALID_PARAMETER)))
+        assert peer.socket.recv(1) == b""
+
+
 def test_one_context_id_for_two_contexts_is_aborted(settings):
     request = associate_request(contexts=ECHO_AND_STORE)
     with listening(settings), Peer(settings) as peer:
