@@ -12,10 +12,20 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from scipy import ndimage
 
+from imaging.blocks import block_means, enlarged
 from imaging.geometry import FloatArray
+from imaging.morphology import (
+    IN_PLANE,
+    Mask,
+    distance_to,
+    filled_body,
+    filled_planes,
+    labelled_planes,
+    opened_planes,
+)
 from imaging.volume import AIR_HU, Volume
 
-Mask = npt.NDArray[np.bool_]
+__all__ = ["Lungs", "Mask", "segment_lungs"]
 
 _WORKING_SPACING_MM = 2.0
 _BODY_HU = -300
@@ -23,7 +33,6 @@ _LUNG_HU = -400
 _GAS_HU = -975
 _CLOSING_MM = 8.0
 _WALL_MM = 60.0
-_IN_PLANE = ndimage.generate_binary_structure(2, 1)[None]
 _TRACHEA_AREA_MM2 = (40.0, 900.0)
 _TRACHEA_MINIMUM_LENGTH_MM = 20.0
 _AIRWAY_MAXIMUM_ML = 140.0
@@ -44,11 +53,16 @@ class Lungs:
     left: Mask
     right: Mask
 
+    @property
+    def slices(self) -> npt.NDArray[np.intp]:
+        """Indices of the slices that show lung."""
+        return np.flatnonzero(self.left.any(axis=(1, 2)) | self.right.any(axis=(1, 2)))
+
 
 def segment_lungs(volume: Volume) -> Lungs:
     """Masks of an axial chest CT; lungs and airways are empty where none are found."""
     factors = tuple(max(1, round(_WORKING_SPACING_MM / mm)) for mm in volume.geometry.spacing_mm)
-    small = _shrunk(volume.hu, factors)
+    small = np.floor(block_means(volume.hu, factors) + 0.5).astype(np.int16)
     spacing = tuple(mm * f for mm, f in zip(volume.geometry.spacing_mm, factors, strict=True))
     body = _body(small, min(spacing[1:]))
     air = body & (small < _LUNG_HU)
@@ -58,42 +72,31 @@ def segment_lungs(volume: Volume) -> Lungs:
     left, right = _two_lungs(small, air & ~_dilated(airways, 1), spacing, to_left)
     left, right = (_closed(lung, spacing) & body for lung in (left, right))
     right &= ~left
-    full = volume.hu.shape
-    full_airways = _enlarged(airways, factors, full) & (volume.hu < _LUNG_HU)
-    return Lungs(
-        body=_enlarged(body, factors, full),
-        airways=full_airways,
-        left=_refined(left, volume.hu, factors) & ~full_airways,
-        right=_refined(right, volume.hu, factors) & ~full_airways,
+    lungs = Lungs(
+        body=enlarged(body, factors, volume.hu.shape),
+        airways=np.zeros(volume.hu.shape, np.bool_),
+        left=_refined(left, volume.hu, factors),
+        right=_refined(right, volume.hu, factors),
     )
-
-
-def _shrunk(hu: npt.NDArray[np.int16], factors: tuple[int, ...]) -> npt.NDArray[np.int16]:
-    """Block means; the last, incomplete block of an axis is dropped."""
-    image = sitk.BinShrink(sitk.GetImageFromArray(hu), [int(f) for f in reversed(factors)])
-    return sitk.GetArrayFromImage(image).astype(np.int16)
+    if airways.any():
+        box = _source_box(airways, factors, volume.hu.shape)
+        inside = enlarged(airways, factors, *_extent(box)) & (volume.hu[box] < _LUNG_HU)
+        lungs.airways[box] = inside
+        lungs.left[box] &= ~inside
+        lungs.right[box] &= ~inside
+    return lungs
 
 
 def _body(hu: npt.NDArray[np.int16], in_plane_mm: float) -> Mask:
     """The patient without table and clothes, air inside filled slice by slice."""
     solid = hu > _BODY_HU
-    opened = sitk.BinaryMorphologicalOpening(sitk.GetImageFromArray(solid.astype(np.uint8)), [2, 2, 0])
-    largest = _largest(sitk.GetArrayViewFromImage(opened).astype(bool))
+    largest = _largest(opened_planes(solid))
     if not largest.any():
         return largest
     # The opening also takes a thin chest wall away, and with it what closes the lung: it comes back around the air.
-    wall = ndimage.binary_dilation(largest, _IN_PLANE, iterations=round(_WALL_MM / in_plane_mm), mask=solid)
-    inside = np.stack([_filled(plane) for plane in wall]) & ~wall
-    return largest | inside | (ndimage.binary_dilation(inside, _IN_PLANE, iterations=3) & wall)
-
-
-def _filled(plane: Mask) -> Mask:
-    """The holes of one slice filled. An edge of the image that cuts the body is part of its outline."""
-    framed = np.pad(plane, 1)
-    framed[0], framed[-1] = plane[0].any(), plane[-1].any()
-    framed[:, 0], framed[:, -1] = plane[:, 0].any(), plane[:, -1].any()
-    filled: Mask = ndimage.binary_fill_holes(framed)[1:-1, 1:-1]
-    return filled
+    wall = ndimage.binary_dilation(largest, IN_PLANE, iterations=round(_WALL_MM / in_plane_mm), mask=solid)
+    inside = filled_body(wall) & ~wall
+    return largest | inside | (ndimage.binary_dilation(inside, IN_PLANE, iterations=3) & wall)
 
 
 def _airways(
@@ -110,11 +113,10 @@ def _airways(
     if seed is None:
         return empty
     voxel_ml = float(np.prod(spacing)) / 1000
-    image = sitk.GetImageFromArray(hu)
     best, previous_ml = empty, 0.0
     for threshold in range(-980, -800, 20):
-        grown = sitk.ConnectedThreshold(image, [seed[::-1]], lower=AIR_HU - 1, upper=threshold)
-        mask = sitk.GetArrayViewFromImage(grown).astype(bool)
+        labels = cc3d.connected_components((hu <= threshold) & (hu >= AIR_HU - 1), connectivity=6)
+        mask = labels == labels[seed] if labels[seed] else empty
         volume_ml = float(mask.sum()) * voxel_ml
         if volume_ml > _AIRWAY_MAXIMUM_ML or (previous_ml > 5.0 and volume_ml > previous_ml + _AIRWAY_LEAK_ML):
             break
@@ -126,9 +128,9 @@ def _trachea_seed(
     body: Mask, air: Mask, spacing: tuple[float, ...], to_left: FloatArray, superior_last: bool
 ) -> tuple[int, int, int] | None:
     """A voxel of the trachea: the longest run of small round lumens near the midline, its upper part."""
-    lumens = np.stack([_round_lumens(plane, spacing) for plane in air])
-    labels = cc3d.connected_components(lumens, connectivity=26)
-    middle_mm = float(np.median(np.argwhere(body) @ to_left)) if body.any() else 0.0
+    labels = cc3d.connected_components(_round_lumens(air, spacing), connectivity=26)
+    offsets_mm = sum(axis * mm for axis, mm in zip(np.ogrid[tuple(map(slice, body.shape))], to_left, strict=True))
+    middle_mm = float(np.median(offsets_mm[body])) if body.any() else 0.0
     best_mm, best = _TRACHEA_MINIMUM_LENGTH_MM, 0
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         length_mm = (box[0].stop - box[0].start) * spacing[0]
@@ -145,18 +147,19 @@ def _trachea_seed(
     return index, int(row), int(column)
 
 
-def _round_lumens(plane: Mask, spacing: tuple[float, ...]) -> Mask:
-    """The air pockets of one slice that have the size and roundness of a trachea."""
-    labels, _ = ndimage.label(plane)
-    keep = np.zeros_like(plane)
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        lumen = labels[box] == label
-        height, width = lumen.shape[0] * spacing[1], lumen.shape[1] * spacing[2]
-        area_mm2 = float(lumen.sum()) * spacing[1] * spacing[2]
-        is_round = max(height, width) < 2.5 * min(height, width) and area_mm2 > 0.5 * height * width
-        if _TRACHEA_AREA_MM2[0] <= area_mm2 <= _TRACHEA_AREA_MM2[1] and is_round:
-            keep[box] |= lumen
-    return keep
+def _round_lumens(air: Mask, spacing: tuple[float, ...]) -> Mask:
+    """The air pockets of each slice that have the size and roundness of a trachea."""
+    labels, count = labelled_planes(air)
+    areas_mm2 = np.bincount(labels.ravel(), minlength=count + 1) * spacing[1] * spacing[2]
+    boxes = ndimage.find_objects(labels)
+    is_lumen = np.zeros(count + 1, np.bool_)
+    low, high = _TRACHEA_AREA_MM2
+    for label in np.flatnonzero((areas_mm2[1:] >= low) & (areas_mm2[1:] <= high)) + 1:
+        _, rows, columns = boxes[label - 1]
+        height, width = (rows.stop - rows.start) * spacing[1], (columns.stop - columns.start) * spacing[2]
+        slender = max(height, width) >= 2.5 * min(height, width)
+        is_lumen[label] = not slender and areas_mm2[label] > 0.5 * height * width
+    return is_lumen[labels]
 
 
 def _two_lungs(
@@ -220,33 +223,37 @@ def _closed(lung: Mask, spacing: tuple[float, ...]) -> Mask:
     box = ndimage.find_objects(lung.astype(np.uint8))[0]
     margin = [int(np.ceil(_CLOSING_MM / mm)) + 1 for mm in spacing]
     padded = np.pad(lung[box], [(m, m) for m in margin])
-    grown = _distance_mm(padded, spacing) <= _CLOSING_MM
-    closed = _distance_mm(~grown, spacing) > _CLOSING_MM
+    grown = distance_to(padded, spacing) <= _CLOSING_MM
+    closed = distance_to(~grown, spacing) > _CLOSING_MM
     inner = tuple(slice(m, m + n) for m, n in zip(margin, lung[box].shape, strict=True))
     result = lung.copy()
-    result[box] |= np.stack([ndimage.binary_fill_holes(plane) for plane in closed[inner]])
+    result[box] |= filled_planes(closed[inner])
     return result
-
-
-def _distance_mm(mask: Mask, spacing: tuple[float, ...]) -> npt.NDArray[np.float32]:
-    """Distance of every voxel to the mask, 0 or less inside."""
-    image = sitk.GetImageFromArray(mask.astype(np.uint8))
-    image.SetSpacing(tuple(reversed(spacing)))
-    distance = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
-    return sitk.GetArrayFromImage(distance)
 
 
 def _refined(lung: Mask, hu: npt.NDArray[np.int16], factors: tuple[int, ...]) -> Mask:
     """The mask on the source grid: its core whole, its rim only where the voxels are lung."""
-    core = _enlarged(~_dilated(~lung, 1), factors, hu.shape)
-    rim = _enlarged(_dilated(lung, 1), factors, hu.shape) & (hu < -500)
-    return core | rim
+    refined = np.zeros(hu.shape, np.bool_)
+    wider = _dilated(lung, 1)
+    if wider.any():
+        box = _source_box(wider, factors, hu.shape)
+        rim = enlarged(wider, factors, *_extent(box)) & (hu[box] < -500)
+        refined[box] = enlarged(~_dilated(~lung, 1), factors, *_extent(box)) | rim
+    return refined
 
 
-def _enlarged(mask: Mask, factors: tuple[int, ...], shape: tuple[int, ...]) -> Mask:
-    for axis, factor in enumerate(factors):
-        mask = np.repeat(mask, factor, axis=axis) if factor > 1 else mask
-    return np.pad(mask, [(0, n - m) for n, m in zip(shape, mask.shape, strict=True)], mode="edge")
+def _source_box(mask: Mask, factors: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """The voxels of the source grid that a non-empty mask of the working grid bounds."""
+    bounds = ndimage.find_objects(mask.view(np.uint8))[0]
+    return tuple(
+        slice(part.start * factor, whole if part.stop == small else part.stop * factor)
+        for part, factor, small, whole in zip(bounds, factors, mask.shape, shape, strict=True)
+    )
+
+
+def _extent(box: tuple[slice, ...]) -> tuple[list[int], list[int]]:
+    """Shape and start of a box."""
+    return [part.stop - part.start for part in box], [part.start for part in box]
 
 
 def _dilated(mask: Mask, iterations: int) -> Mask:

@@ -1,21 +1,29 @@
-"""Source volume to the network's grid with MONAI, and the network's answers back to the source grid."""
+"""Source volume to the network's grid, and the network's answers back to the source grid.
+
+The transform is MONAI's ScaleIntensityRange, mean pooling and SpatialResample, in the same voxels to a thousandth of a
+HU (tests compare them). It is computed without MONAI and torch: to load those takes longer than to analyse a study.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from monai.data import MetaTensor
-from monai.transforms import ScaleIntensityRange, SpatialResample
+import SimpleITK as sitk
 from scipy import ndimage
 
-from imaging.geometry import Geometry
+from imaging.blocks import block_means
+from imaging.geometry import FloatArray, Geometry
 from imaging.lungs import Lungs, Mask
 from imaging.volume import Volume
 
 _MARGIN_ABOVE_AND_BELOW_LUNGS_MM = 40.0
 _MARGIN_AROUND_BODY_MM = 5.0
 _MAXIMUM_EXTENT_MM = 480.0
+# Interpolation at the edge of the source is with the minimum HU around it.
+_BORDER = 1
+_AXES = np.eye(3).ravel().tolist()
+# Voxels of the one grid that a step along an axis of the other may go sideways and still be along an axis.
+_OBLIQUE = 1e-6
 
 Box = tuple[slice, slice, slice]
 
@@ -31,12 +39,12 @@ class ModelInput:
 
     def to_source(self, values: npt.NDArray[np.generic], box: Box) -> npt.NDArray[np.float32]:
         """Values of the network grid (z, y, x) at the voxels of `box` of the source grid, interpolated linearly."""
-        return _sampled(values, self.geometry, self.source, box, order=1)
+        return _sampled(values, self.geometry, self.source, box, order=1).astype(np.float32, copy=False)
 
     def from_source(self, mask: Mask) -> Mask:
         """A mask of the source grid at the voxels of the network grid, the nearest voxel's value."""
         whole = tuple(slice(0, n) for n in self.geometry.shape)
-        return _sampled(mask, self.source, self.geometry, (whole[0], whole[1], whole[2]), order=0) > 0.5
+        return _sampled(mask, self.source, self.geometry, (whole[0], whole[1], whole[2]), order=0).astype(np.bool_)
 
     def source_box(self, box: Box) -> Box:
         """The part of the source grid that holds `box` of the network grid, clipped, one voxel wider."""
@@ -59,34 +67,76 @@ def prepare(
     """
     grid = _network_grid(volume, lungs, spacing_mm, multiple_of)
     factors = tuple(max(1, int(spacing_mm / mm)) for mm in volume.geometry.spacing_mm)
-    clip = ScaleIntensityRange(a_min=minimum_hu, a_max=maximum_hu, b_min=0.0, b_max=maximum_hu - minimum_hu, clip=True)
     # Zero is the minimum here, so that what lies outside the source is filled with it.
-    above_minimum = clip(torch.from_numpy(volume.hu.astype(np.float32))[None]).as_tensor()
-    averaged = torch.nn.functional.avg_pool3d(above_minimum[None], factors, ceil_mode=False)[0]
-    image = MetaTensor(averaged, affine=torch.from_numpy(_shrunk_affine(volume.geometry.affine, factors)))
-    resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False)
-    resampled = resample(image, dst_affine=torch.from_numpy(grid.affine.copy()), spatial_size=grid.shape)
-    hu = resampled.numpy().astype(np.float32) + np.float32(minimum_hu)
-    return ModelInput(hu[None], grid, volume.geometry)
+    above_minimum = block_means(volume.hu, factors, minimum_hu, maximum_hu) - np.float32(minimum_hu)
+    image = _image(np.pad(above_minimum, _BORDER), _shrunk_affine(volume.geometry.affine, factors, border=_BORDER))
+    size, origin, spacing = (
+        [int(n) for n in reversed(grid.shape)],
+        [float(mm) for mm in grid.affine[:3, 3]],
+        [spacing_mm] * 3,
+    )
+    resampled = sitk.Resample(image, size, sitk.Transform(), sitk.sitkLinear, origin, spacing, _AXES, 0.0)
+    hu = sitk.GetArrayFromImage(resampled)
+    hu += np.float32(minimum_hu)
+    return ModelInput(hu[None, None], grid, volume.geometry)
+
+
+def _image(values: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> sitk.Image:
+    """An array (slice, row, column) where `affine` puts it, LPS in mm."""
+    image = sitk.GetImageFromArray(values)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image.SetSpacing([float(mm) for mm in reversed(spacing)])
+    image.SetDirection((affine[:3, :3] / spacing)[:, ::-1].ravel().tolist())
+    image.SetOrigin([float(mm) for mm in affine[:3, 3]])
+    return image
 
 
 def _sampled(
     values: npt.NDArray[np.generic], grid: Geometry, target: Geometry, box: Box, order: int
-) -> npt.NDArray[np.float32]:
+) -> npt.NDArray[np.generic]:
     """`values` on `grid` at the voxels of `box` of `target`; 0 outside."""
     matrix = np.linalg.inv(grid.affine) @ target.affine
     start = np.array([axis.start for axis in box], dtype=np.float64)
     size = tuple(axis.stop - axis.start for axis in box)
     offset = matrix[:3, :3] @ start + matrix[:3, 3]
-    return ndimage.affine_transform(
-        values.astype(np.float32), matrix[:3, :3], offset, output_shape=size, order=order, mode="grid-constant"
-    )
+    steps = np.diag(matrix[:3, :3])
+    if np.abs(matrix[:3, :3] - np.diag(steps)).max() > _OBLIQUE:
+        return ndimage.affine_transform(
+            values.astype(np.float32), matrix[:3, :3], offset, output_shape=size, order=order, mode="grid-constant"
+        )
+    # Along the axes of both grids one axis can follow the other, twenty times as fast.
+    for axis in np.argsort(np.array(size) / values.shape):
+        places = offset[axis] + steps[axis] * np.arange(size[axis])
+        values = _nearest(values, axis, places) if order == 0 else _interpolated(values, axis, places)
+    return values
 
 
-def _shrunk_affine(affine: npt.NDArray[np.float64], factors: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """Affine of block means: larger steps, and the first centre in the middle of the first block."""
+def _nearest(values: npt.NDArray[np.generic], axis: int, places: FloatArray) -> npt.NDArray[np.generic]:
+    index = np.floor(places + 0.5).astype(int)
+    inside = (index >= 0) & (index < values.shape[axis])
+    found = np.take(values, np.where(inside, index, 0), axis)
+    found[tuple(~inside if n == axis else slice(None) for n in range(3))] = 0
+    return found
+
+
+def _interpolated(values: npt.NDArray[np.generic], axis: int, places: FloatArray) -> npt.NDArray[np.float32]:
+    low = np.floor(places).astype(int)
+
+    def weighted(index: npt.NDArray[np.intp], share: FloatArray) -> npt.NDArray[np.float32]:
+        inside = (index >= 0) & (index < values.shape[axis])
+        part = np.take(values, np.where(inside, index, 0), axis).astype(np.float32, copy=False)
+        part *= np.where(inside, share, 0.0).astype(np.float32).reshape([-1 if n == axis else 1 for n in range(3)])
+        return part
+
+    total = weighted(low, 1 - (places - low))
+    total += weighted(low + 1, places - low)
+    return total
+
+
+def _shrunk_affine(affine: npt.NDArray[np.float64], factors: tuple[int, ...], border: int) -> npt.NDArray[np.float64]:
+    """Affine of block means: larger steps, the first centre in the middle of a block `border` before the first."""
     scale = np.diag([*map(float, factors), 1.0])
-    scale[:3, 3] = [(f - 1) / 2 for f in factors]
+    scale[:3, 3] = [(f - 1) / 2 - border * f for f in factors]
     return affine @ scale
 
 

@@ -5,10 +5,11 @@ A REJECT means that no finding may be drawn from the series. A volume is geometr
 
 import enum
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import SimpleITK as sitk
 
 from imaging.geometry import slice_normal
@@ -184,8 +185,8 @@ def _ordered_positions_mm(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarr
 def check_voxels(volume: Volume, lungs: Lungs) -> tuple[QualityIssue, ...]:
     """Whether the voxels are a chest in plausible HU with both lungs inside the volume, and how noisy they are."""
     lung_volume_ml = {
-        "left": float(lungs.left.sum()) * volume.geometry.voxel_volume_mm3 / 1000,
-        "right": float(lungs.right.sum()) * volume.geometry.voxel_volume_mm3 / 1000,
+        "left": float(np.count_nonzero(lungs.left)) * volume.geometry.voxel_volume_mm3 / 1000,
+        "right": float(np.count_nonzero(lungs.right)) * volume.geometry.voxel_volume_mm3 / 1000,
     }
     total_ml = sum(lung_volume_ml.values())
     if total_ml < MINIMUM_LUNG_VOLUME_ML:
@@ -207,7 +208,8 @@ def _both_lungs(lung_volume_ml: dict[str, float]) -> Iterator[QualityIssue]:
 
 def _coverage(volume: Volume, lungs: Lungs) -> Iterator[QualityIssue]:
     """A lung that still has a large cross-section in the outermost slice goes on outside the volume."""
-    area_mm2 = (lungs.left | lungs.right).sum(axis=(1, 2)) * float(np.prod(volume.geometry.spacing_mm[1:]))
+    voxels = np.array([np.count_nonzero(left | right) for left, right in zip(lungs.left, lungs.right, strict=True)])
+    area_mm2 = voxels * float(np.prod(volume.geometry.spacing_mm[1:]))
     superior_last = volume.geometry.affine[2, 0] > 0
     ends = (
         {"bases": area_mm2[0], "apices": area_mm2[-1]}
@@ -225,10 +227,9 @@ def _coverage(volume: Volume, lungs: Lungs) -> Iterator[QualityIssue]:
 
 
 def _hu_plausible(volume: Volume, lungs: Lungs) -> Iterator[QualityIssue]:
-    lung = volume.hu[lungs.left | lungs.right]
-    lung_median = float(np.median(lung))
-    tissue = volume.hu[lungs.body & (volume.hu > -250)]
-    tissue_median = float(np.median(tissue)) if tissue.size else float("nan")
+    lung_median = _median_hu(volume, (left | right for left, right in zip(lungs.left, lungs.right, strict=True)))
+    solid = (body & (plane > -250) for body, plane in zip(lungs.body, volume.hu, strict=True))
+    tissue_median = _median_hu(volume, solid)
     for what, value, (low, high) in (
         ("lung", lung_median, _LUNG_HU),
         ("soft tissue", tissue_median, _SOFT_TISSUE_HU),
@@ -238,6 +239,18 @@ def _hu_plausible(volume: Volume, lungs: Lungs) -> Iterator[QualityIssue]:
             yield _reject("hu", f"median of {what} is {value:.0f} HU, not within {low:.0f} to {high:.0f}", value, limit)
         else:
             yield QualityIssue(check="hu", verdict=Verdict.PASS, message=f"{what} {value:.0f} HU", measured=value)
+
+
+def _median_hu(volume: Volume, masks: Iterable[npt.NDArray[np.bool_]]) -> float:
+    """Median of the voxels in one mask a slice, nan without any; counted slice by slice to need no copy of them."""
+    count = np.zeros(1 << 16, np.int64)
+    for plane, mask in zip(volume.hu, masks, strict=True):
+        count += np.bincount(plane[mask].view(np.uint16) ^ 0x8000, minlength=count.size)
+    total = int(count.sum())
+    if not total:
+        return float("nan")
+    middle = np.searchsorted(count.cumsum(), [(total + 1) // 2, total // 2 + 1])
+    return float(middle.mean()) - 0x8000
 
 
 def _noise(volume: Volume, lungs: Lungs) -> Iterator[QualityIssue]:

@@ -1,6 +1,8 @@
 """What one run of the network knows about the anatomy of one volume: what the measured kinds are measured on."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar, TypeVarTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,8 @@ from models.contrast import BloodPool
 from models.findings import FindingKind
 
 Mask = npt.NDArray[np.bool_]
+Wanted = TypeVarTuple("Wanted")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,6 +35,13 @@ class Anatomy:
     blood_pool: BloodPool
     sharp_kernel: bool
     model_sha256: str
+    _made: dict[tuple[object, ...], object] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, make: Callable[["Anatomy", *Wanted], Made], *args: *Wanted) -> Made:
+        """What `make` gives for this anatomy: computed once, however many rules ask for it."""
+        if (make, *args) not in self._made:
+            self._made[make, *args] = make(self, *args)
+        return cast(Made, self._made[make, *args])
 
     def mask(self, *names: str) -> Mask:
         """Where any of the named classes is, on the network's grid. Raises ValueError for an unknown name."""

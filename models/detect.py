@@ -565,7 +565,7 @@ class _Reading:
         return f"{side} lung, {lung_zone(region.centre_mm, self._lung_z_mm)}"
 
     def _lung_height_mm(self) -> tuple[float, float]:
-        slices = np.flatnonzero((self._lungs.left | self._lungs.right).any(axis=(1, 2)))
+        slices = self._lungs.slices
         ends = (slices[0], slices[-1]) if len(slices) else (0, self._volume.hu.shape[0] - 1)
         low, high = sorted(float(self._volume.geometry.index_to_patient((z, 0, 0))[2]) for z in ends)
         return low, high

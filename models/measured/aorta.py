@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from imaging.morphology import depth_in
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity
 from models.measured.answer import answer, not_assessed
@@ -66,7 +67,7 @@ class AorticDiameters:
 def aortic_dilatation(anatomy: Anatomy) -> tuple[Finding, ...]:
     """Greatest diameters of ascending aorta (above the root), arch and descending aorta; 40 mm is dilated."""
     kind = FindingKind.AORTIC_DILATATION
-    found = measure_aorta(anatomy)
+    found = anatomy.once(measure_aorta)
     if isinstance(found, str):
         return (not_assessed(anatomy, kind, found),)
     missing = "; ".join(f"{name}: {reason}" for name, reason in found.missing.items())
@@ -118,7 +119,7 @@ def outline_fault(outline: Outline) -> str | None:
 
 def measure_aorta(anatomy: Anatomy) -> AorticDiameters | str:
     """The diameters by segment, or why none can be measured."""
-    outline = outline_of(anatomy, "aorta")
+    outline = anatomy.once(outline_of, "aorta")
     fault = outline_fault(outline)
     if fault:
         return fault
@@ -145,9 +146,8 @@ def measure_aorta(anatomy: Anatomy) -> AorticDiameters | str:
 def _without_branches(mask: Mask, spacing_mm: float) -> Mask:
     """Opened by a ball that fits the lower end of the aorta but not the vessels that rise from the arch."""
     bounds = ndimage.find_objects(mask.astype(np.int8))[0]
-    part = np.pad(mask[bounds], 1)
-    depth = ndimage.distance_transform_edt(part) * spacing_mm
-    low = depth[1 : 1 + max(1, len(depth) // 3)]
+    depth = depth_in(mask[bounds], (spacing_mm,) * 3)
+    low = depth[: max(1, (len(depth) + 2) // 3)]
     radius = _BRANCH_SHARE * float(np.percentile(low[low > 0], 95)) if (low > 0).any() else 0.0
     return opened(mask, spacing_mm, radius)
 
@@ -200,7 +200,7 @@ def _segments(sections: Sections, anatomy: Anatomy) -> dict[str, Mask]:
 
 
 def _lowest_lung_mm(anatomy: Anatomy) -> float:
-    slices = np.flatnonzero((anatomy.lungs.left | anatomy.lungs.right).any(axis=(1, 2)))
+    slices = anatomy.lungs.slices
     if not len(slices):
         return -np.inf
     geometry = anatomy.volume.geometry

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from imaging.morphology import depth_in
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity, Region
 from models.measure import region_of
@@ -62,9 +63,9 @@ class Calcium:
 def coronary_artery_calcification(anatomy: Anatomy) -> tuple[Finding, ...]:
     """Agatston score of what is dense on the surface of the heart; an estimate, as the scan is not ECG-gated."""
     kind = FindingKind.CORONARY_ARTERY_CALCIFICATION
-    heart = outline_of(anatomy, "heart")
+    heart = anatomy.once(outline_of, "heart")
     # Without the aorta's outline its calcium would be counted.
-    fault = _scan_fault(anatomy) or heart_fault(anatomy, heart) or outline_fault(outline_of(anatomy, "aorta"))
+    fault = _scan_fault(anatomy) or heart_fault(anatomy, heart) or outline_fault(anatomy.once(outline_of, "aorta"))
     if fault:
         return (not_assessed(anatomy, kind, fault),)
     others = _dilated(anatomy.mask("aorta"), _AORTA_MARGIN) | _dilated(anatomy.mask(*_BONES), _BONE_MARGIN)
@@ -98,7 +99,7 @@ def coronary_artery_calcification(anatomy: Anatomy) -> tuple[Finding, ...]:
 def arterial_wall_calcification(anatomy: Anatomy) -> tuple[Finding, ...]:
     """Volume of calcium in the wall of the thoracic aorta."""
     kind = FindingKind.ARTERIAL_WALL_CALCIFICATION
-    aorta = outline_of(anatomy, "aorta")
+    aorta = anatomy.once(outline_of, "aorta")
     fault = _scan_fault(anatomy) or outline_fault(aorta)
     if fault:
         return (not_assessed(anatomy, kind, fault),)
@@ -234,9 +235,8 @@ def _dilated(mask: Mask, voxels: int) -> Mask:
 
 def _deep(mask: Mask, anatomy: Anatomy) -> Mask:
     bounds = ndimage.find_objects(mask.astype(np.int8))[0]
-    depth = ndimage.distance_transform_edt(np.pad(mask[bounds], 1))[1:-1, 1:-1, 1:-1]
     deep = np.zeros_like(mask)
-    deep[bounds] = depth * anatomy.grid.geometry.spacing_mm[0] > _DEEPEST_MM
+    deep[bounds] = depth_in(mask[bounds], anatomy.grid.geometry.spacing_mm) > _DEEPEST_MM
     return deep
 
 

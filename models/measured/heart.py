@@ -31,7 +31,7 @@ _VESSEL_RADIUS_MM = 12.0
 def cardiomegaly(anatomy: Anatomy) -> tuple[Finding, ...]:
     """Greatest width of the heart in one slice over the greatest inner width of the thorax; 0.5 is enlarged."""
     kind = FindingKind.CARDIOMEGALY
-    heart = outline_of(anatomy, "heart")
+    heart = anatomy.once(outline_of, "heart")
     fault = heart_fault(anatomy, heart)
     if fault:
         return (not_assessed(anatomy, kind, fault),)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from imaging.geometry import Geometry
+from imaging.morphology import distance_to
 from models.anatomy import Anatomy
 from models.findings import Region
 from models.measure import region_of
@@ -55,10 +56,10 @@ def opened(mask: Mask, spacing_mm: float, radius_mm: float) -> Mask:
     if not bounds:
         return mask
     part = np.pad(mask[bounds[0]], 1)
-    core = ndimage.distance_transform_edt(part) * spacing_mm > radius_mm
+    core = distance_to(~part, (spacing_mm,) * 3) > radius_mm
     if not core.any():
         return mask
-    reached = part & (ndimage.distance_transform_edt(~core) * spacing_mm <= radius_mm)
+    reached = part & (distance_to(core, (spacing_mm,) * 3) <= radius_mm)
     pieces = cc3d.connected_components(reached, connectivity=6)
     largest = int(np.argmax(np.bincount(pieces.ravel())[1:])) + 1
     result = np.zeros_like(mask)

@@ -129,7 +129,7 @@ def _centreline(anatomy: Anatomy, mask: Mask) -> FloatArray | None:
 
 def _ascending_mm(anatomy: Anatomy, z_mm: float) -> float | None:
     """Diameter of the ascending aorta about the height of the trunk, None where it could not be measured."""
-    aorta = measure_aorta(anatomy)
+    aorta = anatomy.once(measure_aorta)
     if isinstance(aorta, str) or "ascending aorta" in aorta.missing:
         return None
     near = np.abs(aorta.ascending_mm[:, 0] - z_mm) <= _SAME_LEVEL_MM

@@ -36,7 +36,7 @@ def vertebral_compression_fracture(anatomy: Anatomy) -> tuple[Finding, ...]:
     slice_mm = anatomy.volume.geometry.spacing_mm[0]
     if slice_mm > _THICK_SLICE_MM:
         return (not_assessed(anatomy, kind, f"slices {slice_mm:.1f} mm apart are too thick to measure vertebrae"),)
-    spine, bodies = _bodies(anatomy)
+    spine, bodies = anatomy.once(_bodies)
     if spine is None:
         return (not_assessed(anatomy, kind, _NO_SPINE),)
     losses = {n: _loss(bodies, n) for n, body in enumerate(bodies) if body.heights_mm}
@@ -75,7 +75,7 @@ def low_bone_density(anatomy: Anatomy) -> tuple[Finding, ...]:
     if anatomy.blood_pool.contrast is not False:
         given = "contrast was given, which" if anatomy.blood_pool.contrast else "contrast may have been given, which"
         return (not_assessed(anatomy, kind, f"{given} raises the attenuation of bone"),)
-    spine, bodies = _bodies(anatomy)
+    spine, bodies = anatomy.once(_bodies)
     if spine is None:
         return (not_assessed(anatomy, kind, _NO_SPINE),)
     sound = [n for n, body in enumerate(bodies) if not body.heights_mm or _loss(bodies, n) < GENANT_LOSS[0]]
@@ -170,7 +170,7 @@ def _span(anatomy: Anatomy, spine: StraightSpine, bodies: Sequence[Vertebra], pl
 
 def _level(anatomy: Anatomy, spine: StraightSpine, bodies: Sequence[Vertebra], at: int) -> str:
     """The estimated level, counted down from the body at the top of the lungs: the first rib arches over it (T1)."""
-    slices = np.flatnonzero((anatomy.lungs.left | anatomy.lungs.right).any(axis=(1, 2)))
+    slices = anatomy.lungs.slices
     ends = [anatomy.volume.geometry.index_to_patient((z, 0, 0))[2] for z in (slices[0], slices[-1])]
     apex_mm = float(max(ends))
     middles = np.array([point_on(spine, (b.below + b.above) / 2, 0.0)[2] for b in bodies])

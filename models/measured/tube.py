@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from imaging.geometry import Geometry
+from imaging.morphology import depth_in
 from imaging.volume import Volume
 
 Mask = npt.NDArray[np.bool_]
@@ -68,7 +69,7 @@ class Skeleton:
 
     def __init__(self, mask: Mask, spacing_mm: float) -> None:
         bounds = ndimage.find_objects(mask.astype(np.int8))[0]
-        depth = ndimage.distance_transform_edt(np.pad(mask[bounds], 1))[1:-1, 1:-1, 1:-1]
+        depth = depth_in(mask[bounds], (1.0, 1.0, 1.0))
         thinned = depth[::_STRIDE, ::_STRIDE, ::_STRIDE]
         self._nodes = np.argwhere(thinned > 0)
         self.depth_mm = thinned[thinned > 0] * spacing_mm

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from imaging.lungs import Mask
+from imaging.morphology import distance_to, filled_planes, labelled_planes
 from models.nodules.grid import GRID_MM
+from models.nodules.resize import halved, linear, mostly
 
 Hu = npt.NDArray[np.float32]
 
@@ -50,13 +51,11 @@ def find_candidates(hu: Hu, lung: Mask, most: int = MAXIMUM_CANDIDATES) -> Candi
     """
     search = tuple(max(2, round(n * GRID_MM / _SEARCH_MM)) for n in hu.shape)
     steps = np.array(hu.shape) / np.array(search)
-    grid = torch.from_numpy(np.ascontiguousarray(hu))[None, None].clamp(*_CLIP_HU)
-    fine = torch.nn.functional.interpolate(grid, size=search, mode="trilinear", align_corners=False)
+    fine = linear(hu, search, *_CLIP_HU)
     region, within = _regions(lung, search)
-    masked = torch.where(torch.from_numpy(within)[None, None], fine, torch.tensor(_LUNG_HU))
-    coarse = torch.nn.functional.avg_pool3d(masked, 2, ceil_mode=False)[0, 0].numpy()
+    coarse = halved(np.where(within, fine, np.float32(_LUNG_HU)))
     coarse_region = region[::2, ::2, ::2][tuple(slice(0, n) for n in coarse.shape)]
-    tasks = [(fine[0, 0].numpy(), region, _SEARCH_MM, s, 0.0) for s in _FINE_SIGMAS_MM]
+    tasks = [(fine, region, _SEARCH_MM, s, 0.0) for s in _FINE_SIGMAS_MM]
     tasks += [(coarse, coarse_region, 2 * _SEARCH_MM, s, 0.5) for s in _COARSE_SIGMAS_MM]
     with ThreadPoolExecutor(max_workers=2) as pool:
         found = list(pool.map(lambda task: _blobs(*task), tasks))
@@ -71,26 +70,22 @@ def find_candidates(hu: Hu, lung: Mask, most: int = MAXIMUM_CANDIDATES) -> Candi
 
 def _regions(lung: Mask, shape: Sequence[int]) -> tuple[Mask, Mask]:
     """(where a centre may lie, the lungs with the nodules at their border) on the search grid; closed by 10 mm."""
-    coarse = [max(2, n // 2) for n in shape]
-    small = torch.nn.functional.interpolate(torch.from_numpy(lung)[None, None].float(), size=coarse, mode="area")
     mm = 2 * _SEARCH_MM
     pad = int(_CLOSING_MM / mm) + 2
-    inside = np.pad(np.stack([_without_small_holes(plane, mm) for plane in small[0, 0].numpy() > 0.5]), pad)
-    grown = ndimage.distance_transform_edt(~inside) * mm <= _CLOSING_MM
-    depth = ndimage.distance_transform_edt(grown) * mm - _CLOSING_MM
-    closed_mm = np.ascontiguousarray(depth[pad:-pad, pad:-pad, pad:-pad], dtype=np.float32)
-    fine = torch.nn.functional.interpolate(
-        torch.from_numpy(closed_mm)[None, None], size=tuple(shape), mode="trilinear", align_corners=False
-    )[0, 0].numpy()
-    return fine > -_GROWN_MM + 1.5, fine > 0.0
+    coarse = mostly(lung, [max(2, n // 2) for n in shape])
+    inside = np.pad(_without_small_holes(coarse, mm), pad)
+    grown = distance_to(inside, (mm, mm, mm)) <= _CLOSING_MM
+    depth_mm = distance_to(~grown, (mm, mm, mm)) - np.float32(_CLOSING_MM)
+    closed_mm = linear(depth_mm[pad:-pad, pad:-pad, pad:-pad], shape)
+    return closed_mm > -_GROWN_MM + 1.5, closed_mm > 0.0
 
 
-def _without_small_holes(plane: Mask, mm: float) -> Mask:
-    """A slice of the lungs with the masses in them; the mediastinum, where the lungs surround it, stays open."""
-    labels, count = ndimage.label(ndimage.binary_fill_holes(plane) & ~plane)
+def _without_small_holes(lung: Mask, mm: float) -> Mask:
+    """The slices of the lungs with the masses in them; the mediastinum, where the lungs surround it, stays open."""
+    labels, count = labelled_planes(filled_planes(lung) & ~lung)
     areas_mm2 = np.bincount(labels.ravel(), minlength=count + 1) * mm**2
     areas_mm2[0] = np.inf
-    return plane | (areas_mm2[labels] < _LARGEST_HOLE_MM2)
+    return lung | (areas_mm2 < _LARGEST_HOLE_MM2)[labels]
 
 
 def _blobs(
@@ -99,15 +94,9 @@ def _blobs(
     """((n, 3) indices on the search grid, scores) of the blobs at one scale; a coarse voxel holds two of the grid."""
     sigma = sigma_mm / voxel_mm
     smooth = ndimage.gaussian_filter(hu, sigma, truncate=3.0)
-    response = -(sigma**2) * ndimage.laplace(smooth)
-    bright = region & (response > _LEAST_RESPONSE_HU)
-    bright &= response == ndimage.maximum_filter(response, 3)
-    for axis in range(3):
-        edge = [slice(None)] * 3
-        for end in (0, -1):
-            edge[axis] = slice(0, 1) if end == 0 else slice(-1, None)
-            bright[tuple(edge)] = False
-    voxels = np.argwhere(bright)
+    response = _curvature(smooth)
+    response *= sigma**2
+    voxels = _maxima(response, region)
     if not len(voxels):
         return np.zeros((0, 3)), np.zeros(0)
     bends = -np.linalg.eigvalsh(_hessians(smooth, voxels)) * sigma**2
@@ -117,6 +106,26 @@ def _blobs(
     z, y, x = voxels[keep].T
     factor = 2.0 if shift else 1.0
     return voxels[keep] * factor + shift, np.sqrt(response[z, y, x]) * roundness[keep]
+
+
+def _curvature(values: Hu) -> Hu:
+    """Minus the Laplacian; 0 at the edges, where it is not defined."""
+    inner = (slice(1, -1),) * 3
+    result = np.zeros_like(values)
+    result[inner] = 6 * values[inner]
+    for axis in range(3):
+        for side in (slice(0, -2), slice(2, None)):
+            result[inner] -= values[tuple(side if n == axis else slice(1, -1) for n in range(3))]
+    return result
+
+
+def _maxima(response: Hu, region: Mask) -> npt.NDArray[np.intp]:
+    """(n, 3) inner voxels of the region above the least response that no neighbour exceeds."""
+    voxels = np.argwhere((response > _LEAST_RESPONSE_HU) & region)
+    for offset in np.ndindex(3, 3, 3):
+        here, there = response[tuple(voxels.T)], response[tuple((voxels + offset - 1).T)]
+        voxels = voxels[here >= there]
+    return voxels
 
 
 def _hessians(values: Hu, voxels: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
@@ -159,9 +168,11 @@ def _apart(
 def cut_patches(hu: Hu, indices: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     """(n, 2, 24, 24, 24) patches around (n, 3) indices: 1 mm, then 2 mm for context; the window's HU as 0 to 255."""
     low, high = WINDOW_HU
-    scaled = torch.from_numpy(np.ascontiguousarray(hu))[None, None].clamp(low, high).sub(low).mul(255 / (high - low))
-    coarse = torch.nn.functional.avg_pool3d(scaled, COARSE_STEP)[0, 0].round().to(torch.uint8).numpy()
-    fine = scaled[0, 0].round().to(torch.uint8).numpy()
+    scaled = np.clip(hu, low, high)
+    scaled -= np.float32(low)
+    scaled *= np.float32(255 / (high - low))
+    coarse = np.rint(halved(scaled)).astype(np.uint8)
+    fine = np.rint(scaled, out=scaled).astype(np.uint8)
     patches = np.empty((len(indices), 2, *(PATCH_VOXELS,) * 3), np.uint8)
     for channel, (values, step) in enumerate(((fine, 1), (coarse, COARSE_STEP))):
         padded = np.pad(values, PATCH_VOXELS // 2, mode="edge")

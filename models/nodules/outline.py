@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from imaging.geometry import Point
 from imaging.lungs import Lungs, Mask
+from imaging.morphology import depth_in, distance_to, filled_planes
 from imaging.volume import Volume
 
 Box = tuple[slice, slice, slice]
@@ -109,10 +110,10 @@ def _pleural_space(lung: Mask, spacing: npt.NDArray[np.float64], diameter_mm: fl
     radius_mm = max(8.0, 0.6 * diameter_mm)
     pad = [int(np.ceil(radius_mm / mm)) + 1 for mm in spacing]
     padded = np.pad(lung, [(p, p) for p in pad], mode="edge")
-    grown = ndimage.distance_transform_edt(~padded, spacing) <= radius_mm
-    closed = ndimage.distance_transform_edt(grown, spacing) > radius_mm - 1.0
+    grown = distance_to(padded, spacing) <= radius_mm
+    closed = distance_to(~grown, spacing) > radius_mm - 1.0
     inner = closed[tuple(slice(p, -p) for p in pad)]
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in inner])
+    return filled_planes(inner)
 
 
 def _body(
@@ -120,7 +121,7 @@ def _body(
 ) -> Mask | None:
     """The piece at the centre, opened by a growing share of its own depth until it ends; None where it never does."""
     half = float(spacing.min()) / 2
-    depth_mm = ndimage.distance_transform_edt(np.pad(dense, 1), spacing)[1:-1, 1:-1, 1:-1]
+    depth_mm = depth_in(dense, spacing)
     near = distance_mm <= max(0.4 * diameter_mm, 2.5)
     if not (dense & near).any():
         return None
@@ -131,17 +132,17 @@ def _body(
     for share in _OPENINGS:
         cut_mm = share * deepest
         cores = cc3d.connected_components(depth_mm - half > cut_mm, connectivity=26)
-        opened = dense & (ndimage.distance_transform_edt(cores != cores[seed], spacing) <= cut_mm + half)
+        opened = dense & (distance_to(cores == cores[seed], spacing) <= cut_mm + half)
         pieces = cc3d.connected_components(opened, connectivity=26)
         body: Mask = pieces == pieces[seed]
         if not (body & far).any():
-            return np.stack([ndimage.binary_fill_holes(plane) for plane in body])
+            return filled_planes(body)
     return None
 
 
 def _halo_hu(hu: npt.NDArray[np.float32], body: Mask, space: Mask, spacing: npt.NDArray[np.float64]) -> float | None:
     """Median HU 2 to 4 mm beside a solid body in its own slices, where a part-solid nodule has its ground glass."""
-    beside_mm = ndimage.distance_transform_edt(~body, (1e3, *spacing[1:]))
+    beside_mm = distance_to(body, (1e3, *spacing[1:]))
     ring = hu[(beside_mm >= 2.0) & (beside_mm <= 4.0) & space & (hu < _SOLID_HU)]
     return float(np.median(ring)) if ring.size > 20 else None
 
@@ -162,7 +163,8 @@ def type_of(volume: Volume, box: Box, mask: Mask) -> NoduleType:
 
 def _type(smooth: npt.NDArray[np.float32], body: Mask, spacing: npt.NDArray[np.float64]) -> NoduleType:
     """By the HU of its inner half, since the rim is partial volume with lung."""
-    depth_mm = ndimage.distance_transform_edt(np.pad(body, 1), spacing)[1:-1, 1:-1, 1:-1]
+    bounds = ndimage.find_objects(body.view(np.uint8))[0]
+    depth_mm, smooth = depth_in(body[bounds], spacing), smooth[bounds]
     inner = smooth[depth_mm >= 0.4 * depth_mm.max()]
     if np.percentile(inner, 85) > _CALCIFIED_HU:
         return NoduleType.CALCIFIED
