@@ -63,8 +63,8 @@ def main() -> int:
 
 def run_listener(settings: Settings, stop: threading.Event) -> None:
     """Receive images and close quiet studies until `stop` is set."""
+    from dicom_gateway import query
     from dicom_gateway.jobs.queue import JobQueue
-    from dicom_gateway.receive import expected
     from dicom_gateway.receive.assembly import Assembly, QuietRules
     from dicom_gateway.receive.listener import start_listener
     from dicom_gateway.receive.reception import Reception
@@ -88,7 +88,7 @@ def run_listener(settings: Settings, stop: threading.Event) -> None:
         jobs=jobs,
         rules=rules,
         sources={source.ae_title: source for source in settings.sources},
-        ask=partial(expected.ask, calling_ae_title=settings.ae_title),
+        ask=partial(query.ask, calling_ae_title=settings.ae_title),
         rule_of=partial(rule_of_study, engine, settings),
     )
     _wait_for_port(settings.dicom_host, settings.dicom_port)

@@ -13,11 +13,12 @@ from pydicom.uid import UID, BasicTextSRStorage, ComprehensiveSRStorage, Enhance
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
+from dicom_gateway import query
 from dicom_gateway.deliver import attempt, dimse
 from dicom_gateway.deliver.profile import SOP_CLASSES, proposed_contexts, ways_of_sending
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicom_gateway.receive import admission, connection, expected
+from dicom_gateway.receive import admission, connection
 from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.report import (
     codes,
@@ -304,7 +305,7 @@ def _hexadecimal(status: int) -> str:
 def _services() -> str:
     rows = [(str(Verification), Verification.name, "yes", "yes")]
     rows += [(str(uid), UID(uid).name, "no", "yes") for uid in admission.SOP_CLASSES]
-    rows += [(uid, UID(uid).name, "yes", "no") for uid in dict.fromkeys((*SOP_CLASSES.values(), str(expected.FIND)))]
+    rows += [(uid, UID(uid).name, "yes", "no") for uid in dict.fromkeys((*SOP_CLASSES.values(), str(query.FIND)))]
     return _table(("SOP class UID", "SOP class", "SCU", "SCP"), rows)
 
 

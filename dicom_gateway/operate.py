@@ -11,7 +11,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from rich.console import Console
 from rich.table import Table
 
-from dicom_gateway import dry_run
+from dicom_gateway import dry_run, query
 from dicom_gateway.deliver.dimse import echo
 from dicom_gateway.errors import ConfigurationError, DeliveryError, PeerRefused
 from dicom_gateway.events import Event, emit
@@ -46,6 +46,8 @@ from models.errors import ModelError
 from models.manifest import load_manifest
 
 _DELIVERIES_LOOKED_AT = 1000
+# A UUID of zeros (PS3.5 B.2): nobody has a study of this UID.
+_NO_STUDY = "2.25.0"
 # What is in them is nobody else's: patient data, and hashes of passwords.
 PRIVATE = 0o700
 _OTHERS = 0o007
@@ -109,7 +111,7 @@ def service_status(settings: Settings) -> ServiceStatus:
 
     Raises ConfigurationError where no service has ever run with these settings.
     """
-    with _opened(settings) as (engine, jobs):
+    with opened(settings) as (engine, jobs):
         return ServiceStatus(
             counts=index.counts(engine),
             waiting_jobs=jobs.waiting(),
@@ -123,7 +125,7 @@ def service_status(settings: Settings) -> ServiceStatus:
 
 def list_parked(settings: Settings) -> tuple[ParkedJob, ...]:
     """Failed analyses and parked deliveries, all of them. Raises ConfigurationError as `service_status`."""
-    with _opened(settings) as (engine, _):
+    with opened(settings) as (engine, _):
         return _parked(engine)
 
 
@@ -133,7 +135,7 @@ def replay(settings: Settings, what: str | None) -> tuple[str, ...]:
     A study that a rule keeps from being analysed is analysed when it is named, not with everything.
     Returns the ids started. Raises ConfigurationError as `service_status`.
     """
-    with _opened(settings) as (engine, jobs):
+    with opened(settings) as (engine, jobs):
         parked = _parked(engine, None if what is None else _study_of(what))
         chosen = [job for job in parked if what in (None, job.job_id, job.study_instance_uid)]
         started = tuple(job.job_id for job in chosen if _replay(engine, jobs, settings, job))
@@ -146,7 +148,7 @@ def try_rules(
     settings: Settings, since: datetime, on_progress: Callable[[int, int], None]
 ) -> tuple[dry_run.Trial, ...]:
     """What the rules would have done with the studies heard of since then. Raises as `service_status`."""
-    with _opened(settings) as (engine, _):
+    with opened(settings) as (engine, _):
         return dry_run.try_rules(engine, settings, since, on_progress=on_progress)
 
 
@@ -185,9 +187,13 @@ def doctor(settings: Settings) -> list[Check]:
 
 
 @contextmanager
-def _opened(settings: Settings) -> Iterator[tuple[sa.Engine, JobQueue]]:
+def opened(settings: Settings) -> Iterator[tuple[sa.Engine, JobQueue]]:
+    """Index and queue of the service. Raises ConfigurationError where none has ever run with these settings."""
     _require_data(settings)
-    prepare_data(settings)
+    try:
+        prepare_data(settings)
+    except sa.exc.SQLAlchemyError as error:
+        raise ConfigurationError(f"cannot use the database ({type(error).__name__}); see onescan doctor") from error
     engine = open_database(settings.database)
     jobs = JobQueue(engine)
     try:
@@ -476,12 +482,16 @@ def _check_destination(settings: Settings, peer: AnyDestination) -> Check:
 
 
 def _check_source(settings: Settings, source: Source) -> Check:
-    """Whether a source answers; that it answers queries too shows when it is asked for a study."""
-    peer = Destination(name=source.name, ae_title=source.called_ae_title, host=source.host, port=source.port)
+    name, address = f"source {source.name}", f"{source.called_ae_title} at {source.host}:{source.port}"
     if not settings.accepts(source.ae_title):
         advice = f"Add {source.ae_title} to calling_ae_titles."
-        return Check(name=f"source {source.name}", ok=False, detail="may not send images", advice=advice)
-    return replace(_check_destination(settings, peer), name=f"source {source.name}")
+        return Check(name=name, ok=False, detail=f"{source.ae_title} may not send images", advice=advice)
+    try:
+        query.ask(source, _NO_STUDY, calling_ae_title=settings.ae_title)
+    except DeliveryError as error:
+        advice = f"Check address and AE title; the peer must let {settings.ae_title} query."
+        return Check(name=name, ok=False, detail=f"{address}: {error}", advice=advice)
+    return Check(name=name, ok=True, detail=f"{address} answers queries")
 
 
 def _call(settings: Settings, peer: AnyDestination) -> str:

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from dicom_gateway.errors import DeliveryError
 from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs.queue import JobQueue
-from dicom_gateway.receive.expected import ANSWER_WITHIN_S, Comparison, SourceCount, Standing, compare
+from dicom_gateway.query import ANSWER_WITHIN_S, SourceCount
+from dicom_gateway.receive.expected import Comparison, Standing, compare
 from dicom_gateway.settings import Rule, Source
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import StudyState, study

@@ -9,6 +9,7 @@ from running import make_settings
 
 from dicom_gateway.errors import PeerUnreachable
 from dicom_gateway.jobs.queue import JobQueue
+from dicom_gateway.query import ANSWER_WITHIN_S, SourceCount
 from dicom_gateway.receive.assembly import (
     LONGEST_QUIET_S,
     Assembly,
@@ -16,7 +17,7 @@ from dicom_gateway.receive.assembly import (
     ReceivingStudy,
     quiet_needed_s,
 )
-from dicom_gateway.receive.expected import ANSWER_WITHIN_S, Comparison, SourceCount, Standing, compare
+from dicom_gateway.receive.expected import Comparison, Standing, compare
 from dicom_gateway.receive.reception import OpenAssociations
 from dicom_gateway.settings import Source
 from dicom_gateway.store import index, ledger
