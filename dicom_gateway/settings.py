@@ -5,6 +5,7 @@ import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -26,6 +27,7 @@ from models.findings import FindingKind
 DEFAULT_FILE = Path("onescan.toml")
 BUNDLED_MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "weights"
 ANY_AE_TITLE = "*"
+_DATABASES = ("postgresql", "sqlite")
 _LOOPBACK_OF_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 # PS3.5 Table 6.2-1, AE: at most 16 characters, no backslash and no control characters.
@@ -478,6 +480,20 @@ class Settings(BaseSettings):
         if any(files) and not all(files):
             raise ValueError("dicom_tls_certificate_file, dicom_tls_key_file and dicom_tls_ca_file go together")
         return self
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_database_url(cls, value: str | None) -> str | None:
+        try:
+            good = value is None or (urlsplit(value).scheme in _DATABASES and urlsplit(value).port != 0)
+        except ValueError:
+            good = False
+        if not good:
+            # What a library says of such an address may quote the password.
+            raise ValueError(
+                "not postgresql://user@host:port/name; in a password write %40 for @, %3A for : and %2F for /"
+            )
+        return value
 
     @model_validator(mode="after")
     def _destinations_named_once(self) -> Self:
