@@ -498,6 +498,50 @@ def replay(
         out.print(f"started again: {job}")
 
 
+@app.command()
+def verify(
+    study: Annotated[str, typer.Argument(help="Study Instance UID.", metavar="STUDY")],
+    by: Annotated[str, typer.Option(help="Name of the person who read it, as in DICOM: Family^Given.", metavar="NAME")],
+    organization: Annotated[str, typer.Option(help="Organisation of that person.", metavar="NAME")],
+    present: Annotated[
+        list[str] | None,
+        typer.Option(help="What is present against the report: a kind, or KIND:N for its lesion N.", metavar="KIND"),
+    ] = None,
+    absent: Annotated[list[str] | None, typer.Option(help="What is absent against it.", metavar="KIND")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Vouch for the newest report of a study, as a person who has read the study: a new, verified revision.
+
+    What is not named is confirmed as it stands. Kinds are named as in report.json: pleural_effusion,
+    pulmonary_nodule:2. The automated report is kept; the verified one goes to its destinations.
+    """
+    from pydantic import ValidationError
+
+    from dicom_gateway.errors import NotFound, StudyHasChanged
+    from dicom_gateway.report.content import Verification
+    from dicom_gateway.report.headline import headline
+    from dicom_gateway.report.verification import ContradictoryVerdict, read_question
+    from dicom_gateway.verify import verify_study
+
+    settings = Settings.load(config)
+    try:
+        stated = {read_question(text): "present" for text in present or ()}
+        stated |= {read_question(text): "absent" for text in absent or ()}
+        if len(stated) < len(present or ()) + len(absent or ()):
+            raise ContradictoryVerdict("something is named twice")
+        verification = Verification(observer_name=by, organization=organization)
+        report = verify_study(settings, study, verification, stated)  # type: ignore[arg-type]
+    except ValidationError as error:
+        err.print("[red]--by and --organization:[/] 1 to 64 characters without backslash.")
+        raise typer.Exit(USAGE_ERROR) from error
+    except (ContradictoryVerdict, NotFound, StudyHasChanged) as error:
+        err.print(f"[red]{escape(str(error))}[/]", highlight=False)
+        raise typer.Exit(USAGE_ERROR if isinstance(error, ContradictoryVerdict) else 1) from error
+    for line in headline(report):
+        out.print(line, highlight=False, markup=False)
+    out.print(f"Revision {report.revision}, verified by {by}; queued for its destinations.", markup=False)
+
+
 def _progress() -> Progress:
     return Progress(
         SpinnerColumn(),

@@ -5,6 +5,7 @@ GatewayError
 ├── StorageFull           the storage does not take the bytes: answer 0xA700, the sender keeps its copy
 ├── ConflictingInstance   a SOP Instance UID we hold comes again with other bytes: keep ours, answer 0x0111
 ├── NotFound              no such study or job: tell the operator
+├── StudyHasChanged       what was asked for is not of the newest images: tell the operator to look again
 └── DeliveryError
     ├── PeerUnreachable   connection, abort or "out of resources": try again later
     └── PeerRefused       the destination says no and will say no again: park, a person decides
@@ -29,6 +30,10 @@ class ConflictingInstance(GatewayError):
 
 class NotFound(GatewayError):
     """There is no study or job with this id."""
+
+
+class StudyHasChanged(GatewayError):
+    """The report that was asked for is not that of all images which were received."""
 
 
 class DeliveryError(GatewayError):

@@ -7,14 +7,20 @@ values the pipeline produced. No patient identity stands in a report: it stays i
 import hashlib
 import json
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 DISCLAIMER = "Research use only. Not a medical device. Automated result, not verified by a physician."
 VERIFIED_DISCLAIMER = "Research use only. Not a medical device. Automated result, verified by the person it names."
 
 Answer = Literal["present", "absent", "indeterminate", "not_assessed"]
+
+
+# What a DICOM PN or LO of one value holds (PS3.5 6.2), whichever is shorter.
+Name = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64, pattern=r"^[^\\\x00-\x1f\x7f]+$")
+]
 
 
 class _Record(BaseModel):
@@ -86,8 +92,8 @@ class Verdict(_Record):
 class Verification(_Record):
     """Who vouches for a report, since it was created: name (PS3.5 6.2.1) and organisation of a person."""
 
-    observer_name: str
-    organization: str
+    observer_name: Name
+    organization: Name
 
 
 class ReportedFinding(_Record):

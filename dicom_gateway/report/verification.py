@@ -41,6 +41,14 @@ class Question:
         return self.kind if self.lesion is None else f"{self.kind}:{self.lesion}"
 
 
+def read_question(text: str) -> Question:
+    """The question that "pleural_effusion" or "pulmonary_nodule:2" names. Raises ContradictoryVerdict."""
+    kind, _, lesion = text.strip().partition(":")
+    if kind not in list(FindingKind) or (":" in text and not lesion.isdecimal()):
+        raise ContradictoryVerdict(f"{text}: no finding kind, nor KIND:N for a lesion of it")
+    return Question(FindingKind(kind), int(lesion) if lesion else None)
+
+
 def verified_report(
     report: Report,
     verification: Verification,

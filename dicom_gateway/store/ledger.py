@@ -210,6 +210,20 @@ def change_study(
     return done.rowcount == 1
 
 
+def queue_next_revision(connection: sa.Connection, study_instance_uid: str, revision: int, *, now: float) -> bool:
+    """REPORTED -> QUEUED with the next revision, of the same images, if it is still at this one; whether it was."""
+    done = connection.execute(
+        sa.update(study)
+        .where(
+            study.c.study_instance_uid == study_instance_uid,
+            study.c.revision == revision,
+            study.c.state == StudyState.REPORTED,
+        )
+        .values(state=StudyState.QUEUED, revision=revision + 1, queued_at=now)
+    )
+    return done.rowcount == 1
+
+
 def record_report(
     connection: sa.Connection,
     study_instance_uid: str,
