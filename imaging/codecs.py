@@ -14,6 +14,7 @@ _JPEG_DECODERS: dict[Codec, Callable[[bytes], npt.NDArray[Any]]] = {
     Codec.JPEG_LS: imagecodecs.jpegls_decode,
     Codec.JPEG_2000: imagecodecs.jpeg2k_decode,
 }
+_END_OF_IMAGE = b"\xff\xd9"
 
 
 def decode_frame(frame: bytes, pixels: StoredPixels, shape: tuple[int, int]) -> npt.NDArray[np.integer]:
@@ -30,6 +31,12 @@ def decode_frame(frame: bytes, pixels: StoredPixels, shape: tuple[int, int]) -> 
 
 
 def decode_jpeg(frame: bytes, codec: Codec, signed_bits: int | None) -> npt.NDArray[np.integer]:
-    """Stored values (row, column) of one JPEG, JPEG-LS or JPEG 2000 stream; `signed_bits` of a signed image."""
+    """Stored values (row, column) of one JPEG, JPEG-LS or JPEG 2000 stream; `signed_bits` of a signed image.
+
+    Raises what the codec raises, and ValueError for a JPEG or JPEG-LS stream without an end: libjpeg would fill up what
+    is missing, CharLS look for it for seconds.
+    """
+    if codec is not Codec.JPEG_2000 and not frame.rstrip(b"\0").endswith(_END_OF_IMAGE):
+        raise ValueError("stream without an end")
     stored = _JPEG_DECODERS[codec](frame)
     return stored if signed_bits is None else sign_extended(stored, signed_bits)

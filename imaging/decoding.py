@@ -1,7 +1,7 @@
 """Decoding pixels in processes of their own: a decoder that crashes, hangs or eats memory costs one series, no more.
 
-The processes are started for one series and fed through their standard input. They answer with bytes, never with
-objects: a decoder that its input has taken over reaches no further than the pixels it was asked for.
+The processes are started for one series, know nothing of the service's environment, and are fed through their standard
+input. They answer with bytes, never with objects: what a decoder that was taken over by its input says is not executed.
 """
 
 import fcntl
@@ -35,6 +35,7 @@ _TIME_LIMIT_S, _TIME_LIMIT_PER_PLANE_S = 60.0, 0.5
 _CPU_LIMIT_S = 3600
 _PIPE_BYTES = 1 << 20
 _DECODER = (sys.executable, "-c", "from imaging.decoding import serve; serve()")
+_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG")
 _DECODED, _UNREADABLE, _INCONSISTENT = b"=", b"?", b"!"
 _LONGEST_REASON = 200
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
@@ -70,10 +71,8 @@ def decode_into(
     limit_s = time_limit_s or _TIME_LIMIT_S + _TIME_LIMIT_PER_PLANE_S * len(planes)
     tasks = deque(_tasks(planes, 4 * count))
     overdue = Event()
-    processes = [
-        subprocess.Popen(decoder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        for _ in range(count)
-    ]
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    processes: list[subprocess.Popen[bytes]] = []
 
     def end_all() -> None:
         for process in processes:
@@ -84,12 +83,24 @@ def decode_into(
         end_all()
 
     timer = Timer(limit_s, end_overdue)
-    timer.start()
     try:
+        for _ in range(count):
+            processes.append(
+                subprocess.Popen(
+                    decoder,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                )
+            )
+        timer.start()
         with ThreadPoolExecutor(count) as pool:
             waiting = [pool.submit(_drive, process, tasks, hu) for process in processes]
-            done, _ = wait(waiting, return_when=FIRST_EXCEPTION)
-            end_all()
+            try:
+                done, _ = wait(waiting, return_when=FIRST_EXCEPTION)
+            finally:
+                end_all()
         if overdue.is_set():
             raise UnreadableInstance(f"pixels cannot be decoded (it took longer than {limit_s:.0f} s)")
         for finished in done:
