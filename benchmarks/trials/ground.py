@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import subprocess
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,14 @@ def start_storescu(settings: Settings, folder: Path, *options: str) -> subproces
         text=True,
         env={**os.environ, "TCP_NODELAY": "1"},
     )
+
+
+def wait_for_a_point(settings: Settings, name: str, count: int, sender: subprocess.Popen[str], more_s: float) -> None:
+    """Until `count` images of the study are stored and `more_s` have passed, or the sender has ended."""
+    study = settings.studies_dir / derive_uid("trial", name)
+    while sender.poll() is None and sum(1 for _ in study.glob("*/*")) < count:
+        time.sleep(0.001)
+    time.sleep(more_s)
 
 
 def answers(sender: subprocess.Popen[str]) -> list[tuple[Path, str]]:

@@ -5,17 +5,16 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from running import ROOT, end, make_settings, start_role, wait_until
 
 from dicom_gateway.settings import Settings
-from trials.ground import Tally, acknowledged, answers, judge, start_storescu, write_study
+from trials.ground import Tally, acknowledged, answers, judge, start_storescu, wait_for_a_point, write_study
 
 IMAGES = 24
-# storescu reads its dictionary before it connects.
-_SENDER_STARTS_S = 0.02
+# About as long as an image takes, so that the point is anywhere in its reception.
+_IMAGE_S = 0.01
 
 
 def kill_listener(folder: Path, trials: int, seed: int) -> Tally:
@@ -35,12 +34,12 @@ def _kill(folder, trials, seed, name, start, kill) -> Tally:
     taken: set[str] = set()
     latest: dict[str, str] = {}
     process = start(settings)
-    whole_s = _time_of_a_send(settings, folder)
     for trial in range(trials):
-        latest = write_study(folder / f"out{trial}", f"{name} {seed} {trial}", IMAGES)
+        study = f"{name} {seed} {trial}"
+        latest = write_study(folder / f"out{trial}", study, IMAGES)
         sent |= latest
         senders = [start_storescu(settings, folder / f"out{trial}") for _ in range(choice.choice((1, 1, 2)))]
-        time.sleep(choice.uniform(_SENDER_STARTS_S, whole_s * len(senders)))
+        wait_for_a_point(settings, study, choice.randrange(IMAGES), senders[0], choice.uniform(0, _IMAGE_S))
         kill(process)
         new = set().union(*(acknowledged(answers(sender)) for sender in senders))
         taken |= new
@@ -57,13 +56,6 @@ def _kill(folder, trials, seed, name, start, kill) -> Tally:
     tally.add(judge(settings, sent, sent))
     kill(process)
     return tally
-
-
-def _time_of_a_send(settings: Settings, folder: Path) -> float:
-    write_study(folder / "timed", "timed", IMAGES)
-    started = time.monotonic()
-    assert len(answers(start_storescu(settings, folder / "timed"))) == IMAGES
-    return time.monotonic() - started
 
 
 def _start_listener(settings: Settings) -> subprocess.Popen[str]:

@@ -9,15 +9,15 @@ import random
 import shutil
 import signal
 import subprocess
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 from running import end, make_settings, start_role
 
-from trials.ground import Tally, acknowledged, answers, judge, start_storescu, write_study
+from trials.ground import Tally, acknowledged, answers, judge, start_storescu, wait_for_a_point, write_study
 
 IMAGES = 24
+_IMAGE_S = 0.01
 # Journals are written when somebody asks for it, not after the usual 5 s (ext4) and 30 s (btrfs).
 _FILE_SYSTEMS = {
     "ext4": (64, ["mkfs.ext4", "-q", "-F"], "loop,commit=600,noauto_da_alloc"),
@@ -61,13 +61,13 @@ def _cut(tally: Tally, folder: Path, file_system: str, trials: int, seed: int) -
         subprocess.run(["sync", "-f", str(site)], check=True)
     for trial in range(trials):
         out = folder / f"{file_system}{trial}"
-        latest = write_study(out, f"{file_system} {seed} {trial}", IMAGES)
-        sent |= latest
+        name = f"{file_system} {seed} {trial}"
+        sent |= write_study(out, name, IMAGES)
         after = folder / "after.disk"
         with _mounted(disk, site, options):
             listener = start_role(settings, "listener")
             sender = start_storescu(settings, out)
-            time.sleep(choice.uniform(0.02, 0.35))
+            wait_for_a_point(settings, name, choice.randrange(IMAGES), sender, choice.uniform(0, _IMAGE_S))
             os.kill(listener.pid, signal.SIGSTOP)
             subprocess.run(["cp", "--sparse=always", str(disk), str(after)], check=True)
             end(listener)
