@@ -1,6 +1,8 @@
 """DICOMweb beside a real server and client: Orthanc with its DICOMweb plugin."""
 
 import io
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -8,13 +10,14 @@ import pytest
 from factories import make_ct_dataset, save_ct
 from orthanc import DICOMWEB, orthanc
 from pydicom import dcmread
-from running import make_settings
+from running import make_settings, role, wait_until
 from web_samples import serving
 
 from dicom_gateway.deliver.profile import SOP_CLASSES
 from dicom_gateway.deliver.stow import ask, send
 from dicom_gateway.settings import StowDestination
-from dicom_gateway.store.schema import ObjectOutcome
+from dicom_gateway.store import index
+from dicom_gateway.store.schema import ObjectOutcome, StudyState, open_database
 from dicom_gateway.web.app import create_app
 from imaging.uids import derive_uid
 
@@ -75,3 +78,40 @@ def test_orthanc_sends_to_us_searches_and_retrieves(tmp_path: Path) -> None:
             )
             assert retrieved.status_code == 200, retrieved.text
             assert len(httpx.get(rest + "/instances").json()) == len(files)
+
+
+def test_a_study_sent_slowly_by_stow_is_complete_when_its_request_ends_and_not_before(tmp_path: Path) -> None:
+    """Two processes: the web process receives, the listener's process calls the study complete."""
+    settings = make_settings(
+        tmp_path, stow_networks=("127.0.0.1",), quiet_period_s=2.0, quiet_period_single_image_s=2.0
+    )
+    study, states = derive_uid("slow"), []
+
+    def body() -> Iterator[bytes]:
+        for number in range(1, 4):
+            save_ct(
+                file := io.BytesIO(),
+                StudyInstanceUID=study,
+                InstanceNumber=number,
+                Rows=1024,
+                Columns=1024,
+                PixelData=bytes(2 << 20),  # larger than what is handed over at once
+            )
+            yield b"--part\r\nContent-Type: application/dicom\r\n\r\n" + file.getvalue() + b"\r\n"
+            time.sleep(5)
+            states.append(index.get_study(engine, study))
+        yield b"--part--\r\n"
+
+    engine = open_database(settings.database)
+    with role(settings, "listener"), role(settings, "web"):
+        address = f"http://127.0.0.1:{settings.web_port}/dicom-web/studies"
+        media_type = 'multipart/related; type="application/dicom"; boundary=part'
+        answer = httpx.post(address, content=body(), headers={"Content-Type": media_type}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        wait_until(lambda: index.get_study(engine, study).state is StudyState.QUEUED, "the study is complete")
+    # Where an image ends is known when the next one begins.
+    assert states[0] is None
+    assert [(row.state, row.revision) for row in states[1:]] == 2 * [(StudyState.RECEIVING, 1)]
+    assert index.get_study(engine, study).instance_count == 3
+    assert index.get_study(engine, study).revision == 1
+    engine.dispose()
