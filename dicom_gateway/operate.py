@@ -482,7 +482,7 @@ def _check_destination(settings: Settings, peer: AnyDestination) -> Check:
 
 
 def _check_source(settings: Settings, source: Source) -> Check:
-    name, address = f"source {source.name}", f"{source.called_ae_title} at {source.host}:{source.port}"
+    name = f"source {source.name}"
     if not settings.accepts(source.ae_title):
         advice = f"Add {source.ae_title} to calling_ae_titles."
         return Check(name=name, ok=False, detail=f"{source.ae_title} may not send images", advice=advice)
@@ -490,8 +490,8 @@ def _check_source(settings: Settings, source: Source) -> Check:
         query.ask(source, _NO_STUDY, calling_ae_title=settings.ae_title)
     except DeliveryError as error:
         advice = f"Check address and AE title; the peer must let {settings.ae_title} query."
-        return Check(name=name, ok=False, detail=f"{address}: {error}", advice=advice)
-    return Check(name=name, ok=True, detail=f"{address} answers queries")
+        return Check(name=name, ok=False, detail=f"{source.address}: {error}", advice=advice)
+    return Check(name=name, ok=True, detail=f"{source.address} answers queries")
 
 
 def _call(settings: Settings, peer: AnyDestination) -> str:

@@ -281,6 +281,9 @@ class Source(_Named):
     def called_ae_title(self) -> str:
         return self.query_ae_title or self.ae_title
 
+    @property
+    def address(self) -> str:
+        return f"{self.called_ae_title} at {self.host}:{self.port}"
 
 ReportDestination = Destination | StowDestination | FhirDestination | Hl7Destination
 NotifiedDestination = WebhookDestination | MailDestination

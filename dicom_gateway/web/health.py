@@ -80,7 +80,10 @@ def _worker(beat_age_s: float | None) -> Part:
 
 
 def _disk(settings: Settings) -> Part:
-    free_mb = shutil.disk_usage(settings.data_dir).free // 1_000_000
+    try:
+        free_mb = shutil.disk_usage(settings.data_dir).free // 1_000_000
+    except OSError as error:
+        return Part("disk", False, f"The data folder cannot be read: {error.strerror}.")
     ok = free_mb >= settings.minimum_free_space_mb
     floor = f"images are refused below {settings.minimum_free_space_mb} MB"
     return Part("disk", ok, f"{free_mb} MB free; {floor}.")

@@ -252,6 +252,7 @@ def shown_settings(settings: Settings) -> list[tuple[str, str, str]]:
     values: dict[str, Any] = settings.model_dump(mode="json")
     values["database_url"] = sa.make_url(settings.database).render_as_string(hide_password=True)
     values["destinations"] = [f"{d.name} ({d.address})" for d in settings.destinations]
+    values["sources"] = [f"{s.name} ({s.ae_title}, asked as {s.address})" for s in settings.sources]
     values["rules"] = [f"{r.name} ({rule_conditions(r)}: {rule_outcome(r)})" for r in settings.rules]
     return [
         (name, ", ".join(value) if isinstance(value, list) else str(value), field.description or "")

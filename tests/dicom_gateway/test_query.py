@@ -8,7 +8,8 @@ from running import free_port, make_settings
 from dicom_gateway.errors import DeliveryError, PeerRefused, PeerUnreachable
 from dicom_gateway.operate import doctor
 from dicom_gateway.query import SourceCount, ask
-from dicom_gateway.settings import Source
+from dicom_gateway.settings import Settings, Source
+from dicom_gateway.web.pages import shown_settings
 
 STUDY = "1.2.3"
 
@@ -51,6 +52,13 @@ def test_no_answer_is_a_delivery_error():
     nobody = Source(name="nobody", ae_title="X", host="127.0.0.1", port=free_port())
     with pytest.raises(PeerUnreachable):
         ask(nobody, STUDY, calling_ae_title="ONESCAN")
+
+
+def test_a_source_among_the_settings_that_are_shown():
+    source = Source(name="archive", ae_title="CT1", host="h", port=104)
+    assert ("archive (CT1, asked as CT1 at h:104)") in [
+        shown for _, shown, _ in shown_settings(Settings(sources=[source]))
+    ]
 
 
 def test_doctor_asks_the_sources(tmp_path):

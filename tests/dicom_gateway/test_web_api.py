@@ -29,6 +29,7 @@ from dicom_gateway.settings import Settings
 from dicom_gateway.store.schema import DeliveryState
 from dicom_gateway.web import server
 from dicom_gateway.web.app import create_app
+from dicom_gateway.web.health import check_health
 from dicom_gateway.web.security import MAXIMUM_BODY_BYTES
 
 REPORTED, REFUSED, FAILED, WAITING = "1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.4"
@@ -164,6 +165,15 @@ def test_health_names_every_part_and_what_waits_for_a_person(client: httpx.Clien
     assert not states["worker"]  # no worker ever ran on this site
     assert (answer.status_code, health["ok"]) == (503, False)
     assert (health["failed_studies"], health["parked_deliveries"]) == (1, 1)
+
+
+def test_health_of_a_site_whose_data_folder_is_gone(tmp_path: Path) -> None:
+    settings = site_settings(tmp_path, database_url=f"sqlite:///{tmp_path / 'elsewhere.sqlite'}")
+    engine = open_site(settings)
+    settings.data_dir.rename(tmp_path / "elsewhere")
+    disk = {part.name: part for part in check_health(settings, engine).parts}["disk"]
+    engine.dispose()
+    assert (disk.ok, disk.detail) == (False, "The data folder cannot be read: No such file or directory.")
 
 
 HOSTILE = [
