@@ -5,6 +5,7 @@ input. They answer with bytes, never with objects: what a decoder that was taken
 """
 
 import fcntl
+import math
 import os
 import pickle
 import resource
@@ -29,6 +30,8 @@ from imaging.pixels import Rescale, StoredPixels, to_hu, to_hu_in_place
 
 MEMORY_LIMIT_BYTES = 1 << 30
 _MAXIMUM_PROCESSES = 4
+# Fewer are decoded by the time that a second process would have started.
+_PLANES_FOR_A_PROCESS = 16
 # A JPEG 2000 slice takes 0.04 s: this is for slow and busy machines, and what a hanging decoder may cost.
 _TIME_LIMIT_S, _TIME_LIMIT_PER_PLANE_S = 60.0, 0.5
 # Should the parent be gone, nobody else would end a decoder that hangs.
@@ -67,7 +70,8 @@ def decode_into(
     Raises UnreadableInstance where a plane cannot be decoded, also when the decoder dies of it or takes too long, and
     InconsistentSeries for a plane of another size. `decoder` is the command of a process that calls `serve`.
     """
-    count = min(_MAXIMUM_PROCESSES, len(os.sched_getaffinity(0)), len(planes))
+    wanted = math.ceil(len(planes) / _PLANES_FOR_A_PROCESS)
+    count = min(_MAXIMUM_PROCESSES, len(os.sched_getaffinity(0)), wanted)
     limit_s = time_limit_s or _TIME_LIMIT_S + _TIME_LIMIT_PER_PLANE_S * len(planes)
     tasks = deque(_tasks(planes, 4 * count))
     overdue = Event()
@@ -117,7 +121,7 @@ def _tasks(planes: Sequence[StoredPlane], parts: int) -> Iterator[tuple[StoredPl
     in_order = sorted(planes, key=lambda p: (p.path, p.frame_number or 1))
     for _, group in groupby(in_order, key=lambda p: p.path):
         of_file = tuple(group)
-        size = -(-len(of_file) // parts)
+        size = math.ceil(len(of_file) / parts)
         yield from (of_file[start : start + size] for start in range(0, len(of_file), size))
 
 

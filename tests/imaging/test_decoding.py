@@ -27,7 +27,6 @@ from imaging.volume import load_volume
 _GONE_WRONG = Path(__file__).parents[1] / "decoder_gone_wrong.py"
 _SIDE = 64
 _ENCODERS = {
-    RLELossless: lambda a: imagecodecs.dicomrle_encode(a) if hasattr(imagecodecs, "dicomrle_encode") else None,
     JPEGLosslessSV1: lambda a: imagecodecs.ljpeg_encode(a, bitspersample=16),
     JPEGLSLossless: imagecodecs.jpegls_encode,
     JPEG2000Lossless: lambda a: imagecodecs.jpeg2k_encode(a, level=0, codecformat="j2k", reversible=True),
