@@ -31,6 +31,7 @@ from dicom_gateway.report.wording import excluded_in_words, outcome_in_words
 from dicom_gateway.settings import (
     AnyDestination,
     Destination,
+    DicomwebDestination,
     FhirDestination,
     Hl7Destination,
     MailDestination,
@@ -502,6 +503,8 @@ def _call(settings: Settings, peer: AnyDestination) -> str:
         case FhirDestination():
             fhir.ask(peer.url, bearer_token=peer.bearer_token())
             return "answers with its capabilities"
+        case DicomwebDestination():
+            return "is this service itself"
         case StowDestination():
             stow.ask(peer.url, bearer_token=peer.bearer_token())
             return "answers a search"

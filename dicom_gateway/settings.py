@@ -160,6 +160,16 @@ class StowDestination(_OverHttp, _WantsObjects):
     kind: Literal["stow"] = Field(description="'stow': results are stored there by STOW-RS (DICOMweb).")
 
 
+class DicomwebDestination(_WantsObjects):
+    """Our own DICOMweb server, which then has these objects instead of the default ones."""
+
+    kind: Literal["dicomweb"] = Field(description="'dicomweb': results are kept to be fetched from us at /dicom-web.")
+
+    @property
+    def address(self) -> str:
+        return "/dicom-web"
+
+
 class FhirDestination(_OverHttp, _WantsReports):
     """A FHIR R4 server that wants reports."""
 
@@ -244,7 +254,7 @@ class MailDestination(_Notified):
         return _secret(self, "password_file")
 
 
-_KINDS = ("dicom", "stow", "fhir", "hl7", "webhook", "mail")
+_KINDS = ("dicom", "stow", "dicomweb", "fhir", "hl7", "webhook", "mail")
 
 
 def _kind_of(destination: Any) -> str | None:
@@ -255,6 +265,7 @@ def _kind_of(destination: Any) -> str | None:
 AnyDestination = Annotated[
     Annotated[Destination, Tag("dicom")]
     | Annotated[StowDestination, Tag("stow")]
+    | Annotated[DicomwebDestination, Tag("dicomweb")]
     | Annotated[FhirDestination, Tag("fhir")]
     | Annotated[Hl7Destination, Tag("hl7")]
     | Annotated[WebhookDestination, Tag("webhook")]
@@ -285,7 +296,7 @@ class Source(_Named):
     def address(self) -> str:
         return f"{self.called_ae_title} at {self.host}:{self.port}"
 
-ReportDestination = Destination | StowDestination | FhirDestination | Hl7Destination
+ReportDestination = Destination | StowDestination | DicomwebDestination | FhirDestination | Hl7Destination
 NotifiedDestination = WebhookDestination | MailDestination
 
 

@@ -16,7 +16,7 @@ import structlog
 from pydantic import ValidationError
 from pydicom.dataset import Dataset
 
-from dicom_gateway.deliver import commitment, dimse, fhir, mllp, stow
+from dicom_gateway.deliver import commitment, dimse, fhir, mllp, shelf, stow
 from dicom_gateway.deliver.attempt import Encode
 from dicom_gateway.deliver.notice import Notice
 from dicom_gateway.errors import ConfigurationError, PeerRefused, PeerUnreachable
@@ -33,6 +33,7 @@ from dicom_gateway.report.objects import ENCODERS, read_result, read_superseded
 from dicom_gateway.settings import (
     AnyDestination,
     Destination,
+    DicomwebDestination,
     FhirDestination,
     Hl7Destination,
     NotifiedDestination,
@@ -226,6 +227,8 @@ class Worker:
                 fhir.send(bundle, peer.url, bearer_token=peer.bearer_token())
             case Hl7Destination():
                 mllp.send(encode_oru(read_result(folder, source_files, edition)), peer.host, peer.port)
+            case DicomwebDestination():
+                return shelf.send(encoder_of(folder, source_files, edition), peer, folder)
             case StowDestination():
                 return stow.send(encoder_of(folder, source_files, edition), peer)
             case _:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
 
+from dicom_gateway.deliver import shelf
 from dicom_gateway.events import Event, emit
 from dicom_gateway.store import index
 from dicom_gateway.web.dicomweb_query import Query, matches
@@ -214,17 +215,23 @@ def _received(site: Site, study: index.StudyRow) -> Iterator[Held]:
 
 
 def _results(site: Site, study: index.StudyRow) -> Iterator[Held]:
+    """The objects of the newest report: those kept for DICOMweb by its profile, else those that every report has."""
     report = index.get_report(site.engine, study.study_instance_uid)
     if report is None:
         return
-    for name in dicom_objects(site.settings, report):
-        path = result_file(site.settings, report, name)
+    kept = shelf.kept_files(site.settings.data_dir / report.folder)
+    files = kept or [result_file(site.settings, report, name) for name in dicom_objects(site.settings, report)]
+    found: set[str] = set()
+    for path in files:
         header = _read(path, ["SeriesInstanceUID", "SOPInstanceUID"])
-        if header is not None:
+        sop_instance_uid = "" if header is None else str(header.get("SOPInstanceUID", ""))
+        # Two profiles may want the same object.
+        if header is not None and sop_instance_uid not in found:
+            found.add(sop_instance_uid)
             yield Held(
                 study_instance_uid=study.study_instance_uid,
                 series_instance_uid=str(header.get("SeriesInstanceUID", "")),
-                sop_instance_uid=str(header.get("SOPInstanceUID", "")),
+                sop_instance_uid=sop_instance_uid,
                 path=path,
             )
 

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from pydicom.uid import (
 )
 from web_samples import open_site, publish, sample_report, serving, site_settings
 
+from dicom_gateway.deliver.shelf import send
 from dicom_gateway.receive.reception import Incoming, Reception
-from dicom_gateway.settings import Settings
+from dicom_gateway.settings import DicomwebDestination, Settings
 from dicom_gateway.web.app import create_app
 from dicom_gateway.web.dicomweb_query import BadQuery, matches, parse_query
 from imaging.uids import derive_uid
@@ -277,6 +279,25 @@ def test_what_is_not_here_has_its_status(client: httpx.Client, address: str, sta
 )
 def test_only_what_is_accepted_is_sent(client: httpx.Client, address: str, accept: str, status: int) -> None:
     assert client.get(f"/dicom-web/{address}", headers={"Accept": accept}).status_code == status
+
+
+def test_what_profiles_keep_for_dicomweb_is_served_instead(settings: Settings, client: httpx.Client) -> None:
+    def encode(name: str) -> tuple[Dataset, ...]:
+        uid = derive_uid("shelf", name)
+        return (make_ct_dataset(StudyInstanceUID=CHINESE, SeriesInstanceUID=uid, SOPInstanceUID=uid, Modality="SR"),)
+
+    def served() -> set[str]:
+        return {found.SOPInstanceUID for found in search(client, f"studies/{CHINESE}/instances", Modality="SR")}
+
+    folder = settings.data_dir / "results" / CHINESE / "r1"
+    assert served() == {derive_uid("dicomweb result", "0")}
+    try:
+        for name, objects in (("one", ("sr", "pdf")), ("one", ("sr", "marks")), ("two", ("sr", "ko"))):
+            send(encode, DicomwebDestination(name=name, kind="dicomweb", objects=objects), folder)
+        assert served() == {derive_uid("shelf", name) for name in ("sr", "marks", "ko")}
+        assert len(search(client, f"studies/{CHINESE}/instances")) == 3 + 3
+    finally:
+        shutil.rmtree(folder / "dicomweb")
 
 
 def test_a_file_that_is_damaged_hides_no_other(tmp_path: Path) -> None:

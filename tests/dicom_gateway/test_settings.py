@@ -8,6 +8,7 @@ import pytest
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.settings import (
     Destination,
+    DicomwebDestination,
     FhirDestination,
     Hl7Destination,
     MailDestination,
@@ -19,7 +20,15 @@ from dicom_gateway.settings import (
 )
 
 EXAMPLE = Path(__file__).parents[2] / "onescan.example.toml"
-KINDS = (Destination, StowDestination, FhirDestination, Hl7Destination, WebhookDestination, MailDestination)
+KINDS = (
+    Destination,
+    StowDestination,
+    DicomwebDestination,
+    FhirDestination,
+    Hl7Destination,
+    WebhookDestination,
+    MailDestination,
+)
 
 
 def uncommented(text: str) -> str:
@@ -122,7 +131,10 @@ def test_without_any_file_the_defaults_hold(tmp_path, monkeypatch):
         ('ae_title = "A TITLE THAT IS TOO LONG"\n', "ae_title"),
         ('ae_title = "BACK\\\\SLASH"\n', "ae_title"),
         ('[[destinations]]\nname = "a/b"\nae_title = "X"\nhost = "h"\nport = 1\n', "destinations.0.name"),
-        ('[[destinations]]\nname = "a"\nkind = "fax"\n', "destinations.0: .*dicom, stow, fhir, hl7, webhook, mail"),
+        (
+            '[[destinations]]\nname = "a"\nkind = "fax"\n',
+            "destinations.0: .*stow, dicomweb, fhir, hl7, webhook, mail",
+        ),
         ('[[destinations]]\nname = "a"\nkind = "fhir"\nurl = "ftp://x"\n', "destinations.0.url"),
         ('[[destinations]]\nname = "a"\nkind = "stow"\nurl = "http://x"\nobjects = ["fhir"]\n', "objects"),
         ('[[destinations]]\nname = "a"\nkind = "stow"\nurl = "http://x"\nobjects = ["sr", "sr"]\n', "twice: sr"),
@@ -144,6 +156,7 @@ def test_destinations_of_every_kind_survive_the_way_to_the_worker():
     named = [
         {"name": "pacs", "ae_title": "PACS", "host": "h", "port": 104},
         {"name": "web", "kind": "stow", "url": "https://h/dicom-web"},
+        {"name": "viewer", "kind": "dicomweb", "objects": ["sr", "marks"]},
         {"name": "ehr", "kind": "fhir", "url": "https://h/r4", "bearer_token_file": "/run/token"},
         {"name": "engine", "kind": "hl7", "host": "h", "port": 2575},
         {"name": "alarm", "kind": "webhook", "url": "https://h/alarm"},
@@ -152,6 +165,7 @@ def test_destinations_of_every_kind_survive_the_way_to_the_worker():
     settings = Settings(destinations=named)
     assert [peer.objects for peer in settings.destinations[1:]] == [
         ("sr", "seg", "sc"),
+        ("sr", "marks"),
         ("fhir",),
         ("hl7",),
         ("webhook",),

@@ -13,6 +13,7 @@ from pydicom.uid import (
     BasicTextSRStorage,
     Comprehensive3DSRStorage,
     ComprehensiveSRStorage,
+    EncapsulatedPDFStorage,
     SecondaryCaptureImageStorage,
 )
 from receivers import acknowledgement, fhir_server, hl7_engine, stow_server
@@ -28,6 +29,7 @@ from dicom_gateway.report.content import Report
 from dicom_gateway.report.objects import part_10
 from dicom_gateway.settings import (
     Destination,
+    DicomwebDestination,
     FhirDestination,
     Hl7Destination,
     Settings,
@@ -117,6 +119,16 @@ def test_a_report_goes_to_a_dicomweb_server_as_the_objects_of_the_profile(worker
     assert (row.state, row.objects) == (DeliveryState.DELIVERED, ("sr", "seg", "sc"))
     outcomes = [(o.name, o.sent_as, o.instances) for o in row.outcomes]
     assert outcomes == [("sr", "sr_comprehensive", 1), ("seg", "seg", 0), ("sc", "sc", 1)]
+
+
+def test_a_report_is_kept_for_our_own_dicomweb_server(worker):
+    worker = sending_to(worker, DicomwebDestination(name="pacs", kind="dicomweb", objects=("sr", "pdf")))
+    worker.analyse_study(STUDY, receive(worker), CREATED)
+    worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    row = only_delivery(worker)
+    assert (row.state, row.objects) == (DeliveryState.DELIVERED, ("sr", "pdf"))
+    files = sorted((worker.settings.data_dir / result_path(STUDY, 1)).glob("dicomweb/pacs/*"))
+    assert {dcmread(file).SOPClassUID for file in files} == {Comprehensive3DSRStorage, EncapsulatedPDFStorage}
 
 
 def test_a_report_goes_to_an_hl7_engine_as_a_message(worker):
