@@ -1,12 +1,12 @@
 """DICOMweb (PS3.18): QIDO-RS and WADO-RS for received images and for the objects of their newest reports."""
 
 import json
-import re
 import uuid
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Annotated, Any
 from urllib.parse import quote
+from urllib.request import parse_http_list
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
 from fastapi.responses import StreamingResponse
@@ -218,7 +218,7 @@ def _accept(request: Request) -> list[tuple[str, dict[str, str]]]:
     """Media types of Accept with their parameters; `accept` in the address stands for the header (PS3.18 8.3.3.1)."""
     told = request.query_params.get("accept") or request.headers.get("Accept") or "*/*"
     ranges = []
-    for part in re.split(r",(?=(?:[^\"]*\"[^\"]*\")*[^\"]*$)", told):
+    for part in parse_http_list(told):
         media_type, *rest = (text.strip() for text in part.split(";"))
         pairs = (text.partition("=") for text in rest)
         ranges.append((media_type.lower(), {name.strip().lower(): value.strip(' "') for name, _, value in pairs}))

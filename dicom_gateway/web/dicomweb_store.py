@@ -292,7 +292,9 @@ _STORED: dict[int | str, dict[str, Any]] = {
     503: {**_ANSWER, "description": "No room, or too much to do: try again later"},
     **{code: {"model": Problem} for code in (400, 403, 406, 415)},
 }
-_BODY: dict[str, Any] = {"requestBody": {"content": {"multipart/related": {"schema": {"type": "string"}}}}}
+_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"multipart/related": {"schema": {"type": "string"}}}}
+}
 
 router = APIRouter(prefix=PREFIX, responses=_STORED)
 
