@@ -480,10 +480,17 @@ def _named(objects: tuple[ResultObject, ...]) -> str:
 
 def _finding_codes() -> str:
     rows = [
-        (KIND_NAMES[kind], _code(entry.finding), entry.finding.status, _code(entry.site))
+        (
+            KIND_NAMES[kind],
+            _code(entry.finding),
+            entry.finding.status,
+            _code(entry.site),
+            _code(codes.SNOMED_CODES[kind]) if kind in codes.SNOMED_CODES else "the same",
+        )
         for kind, entry in codes.KIND_CODES.items()
     ]
-    return _table(("finding", "finding type", "status", "finding site"), rows)
+    head = ("finding", "finding type", "status", "finding site", 'finding type for `code_set = "snomed"`')
+    return _table(head, rows)
 
 
 def _quantity_codes() -> str:

@@ -54,6 +54,7 @@ ResultObject = Literal[
 ]
 # DICOM keywords (PS3.6 Annex A). The first two hold any object; the others only some.
 TransferSyntax = Literal["ExplicitVRLittleEndian", "ImplicitVRLittleEndian", "RLELossless"]
+CodeSet = Literal["freeset", "snomed"]
 UNCOMPRESSED: tuple[TransferSyntax, ...] = ("ExplicitVRLittleEndian", "ImplicitVRLittleEndian")
 
 
@@ -70,6 +71,11 @@ class _WantsReports(_Named):
 
     language: Literal["en", "zh"] = Field(
         default="en", description="Language of all that people read there: 'en' (English) or 'zh' (Chinese)."
+    )
+    code_set: CodeSet = Field(
+        default="freeset",
+        description="Codes of findings: 'freeset' (nobody needs a licence) or 'snomed' (the exact SNOMED CT concept "
+        "where there is one; outside of the member countries of SNOMED International the site needs a licence).",
     )
 
 
@@ -295,6 +301,7 @@ class Source(_Named):
     @property
     def address(self) -> str:
         return f"{self.called_ae_title} at {self.host}:{self.port}"
+
 
 ReportDestination = Destination | StowDestination | DicomwebDestination | FhirDestination | Hl7Destination
 NotifiedDestination = WebhookDestination | MailDestination

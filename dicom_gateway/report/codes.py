@@ -1,8 +1,8 @@
 """The pinned table of codes: what each finding kind, quantity, unit, answer and side is called in DICOM, FHIR and HL7.
 
-No code needs a licence that somebody would have to ask for: DICOM's own (DCM), the SNOMED CT concepts of the DICOM
-freeset (SCT), UCUM, LOINC, RadLex, HL7's, and `99ONESCAN` where none of them has the concept. A status says which it
-is, a source where it stands. CONFORMANCE.md lists them all.
+By default no code needs a licence that somebody would have to ask for: DICOM's own (DCM), the SNOMED CT concepts of the
+DICOM freeset (SCT), UCUM, LOINC, RadLex, HL7's, and `99ONESCAN` where none of them has the concept. A destination may
+ask for the exact SNOMED CT concepts. A status says which it is, a source where it stands. CONFORMANCE.md lists them all.
 """
 
 import enum
@@ -19,10 +19,12 @@ PRIVATE_SCHEME_UID = derive_uid("coding-scheme", PRIVATE_SCHEME)
 
 
 class CodeStatus(enum.StrEnum):
-    """What allows the use of a code. FREESET: a SNOMED CT concept that is free to whoever implements DICOM."""
+    """What allows the use of a code. FREESET: a SNOMED CT concept that is free to whoever implements DICOM; SNOMED: one
+    that is free in the member countries of SNOMED International, and elsewhere to who has a licence."""
 
     DICOM = "DICOM"
     FREESET = "freeset"
+    SNOMED = "SNOMED CT licence"
     LOINC = "LOINC"
     UCUM = "UCUM"
     RADLEX = "RadLex"
@@ -34,9 +36,10 @@ class CodeStatus(enum.StrEnum):
 # As terminology.hl7.org names them; only FHIR and HL7 v2 use them.
 HL7_SCHEMES = ("v2-0074", "v2-0203", "v3-ObservationInterpretation", "observation-category", "data-absent-reason")
 
+_SNOMED_CT = "SNOMED CT"
 _STATUSES = {
     "DCM": CodeStatus.DICOM,
-    # Only of the freeset; a test asks whether a context group of PS3.16 has each.
+    # Of the freeset but for SNOMED_CODES; a test asks whether a context group of PS3.16 has each.
     "SCT": CodeStatus.FREESET,
     "LN": CodeStatus.LOINC,
     "UCUM": CodeStatus.UCUM,
@@ -61,7 +64,7 @@ class CodeEntry:
 
     @property
     def status(self) -> CodeStatus:
-        return _STATUSES[self.scheme]
+        return CodeStatus.SNOMED if self.source == _SNOMED_CT else _STATUSES[self.scheme]
 
 
 def private_code(value: str, meaning: str) -> CodeEntry:
@@ -71,6 +74,10 @@ def private_code(value: str, meaning: str) -> CodeEntry:
 
 def _sct(value: str, meaning: str, source: str) -> CodeEntry:
     return CodeEntry(value, "SCT", meaning, source)
+
+
+def _snomed(value: str, meaning: str) -> CodeEntry:
+    return CodeEntry(value, "SCT", meaning, _SNOMED_CT)
 
 
 def _dcm(value: str, meaning: str, source: str = "PS3.16 Annex D") -> CodeEntry:
@@ -158,6 +165,23 @@ KIND_CODES: dict[FindingKind, KindCodes] = {
     FindingKind.MEDICAL_DEVICE: KindCodes(
         _radlex("RID5429", "implantable device"), _sct("816094009", "Chest", "CID 4030")
     ),
+}
+
+# The finding in one concept of SNOMED CT, where that says no more and no less than what is assessed: a nodule need not
+# be solitary, a dilated aorta is no aneurysm yet.
+SNOMED_CODES: dict[FindingKind, CodeEntry] = {
+    FindingKind.CORONARY_ARTERY_CALCIFICATION: _snomed("445512009", "Calcification of coronary artery"),
+    FindingKind.EMPHYSEMA: _snomed("87433001", "Pulmonary emphysema"),
+    FindingKind.VERTEBRAL_COMPRESSION_FRACTURE: _snomed("42942008", "Compression fracture of vertebral column"),
+    FindingKind.CONSOLIDATION: _snomed("95436008", "Lung consolidation"),
+    FindingKind.CARDIOMEGALY: _snomed("8186001", "Cardiomegaly"),
+    FindingKind.ATELECTASIS: _snomed("46621007", "Atelectasis"),
+    FindingKind.LYMPHADENOPATHY: _snomed("52324001", "Mediastinal lymphadenopathy"),
+    FindingKind.BRONCHIECTASIS: _snomed("12295008", "Bronchiectasis"),
+    FindingKind.LOW_BONE_DENSITY: _snomed("312894000", "Osteopenia"),
+    FindingKind.HEPATIC_STEATOSIS: _snomed("197321007", "Steatosis of liver"),
+    FindingKind.RIB_FRACTURE: _snomed("33737001", "Fracture of rib"),
+    FindingKind.HIATAL_HERNIA: _snomed("84089009", "Hiatal hernia"),
 }
 
 QUANTITY_CODES: dict[Quantity, QuantityCodes] = {
@@ -344,7 +368,15 @@ def _entries() -> Iterator[CodeEntry]:
         yield from (kind.finding, kind.site)
     for quantity in QUANTITY_CODES.values():
         yield from filter(None, (quantity.name, quantity.derivation, quantity.method, quantity.site))
-    for table in (UNIT_CODES, PRESENCE_CODES, INTERPRETATION_CODES, LATERALITY_CODES, EVIDENCE_CODES, VERDICT_CODES):
+    for table in (
+        SNOMED_CODES,
+        UNIT_CODES,
+        PRESENCE_CODES,
+        INTERPRETATION_CODES,
+        LATERALITY_CODES,
+        EVIDENCE_CODES,
+        VERDICT_CODES,
+    ):
         yield from table.values()
     yield from (entry for entry in globals().values() if isinstance(entry, CodeEntry))
     yield from TEMPLATE_CODES

@@ -30,6 +30,7 @@ from dicom_gateway.report.content import (
     ReportedMeasurement,
     Verification,
 )
+from dicom_gateway.report.edition import Edition
 from dicom_gateway.report.headline import headline
 from dicom_gateway.report.instance import DEVICE_NAME, MANUFACTURER, object_uid
 from dicom_gateway.report.language import ENGLISH, Language
@@ -123,8 +124,10 @@ def encode_bundle(
         "device": {"reference": device["fullUrl"]},
         "derivedFrom": [{"reference": study["fullUrl"]}],
     }
-    observations = [_observation(finding, report, context, language) for finding in report.findings]
-    cancelled = [_cancelled(finding, report, context, language) for finding in _no_longer_reported(report, earlier)]
+    observations = [_observation(finding, report, context, result.edition) for finding in report.findings]
+    cancelled = [
+        _cancelled(finding, report, context, result.edition) for finding in _no_longer_reported(report, earlier)
+    ]
     bundle = {
         "resourceType": "Bundle",
         "type": "transaction",
@@ -278,7 +281,8 @@ def _observation_uid(finding: ReportedFinding, report: Report) -> str:
     return derive_uid(report.study_instance_uid, "observation", finding.kind, str(finding.lesion or ""))
 
 
-def _observation(finding: ReportedFinding, report: Report, context: _Json, language: Language) -> _Json:
+def _observation(finding: ReportedFinding, report: Report, context: _Json, edition: Edition) -> _Json:
+    language = edition.language
     uid = _observation_uid(finding, report)
     members = [f for f in report.findings if f.kind == finding.kind and f.lesion is not None]
     site = codes.KIND_CODES[FindingKind(finding.kind)].site
@@ -287,7 +291,7 @@ def _observation(finding: ReportedFinding, report: Report, context: _Json, langu
         "identifier": [_identifier(uid), _identifier(finding.tracking_uid)],
         "status": _status(report),
         "category": [_concept(language, codes.IMAGING)],
-        "code": _finding_code(finding, language),
+        "code": _finding_code(finding, edition),
         **context,
         **_answer(finding, language),
         "bodySite": _concept(language, site, text=place(finding, language) or language.say(site.meaning)),
@@ -301,9 +305,10 @@ def _observation(finding: ReportedFinding, report: Report, context: _Json, langu
     return _entry(resource, uid)
 
 
-def _finding_code(finding: ReportedFinding, language: Language) -> _Json:
+def _finding_code(finding: ReportedFinding, edition: Edition) -> _Json:
     kind = FindingKind(finding.kind)
-    return _concept(language, codes.KIND_CODES[kind].finding, kind_code(kind), text=finding_title(finding, language))
+    title = finding_title(finding, edition.language)
+    return _concept(edition.language, edition.finding_code(kind), kind_code(kind), text=title)
 
 
 def _answer(finding: ReportedFinding, language: Language) -> _Json:
@@ -365,7 +370,8 @@ def _no_longer_reported(report: Report, earlier: Sequence[Report]) -> list[Repor
     return [finding for key, finding in before.items() if key not in reported]
 
 
-def _cancelled(finding: ReportedFinding, report: Report, context: _Json, language: Language) -> _Json:
+def _cancelled(finding: ReportedFinding, report: Report, context: _Json, edition: Edition) -> _Json:
+    language = edition.language
     uid = _observation_uid(finding, report)
     revision = revision_in_words(report, language)
     words = language.say("Not in the report any more: {revision}", revision=revision) + language.stop
@@ -374,7 +380,7 @@ def _cancelled(finding: ReportedFinding, report: Report, context: _Json, languag
         "identifier": [_identifier(uid)],
         "status": "cancelled",
         "category": [_concept(language, codes.IMAGING)],
-        "code": _finding_code(finding, language),
+        "code": _finding_code(finding, edition),
         **context,
         "dataAbsentReason": _concept(language, codes.NOT_APPLICABLE, text=words),
     }

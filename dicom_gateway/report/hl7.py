@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
 from dicom_gateway.report.content import Report, ReportedFinding, Verification
+from dicom_gateway.report.edition import Edition
 from dicom_gateway.report.headline import headline
 from dicom_gateway.report.instance import DEVICE_NAME, object_uid
 from dicom_gateway.report.language import Language
@@ -40,7 +41,7 @@ def encode_oru(result: StoredResult) -> bytes:
     report, source, language = result.report, result.headers.first, result.edition.language
     segments = [_segment("MSH", _header(result)), _segment("PID", _patient(source))]
     segments.append(_segment("OBR", _request(report, source, language)))
-    for set_id, (fields, comment) in enumerate(_observations(report, language), start=1):
+    for set_id, (fields, comment) in enumerate(_observations(report, result.edition), start=1):
         segments.append(_segment("OBX", {1: str(set_id), 11: _status(report)} | fields))
         if comment:
             segments.append(_segment("NTE", {1: "1", 3: _text(comment)}))
@@ -146,8 +147,9 @@ def _study_time(source: Dataset) -> str:
     return f"{source.StudyDate}{time}{source.get('TimezoneOffsetFromUTC', '')}"
 
 
-def _observations(report: Report, language: Language) -> Iterator[tuple[dict[int, str], str]]:
+def _observations(report: Report, edition: Edition) -> Iterator[tuple[dict[int, str], str]]:
     """(fields of the OBX, comment below it or nothing)"""
+    language = edition.language
     about = [
         (codes.STUDY_INSTANCE_UID, report.study_instance_uid),
         (codes.REVISION, revision_in_words(report, language)),
@@ -158,7 +160,7 @@ def _observations(report: Report, language: Language) -> Iterator[tuple[dict[int
         yield _observation("TX", _coded(language, codes.IMPRESSION), str(number), _text(sentence)), ""
     yield _observation("TX", _coded(language, codes.COMMENT), "", _text(language.told(report.disclaimer))), ""
     for number, finding in enumerate(report.findings, start=1):
-        yield _answer(finding, report, str(number), language), language.told(finding.reason or "")
+        yield _answer(finding, report, str(number), edition), language.told(finding.reason or "")
         for fields in _details(finding, str(number), language):
             yield fields, ""
 
@@ -167,13 +169,14 @@ def _observation(value_type: str, identifier: str, sub_id: str, value: str, unit
     return {2: value_type, 3: identifier, 4: sub_id, 5: value, 6: unit}
 
 
-def _answer(finding: ReportedFinding, report: Report, sub_id: str, language: Language) -> dict[int, str]:
+def _answer(finding: ReportedFinding, report: Report, sub_id: str, edition: Edition) -> dict[int, str]:
+    language = edition.language
     kind, presence = FindingKind(finding.kind), Presence(finding.presence)
     own = kind_code(kind)
     titled = replace(own, meaning=finding_title(finding, language))
     fields = _observation(
         "CE",
-        _coded(language, titled, codes.KIND_CODES[kind].finding),
+        _coded(language, titled, edition.finding_code(kind)),
         sub_id,
         _coded(language, codes.PRESENCE_CODES[presence]),
     )

@@ -18,6 +18,7 @@ from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.content import Report
+from dicom_gateway.report.edition import Edition
 from dicom_gateway.report.instance import (
     finish,
     instance_arguments,
@@ -26,7 +27,6 @@ from dicom_gateway.report.instance import (
     state_verification,
 )
 from dicom_gateway.report.key_slices import Mark, marks_of
-from dicom_gateway.report.language import Language
 from dicom_gateway.report.segmentation import tracking_identifier
 from dicom_gateway.report.sr_items import (
     algorithm_identification,
@@ -53,7 +53,7 @@ def encode_marks(result: StoredResult) -> tuple[Dataset, ...]:
     A finding of several parts has a group for each, under one tracking UID. Holes are not drawn. The marks of the
     revision that the report supersedes are named as its predecessor (PS3.3 C.17.2).
     """
-    report, language = result.report, result.edition.language
+    report, edition = result.report, result.edition
     was_marked = report.supersedes is not None and report.supersedes.marked
     earlier = predecessors(result, ComprehensiveSRStorage, "MARKS", "1") if was_marked else []
     marks = marks_of(result)
@@ -62,9 +62,9 @@ def encode_marks(result: StoredResult) -> tuple[Dataset, ...]:
     content = MeasurementReport(
         observation_context=observation_context(report),
         procedure_reported=concept(codes.CT_CHEST),
-        imaging_measurements=[_group(mark, polygon, report, language) for mark in marks for polygon in mark.polygons],
+        imaging_measurements=[_group(mark, polygon, report, edition) for mark in marks for polygon in mark.polygons],
         title=concept(codes.IMAGING_MEASUREMENT_REPORT),
-        language_of_content_item_and_descendants=language_of(language),
+        language_of_content_item_and_descendants=language_of(edition.language),
     )
     # Older releases of OHIF read no report without one.
     sources = {str(mark.source.SOPInstanceUID): mark.source for mark in marks}
@@ -85,7 +85,7 @@ def encode_marks(result: StoredResult) -> tuple[Dataset, ...]:
 
 
 def _group(
-    mark: Mark, polygon: Polygon, report: Report, language: Language
+    mark: Mark, polygon: Polygon, report: Report, edition: Edition
 ) -> PlanarROIMeasurementsAndQualitativeEvaluations:
     finding, source = mark.finding, mark.source
     kind = FindingKind(finding.kind)
@@ -97,8 +97,8 @@ def _group(
             graphic_data=polygon.astype(np.float32),
             source_image=SourceImageForRegion(source.SOPClassUID, source.SOPInstanceUID, frames),
         ),
-        finding_type=concept(codes.KIND_CODES[kind].finding),
+        finding_type=concept(edition.finding_code(kind)),
         finding_sites=[finding_site(kind, finding.laterality)],
-        algorithm_id=algorithm_identification(finding, report, language),
+        algorithm_id=algorithm_identification(finding, report, edition.language),
         qualitative_evaluations=evaluations(finding),
     )

@@ -19,6 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.content import Report, ReportedFinding
+from dicom_gateway.report.edition import Edition
 from dicom_gateway.report.instance import (
     MANUFACTURER,
     described,
@@ -27,7 +28,6 @@ from dicom_gateway.report.instance import (
     object_uid,
     private_coding_scheme,
 )
-from dicom_gateway.report.language import Language
 from dicom_gateway.report.outlines import Outlined, Outlines, SliceGrid
 from dicom_gateway.report.sr_items import concept
 from dicom_gateway.report.stored import StoredResult
@@ -142,7 +142,7 @@ def _segmentation(
         source_images=sources,
         pixel_array=touched,
         segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=[_description(segment, report, language) for segment in segments],
+        segment_descriptions=[_description(segment, report, result.edition) for segment in segments],
         content_label=CONTENT_LABEL,
         content_description=described(SERIES_DESCRIPTION, report.verification, language),
         transfer_syntax_uid=ExplicitVRLittleEndian,
@@ -205,8 +205,8 @@ def _enhanced_source(header: Dataset, grid: SliceGrid, thickness_mm: float) -> D
     return source
 
 
-def _description(segment: Segment, report: Report, language: Language) -> SegmentDescription:
-    finding = segment.finding
+def _description(segment: Segment, report: Report, edition: Edition) -> SegmentDescription:
+    finding, language = segment.finding, edition.language
     kind = codes.KIND_CODES[FindingKind(finding.kind)]
     is_organ = FindingKind(finding.kind) in _ORGAN_KINDS
     is_device = finding.kind == FindingKind.MEDICAL_DEVICE
@@ -221,7 +221,7 @@ def _description(segment: Segment, report: Report, language: Language) -> Segmen
         segment_number=segment.number,
         segment_label=label,
         segmented_property_category=concept(codes.PHYSICAL_OBJECT if is_device else category),
-        segmented_property_type=concept(kind.site if is_organ else kind.finding),
+        segmented_property_type=concept(kind.site if is_organ else edition.finding_code(FindingKind(finding.kind))),
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=AlgorithmIdentificationSequence(
             name=report.model.name,

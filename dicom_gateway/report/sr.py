@@ -24,6 +24,7 @@ from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian, Segmen
 from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
 from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement, ReportedQuality
+from dicom_gateway.report.edition import Edition
 from dicom_gateway.report.headline import headline
 from dicom_gateway.report.instance import (
     finish,
@@ -99,7 +100,7 @@ def findings_content(result: StoredResult) -> MeasurementReport:
                 report,
                 by_uid,
                 None if finding.lesion is None else segments.get(finding.tracking_uid),
-                language,
+                result.edition,
             )
             for finding in report.findings
         ],
@@ -192,15 +193,15 @@ def _group(
     report: Report,
     by_uid: dict[str, Dataset],
     segment: Segment | None,
-    language: Language,
+    edition: Edition,
 ) -> MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations:
     """TID 1501 (1411 with a segment): what was asked, the answer, how sure, how large, where, by which algorithm."""
-    kind = FindingKind(finding.kind)
+    kind, language = FindingKind(finding.kind), edition.language
     source = by_uid.get(finding.key_sop_instance_uid or "")
     image = None if source is None else _source_image(source, finding.key_frame_number)
     common = {
         "tracking_identifier": TrackingIdentifier(uid=finding.tracking_uid, identifier=tracking_identifier(finding)),
-        "finding_type": concept(codes.KIND_CODES[kind].finding),
+        "finding_type": concept(edition.finding_code(kind)),
         "finding_sites": [finding_site(kind, finding.laterality)],
         "algorithm_id": algorithm_identification(finding, report, language),
         "measurements": _measurements(finding),

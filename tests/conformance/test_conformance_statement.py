@@ -25,7 +25,7 @@ from dicom_gateway.receive.reception import Reception
 from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.report import codes, fhir
 from dicom_gateway.report.codes import PRIVATE_SCHEME, PRIVATE_SCHEME_UID
-from dicom_gateway.report.content import SupersededReport, Verification
+from dicom_gateway.report import content
 from dicom_gateway.report.hl7 import encode_oru
 from dicom_gateway.report.objects import ENCODERS
 from dicom_gateway.settings import Destination
@@ -132,8 +132,8 @@ def test_objects_have_the_stated_attributes_and_no_others(name: str, make_case: 
     stated = {keyword for keywords, objects, _ in ATTRIBUTES for keyword in keywords.split() if name in objects}
     number, description, template, absent_when = OBJECTS[name]
     case = make_case("findings", IssuerOfPatientID="HOSPITAL", TimezoneOffsetFromUTC="+0800")
-    earlier = SupersededReport(revision=1, report_uid="1.2.9", content_sha256="0", marked=True)
-    reader = Verification(observer_name="Li^Wei", organization="Test Hospital")
+    earlier = content.SupersededReport(revision=1, report_uid="1.2.9", content_sha256="0", marked=True)
+    reader = content.Verification(observer_name="Li^Wei", organization="Test Hospital")
     verified = case.report.model_copy(update={"revision": 2, "supersedes": earlier, "verification": reader})
     data_sets = ENCODERS[name](replace(case, report=verified))
     description = description.replace("(unverified)", "(verified)")

@@ -41,6 +41,19 @@ NOT_IN_PYDICOM = {
     ("IND", "v3-ObservationInterpretation"): "Indeterminate",
     ("not-performed", "data-absent-reason"): "Not Performed",
     ("not-applicable", "data-absent-reason"): "Not Applicable",
+    # The preferred terms of SNOMED CT; PS3.16 has no group with these.
+    ("445512009", "SCT"): "Calcification of coronary artery",
+    ("87433001", "SCT"): "Pulmonary emphysema",
+    ("42942008", "SCT"): "Compression fracture of vertebral column",
+    ("95436008", "SCT"): "Lung consolidation",
+    ("8186001", "SCT"): "Cardiomegaly",
+    ("46621007", "SCT"): "Atelectasis",
+    ("52324001", "SCT"): "Mediastinal lymphadenopathy",
+    ("12295008", "SCT"): "Bronchiectasis",
+    ("312894000", "SCT"): "Osteopenia",
+    ("197321007", "SCT"): "Steatosis of liver",
+    ("33737001", "SCT"): "Fracture of rib",
+    ("84089009", "SCT"): "Hiatal hernia",
 }
 PUBLISHED = [entry for entry in every_code() if entry.status is not CodeStatus.PRIVATE]
 
@@ -85,6 +98,36 @@ def test_snomed_codes_are_of_the_dicom_freeset() -> None:
     for entry in every_code():
         if entry.status is CodeStatus.FREESET and not entry.source.startswith("TID"):
             assert any(cids for _, cids in listed(entry)), f"{entry.value} {entry.meaning} is in no context group"
+
+
+def test_snomed_codes_that_need_a_licence_are_those_of_a_code_set_alone() -> None:
+    licensed = {entry for entry in every_code() if entry.status is CodeStatus.SNOMED}
+    assert licensed == set(codes.SNOMED_CODES.values())
+    defaults = {entry for kind in codes.KIND_CODES.values() for entry in (kind.finding, kind.site)}
+    assert not licensed & defaults
+    assert len(licensed) == len(codes.SNOMED_CODES)
+
+
+# Verhoeff's dihedral check, as SNOMED CT uses it for identifiers (SNOMED CT Release File Specification, 5.5).
+_MULTIPLY = [[(i + j) % 5 + 5 * (j >= 5) if i < 5 else (i - j) % 5 + 5 * (j < 5) for j in range(10)] for i in range(10)]
+_PERMUTE = [1, 5, 7, 6, 2, 8, 3, 0, 9, 4]
+
+
+def is_snomed_identifier(value: str) -> bool:
+    check = 0
+    for place, digit in enumerate(reversed(value)):
+        number = int(digit)
+        for _ in range(place % 8):
+            number = _PERMUTE[number]
+        check = _MULTIPLY[check][number]
+    return check == 0
+
+
+@pytest.mark.parametrize("entry", [e for e in every_code() if e.scheme == "SCT"], ids=lambda e: e.value)
+def test_a_snomed_identifier_has_its_check_digit(entry: CodeEntry) -> None:
+    assert is_snomed_identifier(entry.value)
+    wrong = entry.value[:-1] + str((int(entry.value[-1]) + 1) % 10)
+    assert not is_snomed_identifier(wrong)
 
 
 def test_no_two_codes_mean_different_things() -> None:
