@@ -49,8 +49,10 @@ def compare(held: Mapping[str, int], count: SourceCount) -> Comparison:
         return Comparison(standing=standing, received=received, expected=expected)
     if count.total is None:
         return Comparison(standing=Standing.UNKNOWN, received=received)
-    if received >= count.total:
-        return Comparison(standing=Standing.ALL, received=received, expected=count.total)
+    standing = Standing.UNKNOWN
+    if received == count.total:
+        standing = Standing.ALL
     # Reports and pictures in the study would be in the total, and are never sent to us.
-    standing = Standing.PART if count.modalities == {"CT"} else Standing.UNKNOWN
+    elif received < count.total and count.modalities == {"CT"}:
+        standing = Standing.PART
     return Comparison(standing=standing, received=received, expected=count.total)

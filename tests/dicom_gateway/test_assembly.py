@@ -86,6 +86,7 @@ def test_every_study_is_complete_some_day(revision, largest, standing):
         # Somebody else sends a series too.
         ({"1.1": 3, "1.9": 1}, SourceCount(series={"1.1": 3}), (Standing.BEGUN_ARE_WHOLE, 4, 4)),
         ({"1.1": 3}, SourceCount(total=3), (Standing.ALL, 3, 3)),
+        ({"1.1": 3}, SourceCount(total=2), (Standing.UNKNOWN, 3, 2)),
         ({"1.1": 3}, SourceCount(total=4, modalities=frozenset({"CT"})), (Standing.PART, 3, 4)),
         # The fourth may be a report.
         ({"1.1": 3}, SourceCount(total=4, modalities=frozenset({"CT", "SR"})), (Standing.UNKNOWN, 3, 4)),
