@@ -1,6 +1,7 @@
 """DICOMweb (PS3.18): QIDO-RS and WADO-RS for received images and for the objects of their newest reports."""
 
 import json
+import math
 import uuid
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -170,7 +171,7 @@ def _found(request: Request, query: Query, found: Iterator[Found]) -> Response:
     answers = [_with_address(request, one) for one in told[: query.limit]]
     if not answers:
         return Response(status_code=204, headers=headers)
-    return Response(json.dumps(answers, ensure_ascii=False).encode(), media_type=JSON, headers=headers)
+    return Response(_encoded(answers), media_type=JSON, headers=headers)
 
 
 def _headers(request: Request, held: Sequence[Held]) -> Response:
@@ -181,7 +182,7 @@ def _headers(request: Request, held: Sequence[Held]) -> Response:
         for instance in held:
             header = read_metadata(instance)
             if header is not None:
-                yield lead + json.dumps(_json(header), ensure_ascii=False).encode()
+                yield lead + _encoded(_json(header))
                 lead = b","
         yield b"[]" if lead == b"[" else b"]"
 
@@ -264,3 +265,19 @@ def _with_address(request: Request, found: Found) -> dict[str, Any]:
 
 def _json(attributes: Dataset) -> dict[str, Any]:
     return attributes.to_json_dict(suppress_invalid_tags=True)
+
+
+def _encoded(answer: Any) -> bytes:
+    try:
+        return json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        return json.dumps(_without_nan(answer), ensure_ascii=False).encode()
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have; senders write them into FL and FD."""
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

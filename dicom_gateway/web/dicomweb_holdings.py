@@ -267,7 +267,7 @@ def _by_series(instances: Sequence[Held]) -> dict[str, list[Held]]:
 
 def _study_attributes(by_series: dict[str, list[Held]], query: Query) -> Dataset:
     firsts = [_header(held[0], (*_wanted("study", STUDY_ATTRIBUTES, query), "Modality")) for held in by_series.values()]
-    attributes = firsts[0]
+    attributes = next((first for first in firsts if "PatientID" in first), firsts[0])
     modalities = sorted({str(first.get("Modality") or "") for first in firsts} - {""})
     if "Modality" in attributes:
         del attributes.Modality

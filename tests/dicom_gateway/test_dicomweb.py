@@ -318,6 +318,16 @@ def test_a_file_that_is_damaged_hides_no_other(tmp_path: Path) -> None:
         assert len(client.get("/dicom-web/studies/1.2.5/metadata").json()) == 1
 
 
+def test_numbers_that_json_does_not_have_are_null(tmp_path: Path) -> None:
+    settings = site_settings(tmp_path, minimum_free_space_mb=0)
+    app = create_app(settings)
+    reception = Reception(settings=settings, engine=app.state.site.engine)
+    keep(reception, make_ct_dataset(StudyInstanceUID="1.2.6", TableSpeed=float("nan")))
+    with serving(app) as client:
+        (header,) = json.loads(client.get("/dicom-web/studies/1.2.6/metadata").text, parse_constant=pytest.fail)
+    assert header["00189309"] == {"vr": "FD", "Value": [None]}
+
+
 @given(st.lists(st.tuples(st.sampled_from(["limit", "offset", "includefield", "PatientName"]) | st.text(), st.text())))
 def test_any_parameters_are_understood_or_refused(parameters: list[tuple[str, str]]) -> None:
     try:
