@@ -27,7 +27,7 @@ from web_samples import (
 from dicom_gateway.report.content import Report, report_schema
 from dicom_gateway.settings import Settings
 from dicom_gateway.store.schema import DeliveryState
-from dicom_gateway.web import server
+from dicom_gateway.web import security, server
 from dicom_gateway.web.app import create_app
 from dicom_gateway.web.health import check_health
 from dicom_gateway.web.security import MAXIMUM_BODY_BYTES
@@ -149,7 +149,7 @@ def test_every_operation_is_documented_with_a_typed_answer(client: httpx.Client)
         for method, operation in methods.items()
     }
     assert {("get", "/api/health"), ("get", "/api/studies"), ("post", "/api/studies/{uid}/replay")} <= set(operations)
-    for (method, path), operation in operations.items():
+    for (_, path), operation in operations.items():
         assert path.startswith(("/api/", "/dicom-web/"))
         assert operation["summary"]
         content = operation["responses"]["200"]["content"]
@@ -330,6 +330,18 @@ def test_a_body_is_bounded(client: httpx.Client) -> None:
     path, most = f"/api/studies/{REPORTED}/replay", MAXIMUM_BODY_BYTES
     assert client.post(path, headers=OURS, content=b"x" * (most + 1)).status_code == 413
     assert client.post(path, headers=OURS, content=b"x" * most).status_code == 200
+
+
+def test_a_body_that_drips_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "BODY_GRACE_S", 0.5)
+    settings = site_settings(tmp_path, stow_networks=("127.0.0.0/8",), minimum_free_space_mb=0)
+    head = 'Content-Type: multipart/related; type="application/dicom"; boundary=x\r\nContent-Length: 100000'
+    with (
+        serving(create_app(settings)) as client,
+        socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as peer,
+    ):
+        peer.sendall(f"POST /dicom-web/studies HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n\r\n--x".encode())
+        assert peer.recv(65536).startswith(b"HTTP/1.1 408")
 
 
 @pytest.mark.parametrize("accept", ["," * 60_000, '",' * 30_000, ";" * 60_000, "*/*;q=" * 10_000])
