@@ -4,10 +4,13 @@ pydicom builds an object an element, which costs ten times as much: too slow whe
 wanted. This scanner is strict. What it refuses may still be readable by a tolerant parser.
 """
 
+from collections import deque
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from struct import Struct
 
+import numpy as np
+import numpy.typing as npt
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
 from imaging.errors import BrokenDataSet
@@ -15,6 +18,8 @@ from imaging.errors import BrokenDataSet
 UNDEFINED_LENGTH = 0xFFFFFFFF
 FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA, PIXEL_DATA = 0x7FE00008, 0x7FE00009, 0x7FE00010
 MAXIMUM_NESTING = 32
+# Values of even lengths that differ among the slices of a series make half a dozen.
+_LAYOUTS_KNOWN, _LONGEST_LAYOUT = 8, 4096
 
 _PIXELS = frozenset({FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA, PIXEL_DATA})
 _ITEM_GROUP, _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE, 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -60,6 +65,58 @@ def scan_elements(head: bytes | memoryview, *, implicit_vr: bool, wanted: Set[in
     nested deeper than MAXIMUM_NESTING, and where a wanted element stands twice. Decreasing tags are let pass: senders
     write them, and they change no meaning.
     """
+    return _scan(head, implicit_vr, wanted, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """One scan: where the bytes lie that led through it and what they are, and where the wanted values lie."""
+
+    implicit_vr: bool
+    positions: npt.NDArray[np.intp]
+    decisive: bytes
+    places: tuple[tuple[int, int, int], ...]
+    scanned: ScannedElements
+
+    def scan(self, head: bytes, implicit_vr: bool) -> ScannedElements | None:
+        """What scanning `head` gives, where it would be led the same way."""
+        if implicit_vr != self.implicit_vr or len(head) < self.scanned.end:
+            return None
+        if np.frombuffer(head, np.uint8).take(self.positions).tobytes() != self.decisive:
+            return None
+        return replace(self.scanned, values={tag: head[start:end] for tag, start, end in self.places})
+
+
+class ElementScanner:
+    """`scan_elements` for data sets that are much alike, as those of a series: their elements lie in few layouts."""
+
+    def __init__(self, wanted: Set[int]) -> None:
+        self._wanted = wanted
+        self._layouts: deque[_Layout] = deque(maxlen=_LAYOUTS_KNOWN)
+
+    def scan(self, head: bytes, *, implicit_vr: bool) -> ScannedElements:
+        """As `scan_elements`."""
+        for layout in tuple(self._layouts):
+            if scanned := layout.scan(head, implicit_vr):
+                return scanned
+        trace = _Trace([], [])
+        scanned = _scan(head, implicit_vr, self._wanted, trace)
+        if scanned.pixel_data_offset is not None and len(trace.steps) <= _LONGEST_LAYOUT:
+            positions = np.concatenate([np.arange(at, start) for at, start in trace.steps])
+            decisive = np.frombuffer(head, np.uint8).take(positions).tobytes()
+            self._layouts.appendleft(_Layout(implicit_vr, positions, decisive, tuple(trace.places), scanned))
+        return scanned
+
+
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """Of a scan: begin and end of all that was looked at to go on; tag, begin and end of each wanted value."""
+
+    steps: list[tuple[int, int]]
+    places: list[tuple[int, int, int]]
+
+
+def _scan(head: bytes | memoryview, implicit_vr: bool, wanted: Set[int], trace: _Trace | None) -> ScannedElements:
     if implicit_vr and _looks_explicit(head, 0):
         raise BrokenDataSet("explicit VR in a data set that should be implicit")
     size = len(head)
@@ -74,6 +131,8 @@ def scan_elements(head: bytes | memoryview, *, implicit_vr: bool, wanted: Set[in
         if between_items:
             group, element, length = _implicit_element(head, at)
             tag = group << 16 | element
+            if trace is not None:
+                trace.steps.append((at, at + 8))
             at += 8
             if tag == _ITEM:
                 if length == UNDEFINED_LENGTH:
@@ -106,6 +165,8 @@ def scan_elements(head: bytes | memoryview, *, implicit_vr: bool, wanted: Set[in
                 elif start == at and group != _ITEM_GROUP:
                     raise BrokenDataSet(f"no VR at byte {at + 4} of the data set")
             tag = group << 16 | element
+            if trace is not None:
+                trace.steps.append((at, max(start, at + 8)))
             if not _FIRST_TAG <= tag < FLOAT_PIXEL_DATA:
                 if tag == _ITEM_END and sequences:
                     between_items = True
@@ -143,6 +204,8 @@ def scan_elements(head: bytes | memoryview, *, implicit_vr: bool, wanted: Set[in
             if at > size:
                 break
             values[tag] = bytes(head[start:at])
+            if trace is not None:
+                trace.places.append((tag, start, at))
             if not implicit_vr:
                 vrs[tag] = vr
         end = at

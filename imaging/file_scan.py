@@ -1,19 +1,26 @@
-"""The wanted elements of a DICOM file and the place of its pixels, from no more of it than its head."""
+"""The wanted elements of a CT file and the place of its pixels, from no more of it than its head."""
 
 import os
 import zlib
-from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    ImplicitVRLittleEndian,
+)
 
-from imaging.elements import PIXEL_DATA, UNDEFINED_LENGTH, scan_elements, scan_file_meta
+from imaging.elements import PIXEL_DATA, UNDEFINED_LENGTH, ElementScanner, scan_file_meta
 from imaging.errors import BrokenDataSet, UnreadableInstance
 from imaging.odd_pixels import CODECS
 from imaging.pixels import Codec
 
-_HEAD_BYTES, _LONGEST_HEAD_BYTES = 1 << 14, 1 << 28
+_SOP_CLASS_UID = 0x00080016
+_CT_CLASSES = frozenset((CTImageStorage.encode(), EnhancedCTImageStorage.encode()))
+# Most headers; those of some thousand frames of an Enhanced CT.
+_HEAD_BYTES, _LONGEST_HEAD_BYTES = 1 << 14, 1 << 23
 _MAXIMUM_INFLATED_BYTES = 1 << 30
 _COPY_BYTES = 1 << 20
 _TRAILING_PADDING_GROUP = b"\xfc\xff"
@@ -38,22 +45,22 @@ class ScannedFile:
     place: PixelPlace | None
 
 
-def scan_file(file: Path, wanted: Set[int]) -> ScannedFile | None:
-    """The head of `file`, None where that cannot be said by scanning: then pydicom may know.
+def scan_file(file: Path, scanner: ElementScanner) -> ScannedFile | None:
+    """The head of `file`; None where it is no CT, or so odd that only pydicom may know.
 
-    Raises UnreadableInstance for a deflated file that inflates beyond all measure.
+    `scanner` must want SOP Class UID. Raises UnreadableInstance for a deflated file that inflates beyond all measure.
     """
     try:
         descriptor = os.open(file, os.O_RDONLY)
         try:
-            return _scan(descriptor, wanted)
+            return _scan(descriptor, scanner)
         finally:
             os.close(descriptor)
     except (OSError, BrokenDataSet):
         return None
 
 
-def _scan(descriptor: int, wanted: Set[int]) -> ScannedFile | None:
+def _scan(descriptor: int, scanner: ElementScanner) -> ScannedFile | None:
     file_bytes = os.fstat(descriptor).st_size
     head_bytes = _HEAD_BYTES
     while True:
@@ -65,7 +72,9 @@ def _scan(descriptor: int, wanted: Set[int]) -> ScannedFile | None:
         if codec is None:
             return None
         implicit_vr = syntax == ImplicitVRLittleEndian
-        scanned = scan_elements(head[start:], implicit_vr=implicit_vr, wanted=wanted)
+        scanned = scanner.scan(head[start:], implicit_vr=implicit_vr)
+        if scanned.values.get(_SOP_CLASS_UID, b"").rstrip(b"\0 ") not in _CT_CLASSES:
+            return None
         if scanned.pixel_data_offset is not None:
             break
         if len(head) == file_bytes or head_bytes >= _LONGEST_HEAD_BYTES:

@@ -22,6 +22,7 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
+from imaging.elements import ElementScanner
 from imaging.errors import UnreadableInstance
 from imaging.file_scan import PixelPlace, ScannedFile, scan_file
 from imaging.geometry import Point
@@ -49,6 +50,7 @@ _WANTED = _tags(
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *_FUNCTIONAL_GROUPS,
 )
+_SCANNER = ElementScanner(_WANTED)
 _SOP_CLASS_UID, _SOP_INSTANCE_UID, _IMAGE_POSITION_PATIENT = 0x00080016, 0x00080018, 0x00200032
 _ACQUISITION_NUMBER, _INSTANCE_NUMBER = 0x00200012, 0x00200013
 # The elements that differ among the images of a series, with their VR.
@@ -63,8 +65,8 @@ _OWN_GROUPS = _tags(*_FUNCTIONAL_GROUPS)
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0"
 # What of these pydicom and we are sure to read alike.
 _UID = re.compile(rb"([0-9.]{1,64})\0?").fullmatch
-_INTEGER = re.compile(rb" *([+-]?[0-9]{1,9})? *").fullmatch
-_DECIMAL = rb" *([+-]?[0-9]{1,16}(?:\.[0-9]{0,16})?(?:[eE][+-]?[0-9]{1,2})?) *"
+_INTEGER = re.compile(rb" {0,9}([+-]?[0-9]{1,9})? {0,9}").fullmatch
+_DECIMAL = rb" {0,9}([+-]?[0-9]{1,16}(?:\.[0-9]{0,16})?(?:[eE][+-]?[0-9]{1,2})?) {0,9}"
 _POINT = re.compile(rb"\\".join([_DECIMAL] * 3)).fullmatch
 
 
@@ -169,7 +171,7 @@ class InstanceHeader:
 
 def read_instance(file: Path) -> InstanceHeader:
     """Header of one DICOM file. Raises UnreadableInstance when it is not one or lacks its identifying UIDs."""
-    scanned = scan_file(file, _WANTED)
+    scanned = scan_file(file, _SCANNER)
     try:
         if scanned and (header := _header_like_one_before(file, scanned)):
             return header
@@ -182,7 +184,8 @@ def read_instance(file: Path) -> InstanceHeader:
 
 def _read_by_pydicom(file: Path) -> Dataset:
     try:
-        return pydicom.dcmread(file, stop_before_pixels=True)
+        # What is not asked for is not kept: a header may hold millions of elements.
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_WANTED))
     except InvalidDicomError as error:
         raise UnreadableInstance("not a DICOM file") from error
     except Exception as error:

@@ -20,10 +20,10 @@ from imaging.geometry import Geometry, geometry_of_stack, slice_normal
 from imaging.headers import Series, Slice
 from imaging.odd_pixels import CODECS
 from imaging.pixels import AIR_HU as AIR_HU
-from imaging.pixels import Codec, Rescale, StoredPixels, clear_unused_bits, to_hu_in_place
+from imaging.pixels import Codec, Rescale, clear_unused_bits, to_hu_in_place
 
 _MAXIMUM_VOLUME_BYTES = 2 << 30
-_READING_THREADS = 4
+_READING_THREADS = 2
 # Uncompressed ones first: the order in which a listener prefers them.
 TRANSFER_SYNTAXES: tuple[str, ...] = (
     ExplicitVRLittleEndian,
@@ -80,10 +80,10 @@ def load_volume(series: Series) -> Volume:
         )
         for index, plane in enumerate(slices)
     ]
-    native = [(hu[p.index], p, p.pixels) for p in planes if p.pixels and p.pixels.codec is Codec.NATIVE]
+    native = [p for p in planes if p.pixels and p.pixels.codec is Codec.NATIVE]
     with ThreadPoolExecutor(_READING_THREADS) as pool:
         # Reading and arithmetic release the GIL; list() brings an exception of any file here.
-        list(pool.map(_read_into, *zip(*native, strict=True)) if native else ())
+        list(pool.map(lambda start: _read_into(hu, native[start::_READING_THREADS]), range(_READING_THREADS)))
     if len(native) < len(planes):
         decode_into(hu, [p for p in planes if p.pixels is None or p.pixels.codec is not Codec.NATIVE])
     positions = np.array([s.image_position_patient for s in slices], dtype=np.float64)
@@ -113,18 +113,22 @@ def order_slices(slices: Sequence[Slice]) -> tuple[Slice, ...]:
     return tuple(sorted(slices, key=lambda s: float(np.dot(normal, s.image_position_patient or ()))))
 
 
-def _read_into(hu: npt.NDArray[np.int16], plane: StoredPlane, pixels: StoredPixels) -> None:
-    """Read an uncompressed plane into the memory of its slice (row, column), and make HU of it there."""
-    try:
-        descriptor = os.open(plane.path, os.O_RDONLY)
+def _read_into(hu: npt.NDArray[np.int16], planes: Sequence[StoredPlane]) -> None:
+    """Read uncompressed planes into the memory of their slices, and make HU of them there."""
+    for plane in planes:
+        pixels, plane_hu = plane.pixels, hu[plane.index]
+        assert pixels is not None
+        offset = pixels.offset + ((plane.frame_number or 1) - 1) * plane_hu.nbytes
         try:
-            size = os.preadv(descriptor, [hu.data], pixels.offset + ((plane.frame_number or 1) - 1) * hu.nbytes)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise UnreadableInstance(f"pixels cannot be read ({type(error).__name__})") from error
-    if size != hu.nbytes:
-        raise UnreadableInstance("pixels cannot be read (the file has changed)")
-    stored = hu.view(pixels.dtype)
-    clear_unused_bits(stored, pixels.bits_stored)
-    to_hu_in_place(stored, plane.rescale, pixels.padding)
+            descriptor = os.open(plane.path, os.O_RDONLY)
+            try:
+                size = os.preadv(descriptor, [plane_hu.data], offset)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise UnreadableInstance(f"pixels cannot be read ({type(error).__name__})") from error
+        if size != plane_hu.nbytes:
+            raise UnreadableInstance("pixels cannot be read (the file has changed)")
+        stored = plane_hu.view(pixels.dtype)
+        clear_unused_bits(stored, pixels.bits_stored)
+        to_hu_in_place(stored, plane.rescale, pixels.padding)

@@ -15,7 +15,14 @@ from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
-from imaging.elements import MAXIMUM_NESTING, PIXEL_DATA, UNDEFINED_LENGTH, ScannedElements, scan_elements
+from imaging.elements import (
+    MAXIMUM_NESTING,
+    PIXEL_DATA,
+    UNDEFINED_LENGTH,
+    ElementScanner,
+    ScannedElements,
+    scan_elements,
+)
 from imaging.errors import BrokenDataSet
 
 _UNDEFINED = pack("<I", UNDEFINED_LENGTH)
@@ -180,6 +187,31 @@ def _answer_or_refusal(content: bytes, implicit_vr: bool) -> None:
     for value in scanned.values.values():
         assert value in content
     assert scanned.cut or scanned.pixel_data_tag is not None or scanned.end == len(content)
+
+
+@given(ds=_data_sets(), implicit_vr=st.booleans(), data=st.data())
+def test_what_is_known_of_one_data_set_never_changes_the_reading_of_another(
+    ds: Dataset, implicit_vr: bool, data
+) -> None:
+    """The scanner that remembers gives what the one without memory gives, error or not, for all single-byte changes."""
+    pixels = pack("<HHI", 0x7FE0, 0x10, 6) if implicit_vr else pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, 6)
+    encoded = _encoded(ds, implicit_vr) + _MODALITY[: 0 if implicit_vr else None] + pixels + b"pixels"
+    wanted = frozenset({0x00080060, 0x00081140, 0x00280010, 0x00200032, 0x00291010})
+    scanner = ElementScanner(wanted)
+    changes = data.draw(st.lists(st.tuples(st.integers(0, len(encoded) - 1), st.integers(0, 255)), max_size=20))
+    for at, value in [(0, encoded[0]), (0, encoded[0]), *changes]:
+        changed = encoded[:at] + bytes([value]) + encoded[at + 1 :]
+        for content in (changed, changed[:at]):
+            assert _outcome(lambda c=content: scanner.scan(c, implicit_vr=implicit_vr)) == _outcome(
+                lambda c=content: _scan(c, implicit_vr, wanted)
+            )
+
+
+def _outcome(scan) -> ScannedElements | str:
+    try:
+        return scan()
+    except BrokenDataSet as error:
+        return str(error)
 
 
 @pytest.mark.parametrize("implicit_vr", [False, True])
