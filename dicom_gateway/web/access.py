@@ -84,7 +84,6 @@ class RequireUser:
         self._key = secrets.token_bytes(32)
         self._remembered: dict[bytes, tuple[bytes, float]] = {}
         self._one_at_a_time = CapacityLimiter(1)
-        # For names nobody has: the answer must not come sooner than to a wrong password.
         self._nobody = hashed(secrets.token_hex(16))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,7 +106,8 @@ class RequireUser:
         if wait_s or self._one_at_a_time.statistics().tasks_waiting >= _MOST_WAITING:
             return _refuse(path, HTTPStatus.TOO_MANY_REQUESTS, {"Retry-After": str(wait_s or 1)})
         name, password = _credentials(authorization)
-        expected = hashes.get(name, self._nobody)
+        # For a name that nobody has the answer takes as long as for a wrong password.
+        expected = hashes.get(name) or next(iter(hashes.values()), self._nobody)
         right = await to_thread.run_sync(matches, password, expected, limiter=self._one_at_a_time)
         if right and name in hashes:
             self._remembered = {k: v for k, v in self._remembered.items() if v[1] > time.monotonic()}
