@@ -100,7 +100,7 @@ def process_study(
             created=created,
             software_version=version("onescan"),
             unreadable_file_count=unreadable_file_count,
-            timings_s={**clock.seconds, **(detection.timings_s if detection else {})},
+            timings_s=clock.seconds,
         )
         headers = read_source_headers(
             _evidence(study, passed.selection.chosen), report.series_instance_uid, outlines.analysed_instances
@@ -170,9 +170,10 @@ def _why_rejected(quality: Sequence[QualityIssue]) -> str:
 def _detect(detector: Detector, passed: Passed, clock: "StageClock") -> Detection | None:
     if passed.volume is None or passed.lungs is None or passed.selection.chosen is None:
         return None
-    with clock.stage("analyse"):
-        kernel = has_sharp_kernel(passed.selection.chosen)
-        detection = detector.detect(passed.volume, passed.lungs, sharp_kernel=kernel)
+    clock.on_stage("analyse")
+    kernel = has_sharp_kernel(passed.selection.chosen)
+    detection = detector.detect(passed.volume, passed.lungs, sharp_kernel=kernel)
+    clock.seconds |= detection.timings_s
     return replace(detection, findings=limited_to_what_is_seen(detection.findings, passed.quality))
 
 
@@ -210,11 +211,11 @@ class StageClock:
 
     def __init__(self, on_stage: OnStage) -> None:
         self.seconds: dict[str, float] = {}
-        self._on_stage = on_stage
+        self.on_stage = on_stage
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        self._on_stage(name)
+        self.on_stage(name)
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started

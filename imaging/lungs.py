@@ -58,6 +58,11 @@ class Lungs:
         """Indices of the slices that show lung."""
         return np.flatnonzero(self.left.any(axis=(1, 2)) | self.right.any(axis=(1, 2)))
 
+    @property
+    def voxels_by_slice(self) -> npt.NDArray[np.intp]:
+        """How many voxels of each slice are lung."""
+        return np.array([np.count_nonzero(left | right) for left, right in zip(self.left, self.right, strict=True)])
+
 
 def segment_lungs(volume: Volume) -> Lungs:
     """Masks of an axial chest CT; lungs and airways are empty where none are found."""

@@ -11,10 +11,22 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 Mask = npt.NDArray[np.bool_]
+Box = tuple[slice, slice, slice]
 
 IN_PLANE = ndimage.generate_binary_structure(2, 1)[None]
 _LABEL_IN_PLANE = np.zeros((3, 3, 3), np.bool_)
 _LABEL_IN_PLANE[1:2] = IN_PLANE
+
+
+def bounds(*masks: Mask) -> Box | None:
+    """The smallest box around all voxels of masks of one shape; None where there are none."""
+    planes = np.flatnonzero(np.any([mask.any(axis=(1, 2)) for mask in masks], axis=0))
+    if not len(planes):
+        return None
+    shadow = np.any([mask.any(axis=0) for mask in masks], axis=0)
+    rows, columns = np.flatnonzero(shadow.any(axis=1)), np.flatnonzero(shadow.any(axis=0))
+    z, y, x = (slice(int(present[0]), int(present[-1]) + 1) for present in (planes, rows, columns))
+    return z, y, x
 
 
 def distance_to(mask: Mask, spacing_mm: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

@@ -14,6 +14,7 @@ from scipy import ndimage
 from imaging.blocks import block_means
 from imaging.geometry import FloatArray, Geometry
 from imaging.lungs import Lungs, Mask
+from imaging.morphology import bounds
 from imaging.volume import Volume
 
 _MARGIN_ABOVE_AND_BELOW_LUNGS_MM = 40.0
@@ -141,8 +142,8 @@ def _shrunk_affine(affine: npt.NDArray[np.float64], factors: tuple[int, ...], bo
 
 
 def _network_grid(volume: Volume, lungs: Lungs, spacing_mm: float, multiple_of: int) -> Geometry:
-    body_low, body_high = _extent_mm(lungs.body, volume.geometry)
-    lung_low, lung_high = _extent_mm(lungs.left | lungs.right, volume.geometry)
+    body_low, body_high = _extent_mm(bounds(lungs.body), volume.geometry)
+    lung_low, lung_high = _extent_mm(bounds(lungs.left, lungs.right), volume.geometry)
     low = body_low - _MARGIN_AROUND_BODY_MM
     high = body_high + _MARGIN_AROUND_BODY_MM
     low[2] = max(body_low[2], lung_low[2] - _MARGIN_ABOVE_AND_BELOW_LUNGS_MM)
@@ -158,12 +159,9 @@ def _network_grid(volume: Volume, lungs: Lungs, spacing_mm: float, multiple_of: 
     return Geometry(affine, shape, volume.geometry.frame_of_reference_uid)
 
 
-def _extent_mm(mask: Mask, geometry: Geometry) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Lowest and highest (x, y, z) of the mask's bounding box; of the whole grid when the mask is empty."""
-    ranges = []
-    for axis in range(3):
-        present = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        ranges.append((present[0], present[-1]) if len(present) else (0, mask.shape[axis] - 1))
+def _extent_mm(box: Box | None, geometry: Geometry) -> tuple[FloatArray, FloatArray]:
+    """Lowest and highest (x, y, z) of the voxel centres of a box; of the whole grid without one."""
+    ranges = [(part.start, part.stop - 1) for part in box] if box else [(0, n - 1) for n in geometry.shape]
     corners = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
     points = geometry.index_to_patient(corners)
     return points.min(axis=0), points.max(axis=0)

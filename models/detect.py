@@ -46,6 +46,7 @@ from models.measure import (
     lung_zone,
     maximum_thickness_mm,
     region_of,
+    shared_voxels,
     volume_mm3,
 )
 from models.measured import RULES
@@ -121,13 +122,13 @@ class Detector:
         looks = (self.session.run(grid.hu), self.session.run(perturbed(grid.hu)))
         inferred = time.perf_counter()
         reading = _Reading(self, volume, lungs, grid, looks)
-        found = {
-            kind: reading.nodules(self.session)
-            if kind is FindingKind.PULMONARY_NODULE and self.manifest.nodules is not None
-            else reading.network_findings(kind)
-            for kind in self.manifest.lesions
-            if kind not in self.manifest.withheld
-        }
+        found: dict[FindingKind, tuple[Finding, ...]] = {}
+        if self.manifest.nodules is not None and FindingKind.PULMONARY_NODULE not in self.manifest.withheld:
+            found[FindingKind.PULMONARY_NODULE] = reading.nodules(self.session)
+        sought = time.perf_counter()
+        for kind in self.manifest.lesions:
+            if kind not in self.manifest.withheld and kind not in found:
+                found[kind] = reading.network_findings(kind)
         if FindingKind.EMPHYSEMA not in self.manifest.withheld:
             air = found.get(FindingKind.PNEUMOTHORAX, ())
             found[FindingKind.EMPHYSEMA] = self._graded((reading.emphysema(sharp_kernel, air),))
@@ -146,7 +147,8 @@ class Detector:
             timings_s={
                 "preprocess": prepared - started,
                 "infer": inferred - prepared,
-                "measure": measured - inferred,
+                "nodules": sought - inferred,
+                "measure": measured - sought,
             },
         )
 
@@ -208,8 +210,10 @@ class _Reading:
     def emphysema(self, sharp_kernel: bool, pneumothorax: Sequence[Finding]) -> Finding:
         """By rule on the HU of the segmented lungs, without the air of an outlined pneumothorax; no network."""
         kind = FindingKind.EMPHYSEMA
-        left, right = self._lungs.left.copy(), self._lungs.right.copy()
+        left, right = self._lungs.left, self._lungs.right
         outlined = [f.region for f in pneumothorax if f.lesion is not None and f.region is not None]
+        if outlined:
+            left, right = left.copy(), right.copy()
         for air in outlined:
             for lung in (left, right):
                 lung[air.box] &= ~air.mask
@@ -290,7 +294,8 @@ class _Reading:
         small = tuple(
             nodule
             for nodule in small
-            if not any(_is_within(nodule.region, m.region) for m in masses) and not self._is_beside_lung(nodule.region)
+            if not any(_mostly_within(nodule.region, m.region) for m in masses)
+            and not self._is_beside_lung(nodule.region)
         )
         sure = [*(m for m in masses if m.probability >= mass_cut), *(n for n in small if n.probability >= cut)]
         outlined = (*masses, *small)
@@ -554,7 +559,7 @@ class _Reading:
     def _lung_space_ml(self) -> float:
         """Both lung spaces of the anatomy head, or the aerated lungs where those are larger."""
         space = np.isin(self._outputs.anatomy, (self._left_label, self._right_label)).sum()
-        aerated = (self._lungs.left | self._lungs.right).sum() * self._volume.geometry.voxel_volume_mm3
+        aerated = self._lungs.voxels_by_slice.sum() * self._volume.geometry.voxel_volume_mm3
         return max(float(space) * self._grid.geometry.voxel_volume_mm3, float(aerated)) / 1000
 
     def _site(self, kind: FindingKind, side: Laterality | None, region: Region) -> str:
@@ -602,18 +607,8 @@ def _words(nodule: Nodule) -> str:
     return f"{nodule.type} mass" if nodule.mean_diameter_mm > _LARGEST_NODULE_MM else nodule.type.value
 
 
-def _is_within(region: Region, other: Region) -> bool:
-    """Whether most of a region lies in another; both on the source grid."""
-    shared = tuple(
-        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(region.box, other.box, strict=True)
-    )
-    if any(part.stop <= part.start for part in shared):
-        return False
-
-    def cut(one: Region) -> npt.NDArray[np.bool_]:
-        return one.mask[tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(shared, one.box, strict=True))]
-
-    return bool((cut(region) & cut(other)).sum() > 0.5 * region.mask.sum())
+def _mostly_within(region: Region, other: Region) -> bool:
+    return shared_voxels(region, other) > 0.5 * region.mask.sum()
 
 
 def _size(finding: Finding) -> float:

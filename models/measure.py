@@ -1,6 +1,7 @@
 """Measurements from masks and HU on the source grid: physics, not network output."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,16 @@ Mask = npt.NDArray[np.bool_]
 Hu = npt.NDArray[np.int16]
 
 EMPHYSEMA_HU = -950
+
+
+class Boxed(Protocol):
+    """A mask that is the content of a box of its grid."""
+
+    @property
+    def box(self) -> tuple[slice, slice, slice]: ...
+
+    @property
+    def mask(self) -> Mask: ...
 
 
 def region_of(mask: Mask, box: tuple[slice, slice, slice], geometry: Geometry) -> Region:
@@ -36,6 +47,18 @@ def region_of(mask: Mask, box: tuple[slice, slice, slice], geometry: Geometry) -
         mask=mask[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))].copy(),
         key_slice=int(np.argmax(mask.sum(axis=(1, 2)))) + box[0].start,
     )
+
+
+def shared_voxels(a: Boxed, b: Boxed) -> int:
+    """How many voxels two masks of one grid have in common."""
+    common = [slice(max(s.start, t.start), min(s.stop, t.stop)) for s, t in zip(a.box, b.box, strict=True)]
+    if any(part.start >= part.stop for part in common):
+        return 0
+    inside = [
+        one.mask[tuple(slice(s.start - t.start, s.stop - t.start) for s, t in zip(common, one.box, strict=True))]
+        for one in (a, b)
+    ]
+    return int(np.count_nonzero(inside[0] & inside[1]))
 
 
 def volume_mm3(region: Region, geometry: Geometry) -> float:
@@ -127,7 +150,7 @@ def _laa_percent(lung: Hu) -> float:
 
 def emphysema_slice(hu: Hu, lung: Mask) -> int:
     """Index of the slice with the most emphysema voxels."""
-    return int(np.argmax(((hu < EMPHYSEMA_HU) & lung).sum(axis=(1, 2))))
+    return int(np.argmax([np.count_nonzero((h < EMPHYSEMA_HU) & inside) for h, inside in zip(hu, lung, strict=True)]))
 
 
 def lung_zone(centre_mm: Point, lung_z_mm: Sequence[float]) -> str:

@@ -5,7 +5,6 @@ given images of one pixel, from which it makes everything but the pixels; those 
 """
 
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -33,6 +32,7 @@ from dicom_gateway.report.sr_items import concept
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import finding_title
 from models.findings import FindingKind, Laterality
+from models.measure import shared_voxels
 
 SERIES_NUMBER = 9003
 SERIES_DESCRIPTION = "AI chest CT segments"
@@ -177,13 +177,12 @@ def _one_pixel_sources(result: StoredResult, grid: SliceGrid) -> list[Dataset]:
 
 def _source(header: Dataset, grid: SliceGrid) -> Dataset:
     source = Dataset()
-    # A copy of each element: assigning to one that is shared would change the header itself.
-    source.update(deepcopy(header))
-    # finish() names the persons; highdicom warns with a name in the text if that has one component. The elements are
-    # shared with the header: these are taken out before others come in their place.
-    del source.PatientName, source.ReferringPhysicianName
+    source.update(header)
+    # The elements are shared with the header: what is assigned below is taken out first, so as not to change it.
+    for keyword in ("PatientName", "ReferringPhysicianName", "FrameOfReferenceUID"):
+        source.pop(keyword, None)
+    # finish() names the persons; highdicom warns with a name in the text if that has one component.
     source.PatientName = source.ReferringPhysicianName = ""
-    source.pop("FrameOfReferenceUID", None)
     source.FrameOfReferenceUID = grid.frame_of_reference_uid
     source.Rows = source.Columns = 1
     return source
@@ -246,18 +245,7 @@ def tracking_identifier(finding: ReportedFinding) -> str:
 
 
 def _overlap(segments: Sequence[Segment]) -> bool:
-    return any(_shared_voxel(a.outlined, b.outlined) for a, b in combinations(segments, 2))
-
-
-def _shared_voxel(a: Outlined, b: Outlined) -> bool:
-    common = [slice(max(s.start, t.start), min(s.stop, t.stop)) for s, t in zip(a.box, b.box, strict=True)]
-    if any(s.start >= s.stop for s in common):
-        return False
-    inside = [
-        o.mask[tuple(slice(s.start - t.start, s.stop - t.start) for s, t in zip(common, o.box, strict=True))]
-        for o in (a, b)
-    ]
-    return bool((inside[0] & inside[1]).any())
+    return any(shared_voxels(a.outlined, b.outlined) for a, b in combinations(segments, 2))
 
 
 def _frames(ds: Dataset, grid: SliceGrid) -> Iterator[tuple[Dataset, int]]:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from imaging.morphology import bounds
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Laterality, Measurement, Presence, Quantity, Region
 from models.measure import region_of
@@ -76,12 +77,14 @@ def _threshold(anatomy: Anatomy) -> int:
 def _metal(anatomy: Anatomy) -> list[_Metal] | None:
     """Pieces of metal in the body, largest first; None where there are too many to be metal."""
     geometry = anatomy.volume.geometry
-    bright = anatomy.volume.hu > _threshold(anatomy)
-    bright &= anatomy.lungs.body
-    bounds = ndimage.find_objects(bright.view(np.uint8))
-    if not bounds:
+    threshold = _threshold(anatomy)
+    bright = np.zeros(anatomy.volume.hu.shape, np.bool_)
+    for z, plane in enumerate(anatomy.volume.hu):
+        if plane.max() > threshold:
+            bright[z] = (plane > threshold) & anatomy.lungs.body[z]
+    box = bounds(bright)
+    if box is None:
         return []
-    box = bounds[0]
     # Parts of one device that artefacts and thick slices tear apart are counted as one.
     reach = [max(1, round(_JOINED_MM / 2 / mm)) for mm in geometry.spacing_mm]
     near = ndimage.maximum_filter(bright[box], [2 * n + 1 for n in reach])

@@ -8,6 +8,7 @@ import SimpleITK as sitk
 
 from imaging.geometry import Geometry
 from imaging.lungs import Lungs, Mask
+from imaging.morphology import Box, bounds
 from imaging.volume import AIR_HU, Volume
 
 GRID_MM = 1.0
@@ -28,12 +29,12 @@ def lung_grid(volume: Volume, lungs: Lungs) -> LungGrid | None:
 
     Voxels at most half as large as the grid's are averaged first, so that thin slices do not bring their noise.
     """
-    lung = lungs.left | lungs.right
-    if not lung.any():
+    lung = bounds(lungs.left, lungs.right)
+    if lung is None:
         return None
-    box = _wider_box(lung, volume.geometry)
+    box = _wider(lung, volume.geometry)
     source = _image(volume.hu[box], volume.geometry, box)
-    mask = _image(lung[box].astype(np.uint8), volume.geometry, box)
+    mask = _image((lungs.left[box] | lungs.right[box]).view(np.uint8), volume.geometry, box)
     low, high = _extent_mm(volume.geometry, box)
     size = [int(n) for n in np.ceil((high - low) / GRID_MM) + 1]
     wanted = (size, sitk.Transform())
@@ -48,26 +49,26 @@ def lung_grid(volume: Volume, lungs: Lungs) -> LungGrid | None:
     affine[:3, 3] = (*low,)
     affine[3, 3] = 1.0
     geometry = Geometry(affine, (size[2], size[1], size[0]), volume.geometry.frame_of_reference_uid)
-    return LungGrid(sitk.GetArrayFromImage(hu), sitk.GetArrayFromImage(inside).astype(bool), geometry)
+    return LungGrid(sitk.GetArrayFromImage(hu), sitk.GetArrayFromImage(inside).view(np.bool_), geometry)
 
 
-def _wider_box(mask: Mask, geometry: Geometry) -> tuple[slice, slice, slice]:
-    box = []
-    for axis, (mm, length) in enumerate(zip(geometry.spacing_mm, mask.shape, strict=True)):
-        present = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        margin = int(np.ceil(_MARGIN_MM / mm))
-        box.append(slice(max(0, int(present[0]) - margin), min(length, int(present[-1]) + margin + 1)))
-    return box[0], box[1], box[2]
+def _wider(box: Box, geometry: Geometry) -> Box:
+    margins = (int(np.ceil(_MARGIN_MM / mm)) for mm in geometry.spacing_mm)
+    z, y, x = (
+        slice(max(0, part.start - margin), min(length, part.stop + margin))
+        for part, margin, length in zip(box, margins, geometry.shape, strict=True)
+    )
+    return z, y, x
 
 
-def _extent_mm(geometry: Geometry, box: tuple[slice, slice, slice]) -> tuple[npt.NDArray[np.float64], ...]:
+def _extent_mm(geometry: Geometry, box: Box) -> tuple[npt.NDArray[np.float64], ...]:
     """Lowest and highest (x, y, z) of the voxel centres of a box."""
     ends = [(axis.start, axis.stop - 1) for axis in box]
     corners = geometry.index_to_patient(np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3))
     return corners.min(axis=0), corners.max(axis=0)
 
 
-def _image(values: npt.NDArray[np.generic], geometry: Geometry, box: tuple[slice, slice, slice]) -> sitk.Image:
+def _image(values: npt.NDArray[np.generic], geometry: Geometry, box: Box) -> sitk.Image:
     image = sitk.GetImageFromArray(values)
     spacing = np.array(geometry.spacing_mm)
     image.SetSpacing([float(mm) for mm in spacing[::-1]])

@@ -64,7 +64,7 @@ def outline(volume: Volume, lungs: Lungs, centre_mm: Point, diameter_mm: float) 
     distance_mm = _from_mm(hu.shape, tuple(centre), spacing)
     smooth = ndimage.gaussian_filter(hu, 0.5 / spacing)
     core_hu = _core_hu(smooth, distance_mm, diameter_mm)
-    lung = (lungs.left | lungs.right)[box]
+    lung = lungs.left[box] | lungs.right[box]
     around = hu[lung & (distance_mm > 0.6 * diameter_mm) & (hu < -600)]
     lung_hu = float(np.median(around)) if around.size > 20 else _LUNG_HU
     border_hu = max((lung_hu + min(core_hu, _SOFT_TISSUE_HU)) / 2, _FAINTEST_BORDER_HU, lung_hu + 80)

@@ -14,6 +14,7 @@ from models.measure import (
     lung_zone,
     maximum_thickness_mm,
     region_of,
+    shared_voxels,
     volume_mm3,
 )
 
@@ -119,3 +120,13 @@ def test_attenuation_is_of_the_mask_alone() -> None:
 @pytest.mark.parametrize(("z", "zone"), [(-290.0, "lower zone"), (-150.0, "middle zone"), (-10.0, "upper zone")])
 def test_zones_are_thirds_of_the_height(z, zone) -> None:
     assert lung_zone((0.0, 0.0, z), (-300.0, 0.0)) == zone
+
+
+def test_voxels_that_two_boxed_masks_share() -> None:
+    geometry = _geometry((1.0, 1.0, 1.0))
+    first, second, apart = (np.zeros(SHAPE, np.bool_) for _ in range(3))
+    first[5:10, 20:30, 30:40] = second[8:12, 25:50, 0:33] = apart[20:30, 60:70, 60:70] = True
+    first[9, 26, 31] = False
+    a, b, c = (_whole(mask, geometry) for mask in (first, second, apart))
+    assert shared_voxels(a, b) == shared_voxels(b, a) == 2 * 5 * 3 - 1
+    assert shared_voxels(a, c) == 0
