@@ -1,6 +1,9 @@
 """DICOMweb beside a real server and client: Orthanc with its DICOMweb plugin."""
 
 import io
+import itertools
+import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,3 +118,39 @@ def test_a_study_sent_slowly_by_stow_is_complete_when_its_request_ends_and_not_b
     assert index.get_study(engine, study).instance_count == 3
     assert index.get_study(engine, study).revision == 1
     engine.dispose()
+
+
+def test_what_stow_acknowledged_survives_the_death_of_the_process(tmp_path: Path) -> None:
+    """kill -9 of the web process at random moments; the index is repaired at the listener's start."""
+    settings = make_settings(tmp_path, stow_networks=("127.0.0.1",))
+    address = f"http://127.0.0.1:{settings.web_port}/dicom-web/studies"
+    headers = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=part'}
+    acknowledged: dict[str, bytes] = {}
+    chance = random.Random(4)
+    for trial in range(5):
+        with role(settings, "web") as process:
+            killer = threading.Timer(chance.uniform(0.0, 1.0), process.kill)
+            for number in itertools.count(1):
+                ds = save_ct(
+                    file := io.BytesIO(), StudyInstanceUID=derive_uid("kill", str(trial)), InstanceNumber=number
+                )
+                part = b"--part\r\nContent-Type: application/dicom\r\n\r\n" + file.getvalue() + b"\r\n--part--\r\n"
+                try:
+                    answer = httpx.post(address, content=part, headers=headers, timeout=30)
+                except httpx.TransportError:
+                    break
+                assert answer.status_code == 200, answer.text
+                acknowledged[ds.SOPInstanceUID] = ds.PixelData
+                if number == 1:
+                    killer.start()
+            killer.join()
+    assert len(acknowledged) >= 5
+    with role(settings, "listener"):
+        pass
+    engine = open_database(settings.database)
+    for uid, pixels in acknowledged.items():
+        row = index.find_instance(engine, uid)
+        assert row is not None
+        assert dcmread(settings.data_dir / row.path).PixelData == pixels
+    engine.dispose()
+    assert not list(settings.incoming_dir.iterdir())
