@@ -51,5 +51,5 @@ def as_text(notice: Notice) -> str:
     lines.append(f"Urgent: {'yes' if notice.urgent else 'no'}")
     if notice.parked:
         lines.append(f"Not delivered to: {', '.join(notice.parked)}")
-    lines += [f"Page: {notice.page}", "", "Automated result, not verified by a physician. Research use only."]
+    lines += [f"Page: {notice.page}", "", "Automated analysis. Research use only, not a medical device."]
     return "\n".join(lines) + "\n"

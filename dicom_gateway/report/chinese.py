@@ -359,6 +359,10 @@ SENTENCES: dict[str, str] = {
     "hu": "CT值",
     "noise": "噪声",
     "pixels": "像素数据",
+    "pixel_spacing": "像素间距",
+    "image_order": "图像顺序",
+    "blank_images": "空白图像",
+    "repeated_images": "重复图像",
     "familiarity": "与模型已知图像的相似性",
 }
 
@@ -470,6 +474,8 @@ RECORD: dict[str, str] = {
     ),
     "nothing large enough could be outlined": "未能勾画出足够大的病灶",
     "the study score is high but no lesion large enough could be outlined": "检查评分高，但未能勾画出足够大的病灶",
+    "lungs that hold little air look like ground glass": "含气少的肺与磨玻璃影相似",
+    "what is clear of it measures {n} HU": "无病变的肺CT值为{n} HU",
     "what was outlined lines a pleural effusion and may be compressed lung": (
         "所勾画区域沿胸腔积液分布，可能为受压肺组织"
     ),
@@ -634,9 +640,30 @@ RECORD: dict[str, str] = {
     "median of soft tissue is {n} HU, not within {m} to {k}": "软组织CT值中位数为{n} HU，不在{m}至{k}范围内",
     "lung {n} HU": "肺{n} HU",
     "soft tissue {n} HU": "软组织{n} HU",
+    "by PixelSpacing the images are {n} mm wide": "按PixelSpacing计算图像宽度为{n} mm",
+    "positions and image numbers contradict each other in {n} places": "图像位置与图像编号有{n}处相互矛盾",
+    "{n} l of lung are more than anybody has: the size of the voxels is wrong": (
+        "肺容积{n} L超出任何人的可能范围：体素尺寸有误"
+    ),
+    "{n} images are blank": "{n}幅图像为空白",
+    "{n} images have the pixels of another": "{n}幅图像与另一幅像素相同",
+    "{n} images do not fit between their neighbours, which fit each other": (
+        "{n}幅图像与相邻图像不符，而相邻图像彼此相符"
+    ),
     "noise {n} HU in soft tissue": "软组织噪声{n} HU",
     "noise of {n} HU: faint findings may be missed": "噪声{n} HU：可能漏诊不明显的病变",
+    "pixels cannot be decoded ({reason})": "像素数据无法解码（{reason}）",
+    "the decoder ended with {n}": "解码程序以代码{n}结束",
+    "the decoder was ended by {text_signal}": "解码程序被{text_signal}终止",
+    "encapsulated pixels without an end": "封装的像素数据没有结尾",
+    "fewer frames than the header says": "帧数少于图像头所述",
+    "it takes more than {n} MiB": "所需内存超过{n} MiB",
     "pixels cannot be decoded ({text_error})": "像素数据无法解码（{text_error}）",
+    "pixels cannot be decoded (it took longer than {n} s)": "像素数据无法解码（超过{n}秒）",
+    "pixels cannot be read ({text_error})": "像素数据无法读取（{text_error}）",
+    "pixels cannot be read (the file has changed)": "像素数据无法读取（文件已被更改）",
+    "{n} images of {m} x {k} pixels are too many to hold": "{n}幅{m} × {k}像素的图像超出可处理的数量",
+    "{n} of {m} images are not of {k} x {l} pixels": "{m}幅图像中有{n}幅不是{k} × {l}像素",
     "image {n} is {text_size} pixels, not {text_other}": "第{n}幅图像为{text_size}像素，而非{text_other}",
     "a volume needs at least two images with position and orientation": "至少需要两幅带有位置和方向的图像才能构成容积",
     # Series that are not analysed

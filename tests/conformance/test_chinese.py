@@ -42,7 +42,7 @@ SOURCES = (
     *sorted((ROOT / "models" / "measured").glob("*.py")),
     *(ROOT / "models" / name for name in ("detect.py", "contrast.py", "measure.py", "heads.py")),
     ROOT / "models" / "evaluation" / "evidence.py",
-    *(ROOT / "imaging" / name for name in ("quality.py", "selection.py", "volume.py")),
+    *(ROOT / "imaging" / name for name in ("quality.py", "selection.py", "volume.py", "decoding.py")),
     ROOT / "dicom_gateway" / "report" / "compose.py",
     ROOT / "dicom_gateway" / "pipeline.py",
 )
@@ -51,6 +51,7 @@ MADE_OF_PARTS = {
     "{}: {}": ("ascending aorta: its border could not be followed", "chest wall: piece of metal"),
     "{}, {}": ("left lung, upper zone, solid", "right lung, middle zone, ground-glass"),
     "{} lung, {}": ("left lung, lower zone", "right lung, lower zone"),
+    "image {} is {}, not {}": ("image 3 is (512, 512) pixels, not (256, 256)",),
     "{} lung": ("left lung", "right lung"),
     "{} pleural space": ("left pleural space", "right pleural space"),
     "{} {} HU": ("lung -850 HU", "soft tissue 42 HU"),
@@ -133,6 +134,8 @@ NOT_SENTENCES = {
     "PROJECTION IMAGE",
     "SCREEN SAVE",
     "BONE SUBTRACTED",
+    "from imaging.decoding import serve",
+    "{} pixels",
     "Rows and Columns",
     "RescaleSlope and RescaleIntercept",
 }
