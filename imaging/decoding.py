@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -128,11 +129,12 @@ def _tasks(planes: Sequence[StoredPlane], parts: int) -> Iterator[tuple[StoredPl
 def _drive(process: subprocess.Popen[bytes], tasks: deque[tuple[StoredPlane, ...]], hu: npt.NDArray[np.int16]) -> None:
     """Have one process decode tasks until none is left."""
     assert process.stdin is not None and process.stdout is not None
-    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    while tasks:
+    with suppress(PermissionError):  # it is only faster; the system limits what all pipes of a user may hold
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    while True:
         try:
             planes = tasks.popleft()
-        except IndexError:  # another thread had it
+        except IndexError:
             return
         try:
             pickle.dump((planes, hu.shape[1:]), process.stdin)

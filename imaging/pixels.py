@@ -88,9 +88,10 @@ def to_hu_in_place(stored: npt.NDArray[np.integer], rescale: Rescale, padding: P
         and (padding is None or padding[1] <= air)
         and (top >= limits.max or stored.max() <= top)
     ):
-        # Adding is exact modulo 2^16, as every sum lies between air and the largest HU.
-        # numpy compares with a row ten times as fast as with a number.
-        np.maximum(stored, np.full(stored.shape[-1], air, stored.dtype), out=stored)
+        if stored.min() < air:
+            # numpy compares with a row ten times as fast as with a number.
+            np.maximum(stored, np.full(stored.shape[-1], air, stored.dtype), out=stored)
+        # Exact modulo 2^16, as every sum lies between air and the largest HU.
         raw += np.uint16(int(rescale.intercept) % 65536)
     else:
         raw[...] = np.take(_hu_table(rescale, padding, stored.dtype), raw)
