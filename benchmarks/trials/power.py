@@ -24,7 +24,19 @@ _FILE_SYSTEMS = {
     "xfs": (320, ["mkfs.xfs", "-q"], "loop"),
     "btrfs": (256, ["mkfs.btrfs", "-q", "-f"], "loop,commit=300"),
 }
-_NO_SYNC = "/usr/lib/x86_64-linux-gnu/libeatmydata.so"
+# Preloaded by the controls: syncs that do nothing, of every file or of folders alone.
+_NO_SYNC = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/stat.h>
+static int sync_of(const char *name, int fd) {
+    struct stat status;
+    if (!FOLDERS_ALONE || (fstat(fd, &status) == 0 && S_ISDIR(status.st_mode))) return 0;
+    return ((int (*)(int))dlsym(RTLD_NEXT, name))(fd);
+}
+int fsync(int fd) { return sync_of("fsync", fd); }
+int fdatasync(int fd) { return sync_of("fdatasync", fd); }
+"""
 
 
 def cut_power(folder: Path, trials: int, seed: int) -> Tally:
@@ -35,14 +47,24 @@ def cut_power(folder: Path, trials: int, seed: int) -> Tally:
     return tally
 
 
-def cut_power_without_sync(folder: Path, trials: int, seed: int) -> Tally:
-    """The same with every sync made to do nothing (libeatmydata): shows that the trial sees what is lost."""
-    os.environ["LD_PRELOAD"] = _NO_SYNC
+def cut_power_without_sync(folder: Path, trials: int, seed: int) -> list[Tally]:
+    """The same with syncs that do nothing: shows that the trial sees what is lost."""
+    controls = {"control without any sync": 0, "control without syncs of folders": 1}
+    return [_control(folder / str(alone), trials, seed, name, alone) for name, alone in controls.items()]
+
+
+def _control(folder: Path, trials: int, seed: int, name: str, folders_alone: int) -> Tally:
+    folder.mkdir()
+    source, library = folder / "no_sync.c", folder / "no_sync.so"
+    source.write_text(_NO_SYNC)
+    define = f"-DFOLDERS_ALONE={folders_alone}"
+    subprocess.run(["cc", "-shared", "-fPIC", define, "-o", str(library), str(source), "-ldl"], check=True)
+    os.environ["LD_PRELOAD"] = str(library)
     try:
         tally = cut_power(folder, trials, seed)
     finally:
         del os.environ["LD_PRELOAD"]
-    tally.name = "power cut, control without any sync"
+    tally.name = f"power cut, {name}"
     return tally
 
 
