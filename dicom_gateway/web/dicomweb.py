@@ -12,7 +12,6 @@ from urllib.request import parse_http_list
 from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
 
 from dicom_gateway.store.index import StudyRow
 from dicom_gateway.web.answers import Problem
@@ -24,6 +23,7 @@ from dicom_gateway.web.dicomweb_holdings import (
     find_studies,
     held_instances,
     read_metadata,
+    read_transfer_syntax,
 )
 from dicom_gateway.web.dicomweb_query import BadQuery, Query, parse_query
 from dicom_gateway.web.security import UID_SCHEMA
@@ -44,7 +44,10 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 _SEARCHED: dict[int | str, dict[str, Any]] = {200: {"content": {JSON: {}}}, 204: {"description": "Nothing matches"}}
 _METADATA: dict[int | str, dict[str, Any]] = {200: {"content": {JSON: {}}}}
-_RETRIEVED: dict[int | str, dict[str, Any]] = {200: {"content": {"multipart/related": {}, DICOM: {}}}}
+_RETRIEVED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"multipart/related": {}, DICOM: {}}},
+    206: {"content": {"multipart/related": {}}, "description": "Some of what is stored cannot be read"},
+}
 
 router = APIRouter(prefix=PREFIX, responses=_PROBLEMS)
 
@@ -192,21 +195,24 @@ def _headers(request: Request, held: Sequence[Held]) -> Response:
 def _retrieved(request: Request, held: Sequence[Held]) -> Response:
     """The files as they are stored, one after the other, never more than a piece of one in memory."""
     wanted = _accepted_parts(request)
-    syntaxes = [str(read_file_meta_info(instance.path).TransferSyntaxUID) for instance in held]
-    if not all("*" in wanted or syntax in wanted for syntax in syntaxes):
+    there = [(instance, syntax) for instance in held if (syntax := read_transfer_syntax(instance)) is not None]
+    if not there:
+        raise HTTPException(404, "What is stored cannot be read.")
+    if not all("*" in wanted or syntax in wanted for _, syntax in there):
         raise HTTPException(406, "Instances are served in the transfer syntax they are stored in.")
     boundary = uuid.uuid4().hex
 
     def content() -> Iterator[bytes]:
-        for instance, syntax in zip(held, syntaxes, strict=True):
+        for instance, syntax in there:
             yield f"--{boundary}\r\nContent-Type: {DICOM};transfer-syntax={syntax}\r\n\r\n".encode()
             yield from _pieces(instance)
             yield b"\r\n"
         yield f"--{boundary}--\r\n".encode()
 
     if len(held) == 1 and _wants_single_part(request):
-        return StreamingResponse(_pieces(held[0]), media_type=f"{DICOM};transfer-syntax={syntaxes[0]}")
-    return StreamingResponse(content(), media_type=f'multipart/related;type="{DICOM}";boundary={boundary}')
+        return StreamingResponse(_pieces(held[0]), media_type=f"{DICOM};transfer-syntax={there[0][1]}")
+    status = 200 if len(there) == len(held) else 206
+    return StreamingResponse(content(), status, media_type=f'multipart/related;type="{DICOM}";boundary={boundary}')
 
 
 def _pieces(held: Held) -> Iterator[bytes]:

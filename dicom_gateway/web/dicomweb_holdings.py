@@ -1,12 +1,14 @@
 """What DICOMweb has: the received images, and the objects of each study's newest report, all files of the store."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 
 from dicom_gateway.deliver import shelf
 from dicom_gateway.events import Event, emit
@@ -131,12 +133,15 @@ def held_instances(
     site: Site, study: index.StudyRow, series_instance_uid: str | None = None, sop_instance_uid: str | None = None
 ) -> list[Held]:
     """The instances of a study, of one of its series, or one of them, by series; only such whose file is there."""
-    wanted = {"series_instance_uid": series_instance_uid, "sop_instance_uid": sop_instance_uid}
-    return [
-        held
-        for held in (*_received(site, study), *_results(site, study))
-        if all(uid in (None, getattr(held, level)) for level, uid in wanted.items()) and held.path.is_file()
-    ]
+
+    def chosen(instances: Iterable[Held]) -> list[Held]:
+        wanted = {"series_instance_uid": series_instance_uid, "sop_instance_uid": sop_instance_uid}
+        fitting = (h for h in instances if all(uid in (None, getattr(h, level)) for level, uid in wanted.items()))
+        return [held for held in fitting if held.path.is_file()]
+
+    received = chosen(_received(site, study))
+    # Their UIDs are in the files alone.
+    return received if received and sop_instance_uid is not None else received + chosen(_results(site, study))
 
 
 def find_studies(site: Site, query: Query) -> Iterator[Found]:
@@ -190,6 +195,15 @@ def read_metadata(held: Held) -> Dataset | None:
     for element in [e for e in header if e.VR in _BINARY and e.value and len(e.value) > _LONGEST_BINARY_BYTES]:
         del header[element.tag]
     return header
+
+
+def read_transfer_syntax(held: Held) -> str | None:
+    """Transfer Syntax UID of the file; None where it cannot be read."""
+    try:
+        return str(read_file_meta_info(held.path).TransferSyntaxUID)
+    except (OSError, InvalidDicomError, AttributeError) as error:
+        emit(Event.STORED_FILE_UNREADABLE, level="error", error=type(error).__name__)
+        return None
 
 
 def _alone(query: Query) -> Query:
