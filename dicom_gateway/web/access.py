@@ -131,6 +131,6 @@ def _credentials(authorization: str) -> tuple[str, bytes]:
 
 def _refuse(path: str, status: HTTPStatus, headers: dict[str, str]) -> Response:
     detail = "Name and password are needed." if status is HTTPStatus.UNAUTHORIZED else "Too many wrong attempts: wait."
-    if path.startswith("/api/"):
+    if path.startswith(("/api/", "/dicom-web/")):
         return JSONResponse({"detail": detail}, status, headers)
     return PlainTextResponse(detail, status, headers)

@@ -2,6 +2,7 @@
 
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
@@ -18,11 +19,16 @@ from dicom_gateway.store.schema import create_tables, open_database
 from dicom_gateway.users import require_guarded
 from dicom_gateway.web import api, dicomweb, dicomweb_store, pages
 from dicom_gateway.web.access import RequireUser
+from dicom_gateway.web.answers import Problem
 from dicom_gateway.web.rendering import render_problem, software_version
 from dicom_gateway.web.security import LOOPBACK_HOSTS, BoundedBodies, OwnPagesOnly, SecureAnswers
 from dicom_gateway.web.site import Site
 
 _METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
+_NOT_LET_IN: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "Without name and password, or with wrong ones"},
+    429: {"model": Problem, "description": "Too many wrong passwords from this address"},
+}
 _STATIC = Path(__file__).parent / "static"
 
 
@@ -46,10 +52,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.site = Site(settings, engine)
     app.state.front_door = dicomweb_store.open_front_door(settings)
     # The check itself is RequireUser's, which nothing gets past; this says so in the OpenAPI document.
-    documented = [Security(HTTPBasic(auto_error=False))] if settings.web_users_file else []
-    app.include_router(api.router, dependencies=documented)
-    app.include_router(dicomweb.router, dependencies=documented)
-    app.include_router(dicomweb_store.router, dependencies=documented)
+    documented: dict[str, Any] = {}
+    if settings.web_users_file:
+        documented = {"dependencies": [Security(HTTPBasic(auto_error=False))], "responses": _NOT_LET_IN}
+    app.include_router(api.router, **documented)
+    app.include_router(dicomweb.router, **documented)
+    app.include_router(dicomweb_store.router, **documented)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.add_exception_handler(NotFound, _not_found)

@@ -64,6 +64,7 @@ def test_a_user_gets_in_and_stays_subject_to_the_rules_for_changes(client: httpx
     assert client.post(f"/studies/{UID}/replay", auth=ALICE).status_code == 403
     document = client.get("/api/openapi.json", auth=ALICE).json()
     assert document["paths"]["/api/studies"]["get"]["security"] == [{"HTTPBasic": []}]
+    assert {"401", "429"} <= set(document["paths"]["/dicom-web/studies"]["get"]["responses"])
 
 
 @pytest.mark.parametrize("authorization", [
