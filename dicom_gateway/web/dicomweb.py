@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -15,6 +16,7 @@ from pydicom.dataset import Dataset
 
 from dicom_gateway.store.index import StudyRow
 from dicom_gateway.web.answers import Problem
+from dicom_gateway.web.dicomweb_frames import Frames, NoFrames, open_frames
 from dicom_gateway.web.dicomweb_holdings import (
     Found,
     Held,
@@ -48,6 +50,7 @@ _RETRIEVED: dict[int | str, dict[str, Any]] = {
     200: {"content": {"multipart/related": {}, DICOM: {}}},
     206: {"content": {"multipart/related": {}}, "description": "Some of what is stored cannot be read"},
 }
+_FRAMES: dict[int | str, dict[str, Any]] = {200: {"content": {"multipart/related": {}}}}
 
 router = APIRouter(prefix=PREFIX, responses=_PROBLEMS)
 
@@ -132,6 +135,41 @@ def retrieve_instance(
     request: Request, site: CurrentSite, study: StudyUid, series: SeriesUid, instance: InstanceUid
 ) -> Response:
     return _retrieved(request, _held(site, study, series, instance))
+
+
+@router.get(
+    "/studies/{study}/series/{series}/instances/{instance}/frames/{frames}",
+    summary="Frames of an instance, numbered from 1: 1,2,3",
+    responses=_FRAMES,
+)
+def retrieve_frames(
+    request: Request,
+    site: CurrentSite,
+    study: StudyUid,
+    series: SeriesUid,
+    instance: InstanceUid,
+    frames: Annotated[str, Path(description="Frame numbers, comma-separated.")],
+) -> Response:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}(,[1-9][0-9]{0,5}){0,999}", frames):
+        raise HTTPException(400, "This is no list of frame numbers.")
+    (held,) = _held(site, study, series, instance)
+    try:
+        stored = open_frames(held.path)
+    except NoFrames as error:
+        raise HTTPException(406, f"There are no frames of this instance: {error}.") from error
+    numbers = [int(number) for number in frames.split(",")]
+    if max(numbers) > stored.count:
+        raise HTTPException(404, "There is no such frame.")
+    _require_frames_acceptable(request, stored)
+    boundary = uuid.uuid4().hex
+    media_type = f"{stored.media_type};transfer-syntax={stored.transfer_syntax}"
+
+    def content() -> Iterator[bytes]:
+        for frame in stored.read(numbers):
+            yield f"--{boundary}\r\nContent-Type: {media_type}\r\n\r\n".encode() + frame + b"\r\n"
+        yield f"--{boundary}--\r\n".encode()
+
+    return StreamingResponse(content(), media_type=f'multipart/related;type="{stored.media_type}";boundary={boundary}')
 
 
 @router.get("/studies/{study}/metadata", summary="Headers of a study", responses=_METADATA)
@@ -248,6 +286,16 @@ def _accepted_parts(request: Request) -> set[str]:
     if not syntaxes:
         raise HTTPException(406, f'Instances are served as multipart/related; type="{DICOM}".')
     return syntaxes
+
+
+def _require_frames_acceptable(request: Request, stored: Frames) -> None:
+    for media_type, parameters in _accept(request):
+        kind, syntax = parameters.get("type", "*/*"), parameters.get("transfer-syntax")
+        of_kind = kind in ("*/*", stored.media_type) and syntax in (None, "*", stored.transfer_syntax)
+        # Viewers ask for any syntax in the name of the uncompressed one.
+        if media_type in ("*/*", "multipart/*") or (media_type == "multipart/related" and (of_kind or syntax == "*")):
+            return
+    raise HTTPException(406, f"The frames are served as {stored.media_type}.")
 
 
 def _wants_single_part(request: Request) -> bool:

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from factories import make_ct_dataset, save_ct
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
+from pydicom.encaps import get_frame
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import (
     Comprehensive3DSRStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    RLELossless,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
@@ -110,7 +114,7 @@ def search(client: httpx.Client, what: str, **parameters: Any) -> list[Dataset]:
 def parts(answer: httpx.Response) -> list[tuple[str, bytes]]:
     """Content type and content of each part."""
     assert answer.status_code in (200, 206)
-    kind = re.fullmatch(r'multipart/related;type="application/dicom";boundary=(\w+)', answer.headers["Content-Type"])
+    kind = re.fullmatch(r'multipart/related;type="[a-z/-]+";boundary=(\w+)', answer.headers["Content-Type"])
     assert kind is not None
     before, *between, after = answer.content.split(f"--{kind[1]}".encode())
     assert (before, after) == (b"", b"--\r\n")
@@ -234,6 +238,41 @@ def test_metadata_are_the_header_without_pixels(client: httpx.Client) -> None:
     assert (ds.PatientName, ds.SpecificCharacterSet) == (NAME, "ISO_IR 192")
     assert ds.ImagePositionPatient == [-8, -8, 1]
     assert "PixelData" not in ds
+
+
+def frames_of(client: httpx.Client, frames: str, accept: str = "*/*", study: str = "1.2.7") -> httpx.Response:
+    (found,) = search(client, f"studies/{study}/instances", limit=1)
+    return client.get(f"{found.RetrieveURL}/frames/{frames}", headers={"Accept": accept})
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, JPEGLSLossless])
+def test_frames_are_retrieved_as_they_are_stored(tmp_path: Path, syntax: str) -> None:
+    settings = site_settings(tmp_path, minimum_free_space_mb=0)
+    app = create_app(settings)
+    pixels = np.arange(3 * 16 * 16, dtype=np.int16)
+    ds = make_ct_dataset(StudyInstanceUID="1.2.7", NumberOfFrames=3, PixelData=pixels.tobytes())
+    if syntax in (RLELossless, JPEGLSLossless):
+        ds.compress(syntax, generate_instance_uid=False)
+    keep(Reception(settings=settings, engine=app.state.site.engine), ds, syntax)
+    with serving(app) as client:
+        got = parts(frames_of(client, "3,1"))
+        if syntax in (RLELossless, JPEGLSLossless):
+            expected = [get_frame(ds.PixelData, number, number_of_frames=3) for number in (2, 0)]
+        else:
+            expected = [pixels[2 * 256 :].tobytes(), pixels[:256].tobytes()]
+        assert [content for _, content in got] == expected
+        told = {RLELossless: "image/dicom-rle", JPEGLSLossless: "image/jls"}.get(syntax, "application/octet-stream")
+        as_stored = syntax if told.startswith("image") else ExplicitVRLittleEndian
+        assert {media for media, _ in got} == {f"{told};transfer-syntax={as_stored}"}
+        assert frames_of(client, "4").status_code == 404
+        for wrong in ("0", "1,", "a", "1-2"):
+            assert frames_of(client, wrong).status_code == 400
+        assert frames_of(client, "1", 'multipart/related; type="image/jp2"').status_code == 406
+        assert frames_of(client, "1", f'multipart/related; type="{told}"').status_code == 200
+        assert (
+            frames_of(client, "1", "multipart/related; type=application/octet-stream; transfer-syntax=*").status_code
+            == 200
+        )
 
 
 @pytest.mark.parametrize(
