@@ -5,7 +5,6 @@ from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 from dicom_gateway.report import codes
 from dicom_gateway.report.instance import finish, instance_arguments
-from dicom_gateway.report.pdf_pages import draw_pdf
 from dicom_gateway.report.printed import TITLE
 from dicom_gateway.report.stored import StoredResult
 
@@ -15,6 +14,9 @@ SERIES_DESCRIPTION = "AI chest CT report"
 
 def encode_pdf(result: StoredResult) -> tuple[Dataset]:
     """Encapsulated PDF of the report; the same result gives the same bytes."""
+    # Not every analysis prints: ReportLab is loaded where one does.
+    from dicom_gateway.report.pdf_pages import draw_pdf
+
     headers, language = result.headers, result.edition.language
     source = headers.first
     shared = instance_arguments(result, "PDF", SERIES_NUMBER)

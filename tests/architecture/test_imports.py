@@ -25,3 +25,12 @@ def test_light_processes_do_not_load_heavy_libraries(module: str) -> None:
     code = f"import sys, {module}; print(*[m for m in {HEAVY!r} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
+
+
+def test_an_analysis_loads_nothing_to_train_draw_or_print() -> None:
+    """These take longer to load than a study takes to analyse."""
+    unwanted = ("torch", "monai", "matplotlib", "reportlab", "fhir", "dbos", "uvicorn", "pynetdicom")
+    modules = "dicom_gateway.cli, dicom_gateway.analyze"
+    code = f"import sys, {modules}; print(*[m for m in {unwanted!r} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
