@@ -27,7 +27,7 @@ from dicom_gateway.web.dicomweb_holdings import (
     read_metadata,
     read_transfer_syntax,
 )
-from dicom_gateway.web.dicomweb_query import BadQuery, Query, parse_query
+from dicom_gateway.web.dicomweb_query import BadQuery, Query, SearchTooBroad, parse_query
 from dicom_gateway.web.security import UID_SCHEMA
 from dicom_gateway.web.site import CurrentSite, Site
 from imaging.uids import is_safe_uid
@@ -44,7 +44,11 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "Not here"},
     406: {"model": Problem, "description": "Not to be had in what Accept asks for"},
 }
-_SEARCHED: dict[int | str, dict[str, Any]] = {200: {"content": {JSON: {}}}, 204: {"description": "Nothing matches"}}
+_SEARCHED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {JSON: {}}},
+    204: {"description": "Nothing matches"},
+    413: {"model": Problem, "description": "The search is too broad"},
+}
 _METADATA: dict[int | str, dict[str, Any]] = {200: {"content": {JSON: {}}}}
 _RETRIEVED: dict[int | str, dict[str, Any]] = {
     200: {"content": {"multipart/related": {}, DICOM: {}}},
@@ -203,7 +207,10 @@ def _held(site: Site, study: str, series: str | None = None, instance: str | Non
 
 def _found(request: Request, query: Query, found: Iterator[Found]) -> Response:
     require_acceptable(request, (JSON, "application/json"))
-    told = list(islice(found, query.offset, query.offset + query.limit + 1))
+    try:
+        told = list(islice(found, query.offset, query.offset + query.limit + 1))
+    except SearchTooBroad as error:
+        raise HTTPException(413, "The search takes too long: name more of what is searched.") from error
     warnings = [_NO_FUZZY] if query.fuzzy else []
     if len(told) > query.limit:
         warnings.append(_MORE)

@@ -1,5 +1,6 @@
 """What DICOMweb has: the received images, and the objects of each study's newest report, all files of the store."""
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pydicom.filereader import read_file_meta_info
 from dicom_gateway.deliver import shelf
 from dicom_gateway.events import Event, emit
 from dicom_gateway.store import index
-from dicom_gateway.web.dicomweb_query import Query, matches
+from dicom_gateway.web.dicomweb_query import Query, SearchTooBroad, matches
 from dicom_gateway.web.results import dicom_objects, result_file
 from dicom_gateway.web.site import Site
 
@@ -96,6 +97,7 @@ MORE_ATTRIBUTES = {
         "VerificationFlag",
     ],
 }
+LONGEST_SEARCH_S = 30.0
 _BINARY = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 _LONGEST_BINARY_BYTES = 1024
 # What the index itself knows of a study, by its columns.
@@ -251,7 +253,11 @@ def _results(site: Site, study: index.StudyRow) -> Iterator[Held]:
 
 
 def _candidates(site: Site, query: Query) -> Iterator[index.StudyRow]:
-    """Studies that the index does not exclude, so that no header is read of those."""
+    """Studies that the index does not exclude, so that no header is read of those.
+
+    Raises SearchTooBroad when reading what it does not exclude has taken LONGEST_SEARCH_S.
+    """
+    ends = time.monotonic() + LONGEST_SEARCH_S
     exact = {
         column: key.values()[0]
         for keyword, column in _INDEXED.items()
@@ -260,6 +266,8 @@ def _candidates(site: Site, query: Query) -> Iterator[index.StudyRow]:
     uids = query.key("StudyInstanceUID")
     keys = [key for key in query.keys if key.keyword in _INDEXED]
     for row in index.match_studies(site.engine, study_instance_uid=uids.values() if uids else None, **exact):
+        if time.monotonic() > ends:
+            raise SearchTooBroad
         if matches(_indexed(row), keys):
             yield row
 

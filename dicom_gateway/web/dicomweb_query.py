@@ -24,6 +24,10 @@ class BadQuery(GatewayError):
     """The search parameters cannot be understood; the message quotes none of their values."""
 
 
+class SearchTooBroad(GatewayError):
+    """The search takes too long: it has to name more, or attributes that the index knows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """An attribute that has to have a value: one, a list of UIDs, a range or a pattern."""
@@ -99,8 +103,8 @@ def _key(name: str, value: str) -> Key:
     vr = dictionary_VR(keyword).split(" ")[0]
     if vr == _SEQUENCE or "." in name:
         raise BadQuery(f"{keyword}: sequences cannot be searched")
-    if len(value) > _LONGEST_VALUE:
-        raise BadQuery(f"{keyword}: the value is too long")
+    if len(value) > _LONGEST_VALUE or not value.isprintable():
+        raise BadQuery(f"{keyword}: the value is too long, or no text")
     return Key(keyword, vr, value.strip())
 
 

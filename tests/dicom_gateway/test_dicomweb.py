@@ -32,6 +32,7 @@ from web_samples import open_site, publish, sample_report, serving, site_setting
 from dicom_gateway.deliver.shelf import send
 from dicom_gateway.receive.reception import Incoming, Reception
 from dicom_gateway.settings import DicomwebDestination, Settings
+from dicom_gateway.web import dicomweb_holdings
 from dicom_gateway.web.app import create_app
 from dicom_gateway.web.dicomweb_query import BadQuery, matches, parse_query
 from imaging.uids import derive_uid
@@ -199,11 +200,28 @@ def test_what_was_not_done_is_said_in_a_warning(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=-1", "limit=x", "offset=1.5", "NoSuchKeyword=1", "0040A730=1", "a=1", "StudyDate=1&00080020=2"]
+    "query",
+    [
+        "PatientID=%00",
+        "limit=-1",
+        "limit=x",
+        "offset=1.5",
+        "NoSuchKeyword=1",
+        "0040A730=1",
+        "a=1",
+        "StudyDate=1&00080020=2",
+    ],
 )
 def test_a_search_that_cannot_be_understood_is_refused(client: httpx.Client, query: str) -> None:
     answer = client.get(f"/dicom-web/studies?{query}")
     assert (answer.status_code, answer.headers["Content-Type"]) == (400, "application/json")
+
+
+def test_a_search_that_takes_too_long_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicomweb_holdings, "LONGEST_SEARCH_S", 0.0)
+    with serving(create_app(settings)) as client:
+        assert client.get("/dicom-web/instances", params={"InstanceNumber": "1"}).status_code == 413
+        assert client.get(f"/dicom-web/studies/{CHINESE}/instances").status_code == 200
 
 
 def test_a_study_is_retrieved_as_it_is_stored(client: httpx.Client, settings: Settings) -> None:
