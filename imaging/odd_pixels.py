@@ -46,6 +46,9 @@ def decode_file(path: Path) -> tuple[npt.NDArray[np.integer], tuple[int, int] | 
     if codec in (Codec.NATIVE, Codec.RLE):
         frames = np.asarray(ds.pixel_array)
         frames = frames if frames.ndim == 3 else frames[None]
+        if codec is Codec.NATIVE and len(ds.PixelData) >= frames.nbytes + frames[0, 0].nbytes:
+            # pydicom takes for padding what is at least another row: Rows or Columns are wrong.
+            raise ValueError("more pixels than Rows and Columns say")
     else:
         count = int(ds.get("NumberOfFrames") or 1)
         signed_bits = int(ds.BitsStored) if ds.PixelRepresentation else None

@@ -41,7 +41,7 @@ MAXIMUM_SLICE_SPACING_MM = 5.5
 THICK_SLICE_MM = 3.0
 MINIMUM_LENGTH_MM = 120.0
 MINIMUM_LUNG_VOLUME_ML = 300.0
-# Above the total lung capacity of anybody (Stocks and Quanjer, Eur Respir J 1995;8:492: 7 l for a tall man).
+# Above the total lung capacity of anybody: 9 l for a man of 2 m (Stocks and Quanjer, Eur Respir J 1995;8:492).
 MAXIMUM_LUNG_VOLUME_ML = 14000.0
 # Wider than the opening of any scanner.
 MAXIMUM_FIELD_OF_VIEW_MM = 1000.0
@@ -121,9 +121,8 @@ def _mixed(slices: Sequence[Slice]) -> Iterator[QualityIssue]:
     ):
         if len(values) > 1:
             yield _reject("mixed_images", f"the series mixes {len(values)} {what}", float(len(values)), 1.0)
-    width_mm = max(
-        max(s.rows * row, s.columns * column) for s in slices for row, column in [s.pixel_spacing_mm or (0, 0)]
-    )
+    first = slices[0]
+    width_mm = float(np.max(np.multiply((first.rows, first.columns), first.pixel_spacing_mm or (0.0, 0.0))))
     if width_mm > MAXIMUM_FIELD_OF_VIEW_MM:
         message = f"by PixelSpacing the images are {width_mm:.0f} mm wide"
         yield _reject("pixel_spacing", message, width_mm, MAXIMUM_FIELD_OF_VIEW_MM)
@@ -246,9 +245,7 @@ def check_voxels(volume: Volume, lungs: Lungs) -> tuple[QualityIssue, ...]:
 def _planes(volume: Volume) -> Iterator[QualityIssue]:
     """Planes that are empty, stand twice, or lie where their neighbours would fit each other without them."""
     thinned = volume.hu[:, ::_COMPARED_EVERY_PIXELS, ::_COMPARED_EVERY_PIXELS]
-    blank = [
-        index for index, plane in enumerate(thinned) if plane.min() == plane.max() and not np.ptp(volume.hu[index])
-    ]
+    blank = [i for i, plane in enumerate(thinned) if plane.min() == plane.max() and not np.ptp(volume.hu[i])]
     if blank:
         yield _reject("blank_images", f"{len(blank)} images are blank", float(len(blank)), 0.0)
     alike: defaultdict[bytes, list[int]] = defaultdict(list)
