@@ -5,7 +5,7 @@ from struct import pack
 
 import pytest
 from factories import make_ct_dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
@@ -77,6 +77,7 @@ def _scan(head: bytes, implicit_vr: bool = False, wanted: frozenset[int] = froze
     return scan_elements(head, implicit_vr=implicit_vr, wanted=wanted)
 
 
+@settings(deadline=None)
 @given(ds=_data_sets(), implicit_vr=st.booleans(), data=st.data())
 def test_values_and_the_place_of_the_pixels_are_those_pydicom_finds(ds: Dataset, implicit_vr: bool, data) -> None:
     tags = frozenset(ds.keys())
@@ -166,11 +167,13 @@ def test_what_is_no_such_data_set_is_refused_by_name(hostile: bytes, implicit_vr
         _scan(hostile, implicit_vr, frozenset({0x00080060}))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=2000), st.booleans())
 def test_random_bytes_end_in_an_answer_or_the_one_error(content: bytes, implicit_vr: bool) -> None:
     _answer_or_refusal(content, implicit_vr)
 
 
+@settings(deadline=None)
 @given(ds=_data_sets(), implicit_vr=st.booleans(), data=st.data())
 def test_damaged_data_sets_end_in_an_answer_or_the_one_error(ds: Dataset, implicit_vr: bool, data) -> None:
     content = bytearray(_encoded(ds, implicit_vr) + _nested(2))
@@ -189,6 +192,7 @@ def _answer_or_refusal(content: bytes, implicit_vr: bool) -> None:
     assert scanned.cut or scanned.pixel_data_tag is not None or scanned.end == len(content)
 
 
+@settings(deadline=None)
 @given(ds=_data_sets(), implicit_vr=st.booleans(), data=st.data())
 def test_what_is_known_of_one_data_set_never_changes_the_reading_of_another(
     ds: Dataset, implicit_vr: bool, data

@@ -207,7 +207,7 @@ _NUMBERS = st.text("0123456789.+-eE \\\0,x", max_size=20).map(str.encode)
     | st.dictionaries(st.sampled_from([*_PLAIN, "SpecificCharacterSet", "NumberOfFrames"]), st.binary(max_size=20)),
     implicit_vr=st.booleans(),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_values_are_read_as_pydicom_reads_them(tmp_path: Path, changes, implicit_vr: bool) -> None:
     _assert_alike(tmp_path, {**_PLAIN, **changes}, {}, implicit_vr=implicit_vr)
 
