@@ -2,7 +2,7 @@
 
 By default no code needs a licence that somebody would have to ask for: DICOM's own (DCM), the SNOMED CT concepts of the
 DICOM freeset (SCT), UCUM, LOINC, RadLex, HL7's, and `99ONESCAN` where none of them has the concept. A destination may
-ask for the exact SNOMED CT concepts. A status says which it is, a source where it stands. CONFORMANCE.md lists them all.
+ask for the exact SNOMED CT concepts. A status says which it is, a source where it stands. CONFORMANCE.md lists all.
 """
 
 import enum

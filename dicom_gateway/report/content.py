@@ -123,6 +123,11 @@ class ReportedFinding(_Record):
     centre_mm: tuple[float, float, float] | None
     verdict: Verdict | None = None
 
+    @property
+    def is_by_a_person(self) -> bool:
+        """Whether it is the answer of who verified the report, against that of the model."""
+        return self.verdict is not None and self.verdict.automated != self.presence
+
 
 class SupersededReport(_Record):
     """The earlier report of the same study in whose place another one stands; what the UIDs of its results follow from.

@@ -293,6 +293,7 @@ def _observation(finding: ReportedFinding, report: Report, context: _Json, editi
         "category": [_concept(language, codes.IMAGING)],
         "code": _finding_code(finding, edition),
         **context,
+        **_performer(finding, report, language),
         **_answer(finding, language),
         "bodySite": _concept(language, site, text=place(finding, language) or language.say(site.meaning)),
         "method": {"text": language.told(finding.method)},
@@ -416,6 +417,14 @@ def _status(report: Report) -> str:
     if report.verification is None:
         return "preliminary"
     return "amended" if report.supersedes is not None and report.supersedes.verified else "final"
+
+
+def _performer(finding: ReportedFinding, report: Report, language: Language) -> _Json:
+    """The person whose answer it is, in place of the device if that measured nothing."""
+    if report.verification is None or not finding.is_by_a_person:
+        return {}
+    performer = {"performer": [_interpreter(report.verification, language)]}
+    return performer if finding.measurements else performer | {"device": None}
 
 
 def _interpreter(verification: Verification, language: Language) -> _Json:

@@ -184,8 +184,11 @@ def _answer(finding: ReportedFinding, report: Report, sub_id: str, edition: Edit
     if presence is Presence.NOT_ASSESSED:
         fields[11] = _NOT_OBTAINED
     fields[17] = _components("", language.told(finding.method))
-    device = derive_uid("device", report.model.sha256, report.software_version)
-    fields[18] = _components(f"{report.model.name} {report.model.version}", "", device, "ISO")
+    if report.verification is not None and finding.is_by_a_person:
+        fields[16] = f"^{_name(report.verification.observer_name.split('=')[0])}"
+    if finding.measurements or not finding.is_by_a_person:
+        device = derive_uid("device", report.model.sha256, report.software_version)
+        fields[18] = _components(f"{report.model.name} {report.model.version}", "", device, "ISO")
     return fields
 
 

@@ -69,8 +69,13 @@ def finding_site(kind: FindingKind, laterality: str | None) -> FindingSite:
     return FindingSite(anatomic_location=concept(codes.KIND_CODES[kind].site), laterality=side)
 
 
-def algorithm_identification(finding: ReportedFinding, report: Report, language: Language) -> AlgorithmIdentification:
-    """TID 4019: the model, its version and ours, and what the answer was held against."""
+def algorithm_identification(
+    finding: ReportedFinding, report: Report, language: Language
+) -> AlgorithmIdentification | None:
+    """TID 4019: the model, its version and ours, and what the answer was held against; none where a person answered
+    and the model measured nothing."""
+    if finding.is_by_a_person and not finding.measurements:
+        return None
     parameters = [f"sha256: {report.model.sha256[:12]}"]
     if finding.operating_point is not None:
         parameters.append(language.say("operating point: {n}", n=f"{finding.operating_point:g}"))

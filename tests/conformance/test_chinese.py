@@ -16,6 +16,7 @@ from conformance.test_dicom_results import MakeCase, complaints, encoded, group_
 from conformance.test_pdf import stored, words
 from hl7apy.consts import VALIDATION_LEVEL
 from hl7apy.parser import parse_message
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
 from dicom_gateway.report import chinese, codes
@@ -142,7 +143,7 @@ NOT_SENTENCES = {
 # What stays as it is in a Chinese report: abbreviations, names, units, keywords of DICOM, and what the source wrote.
 _KEPT = re.compile(
     r"OneScan|onescan-chest|sha256|CT|AI|HU|LAA|CAC-DRS|ID|UID|Agatston|Genant|UTC|mm³?|ml|Thorax|Br40|(?:ab)+|PDF|SR|"
-    r"ImageOrientationPatient|SliceThickness|SOP Instance|Wang XiaoDong|P-1|A-77"
+    r"SOP Instance|Wang XiaoDong|P-1|A-77"
 )
 
 
@@ -196,7 +197,8 @@ _MACHINE_TEXTS = {"112039", "111001", "111003", "122405", "121013", "121014", "1
 
 
 def english_words(text: str) -> list[str]:
-    return re.findall(r"[A-Za-z]{2,}", _KEPT.sub(" ", text))
+    found = re.findall(r"[A-Za-z]{2,}", _KEPT.sub(" ", text))
+    return [word for word in found if tag_for_keyword(word) is None]
 
 
 def strings(tree: ast.AST) -> Iterator[str]:

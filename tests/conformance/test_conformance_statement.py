@@ -23,9 +23,8 @@ from dicom_gateway.receive.admission import TRANSFER_SYNTAXES
 from dicom_gateway.receive.listener import start_listener
 from dicom_gateway.receive.reception import Reception
 from dicom_gateway.receive.statuses import StoreStatus
-from dicom_gateway.report import codes, fhir
+from dicom_gateway.report import codes, content, fhir
 from dicom_gateway.report.codes import PRIVATE_SCHEME, PRIVATE_SCHEME_UID
-from dicom_gateway.report import content
 from dicom_gateway.report.hl7 import encode_oru
 from dicom_gateway.report.objects import ENCODERS
 from dicom_gateway.settings import Destination

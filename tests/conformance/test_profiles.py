@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +17,8 @@ from running import free_port
 
 from dicom_gateway.deliver.dimse import send
 from dicom_gateway.deliver.profile import SOP_CLASSES
+from dicom_gateway.report.edition import Edition
+from dicom_gateway.report.language import CHINESE
 from dicom_gateway.report.objects import ENCODERS
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import OBJECT_NAMES
@@ -32,7 +35,8 @@ def test_every_kind_of_object_can_be_named_encoded_and_sent() -> None:
 
 @pytest.fixture(scope="module")
 def chinese(make_case: Callable[..., StoredResult]) -> StoredResult:
-    return make_case("findings", PatientName=NAME, StudyDescription="胸部CT平扫")
+    case = make_case("findings", PatientName=NAME, StudyDescription="胸部CT平扫")
+    return replace(case, edition=Edition(CHINESE))
 
 
 @pytest.mark.parametrize("name", EVERYTHING)

@@ -139,14 +139,17 @@ def test_what_the_person_says_stands_in_the_record_with_what_the_model_said(
 def test_rejected_lesions_are_neither_marked_nor_segmented_nor_shown(make_case: MakeCase, tmp_path: Path) -> None:
     case = make_case("findings")
     after = verified(case, tmp_path, OTHERWISE)
-    gone = {f.tracking_uid for f in after.report.findings if f.verdict and f.verdict.decision == "rejected"}
+    findings = after.report.findings
+    gone = {f.tracking_uid for f in findings if f.verdict and f.verdict.decision == "rejected"}
     assert len(gone) == 3
     (seg,), (marks,) = ENCODERS["seg"](after), ENCODERS["marks"](after)
     assert not gone & {segment.TrackingUID for segment in seg.SegmentSequence}
     assert not gone & set(group_by_tracking_uid(marks))
     assert len(ENCODERS["key_images"](after)) == len(ENCODERS["key_images"](case)) - 2
     groups = group_by_tracking_uid(ENCODERS["sr"](after)[0])
-    for finding in after.report.findings:
+    for finding in findings:
+        by_algorithm = len(concepts(groups[finding.tracking_uid], "111001")) == 1
+        assert by_algorithm is not finding.is_by_a_person
         verdict = [code(i.ConceptCodeSequence)[0] for i in concepts(groups[finding.tracking_uid], "VERDICT")]
         decision = finding.verdict and finding.verdict.decision
         assert verdict == ([] if decision is None else [decision.upper()])
@@ -187,7 +190,11 @@ def test_other_standards_say_final_and_a_second_verification_corrects(make_case:
     assert fhir_statuses(first) == {"final"}
     assert hl7_statuses(first) == ("F", {"F", "X"})
     assert "|&Li&Wei\r" in encode_oru(first).decode()
-    report = json.loads(encode_bundle(first))["entry"][-1]["resource"]
+    *observations, report = [entry["resource"] for entry in json.loads(encode_bundle(first))["entry"]][2:]
+    performers = [o["performer"][0]["display"] for o in observations if "device" not in o]
+    assert performers == ["Li Wei (李伟), Test Hospital"] * 4
+    by_person = [line.split("|")[16] for line in encode_oru(first).decode().split("\r") if "|^Li^Wei" in line]
+    assert by_person == ["^Li^Wei^^^^^L"] * 4
     assert report["resultsInterpreter"] == [{"type": "Practitioner", "display": "Li Wei (李伟), Test Hospital"}]
     second = verified(first, tmp_path, {Question(NODULE): "absent"})
     assert fhir_statuses(second) == {"amended"}
