@@ -17,6 +17,7 @@ from imaging.geometry import FloatArray
 from imaging.morphology import (
     IN_PLANE,
     Mask,
+    dilated,
     distance_to,
     filled_body,
     filled_planes,
@@ -74,7 +75,7 @@ def segment_lungs(volume: Volume) -> Lungs:
     to_left = volume.geometry.affine[0, :3] * np.array(factors)
     superior_last = volume.geometry.affine[2, 0] > 0
     airways = _airways(small, body, air, spacing, to_left, superior_last)
-    left, right = _two_lungs(small, air & ~_dilated(airways, 1), spacing, to_left)
+    left, right = _two_lungs(small, air & ~dilated(airways), spacing, to_left)
     left, right = (_closed(lung, spacing) & body for lung in (left, right))
     right &= ~left
     lungs = Lungs(
@@ -101,7 +102,10 @@ def _body(hu: npt.NDArray[np.int16], in_plane_mm: float) -> Mask:
     # The opening also takes a thin chest wall away, and with it what closes the lung: it comes back around the air.
     wall = ndimage.binary_dilation(largest, IN_PLANE, iterations=round(_WALL_MM / in_plane_mm), mask=solid)
     inside = filled_body(wall) & ~wall
-    return largest | inside | (ndimage.binary_dilation(inside, IN_PLANE, iterations=3) & wall)
+    around = inside
+    for _ in range(3):
+        around = dilated(around, axes=(1, 2))
+    return largest | inside | (around & wall)
 
 
 def _airways(
@@ -239,11 +243,11 @@ def _closed(lung: Mask, spacing: tuple[float, ...]) -> Mask:
 def _refined(lung: Mask, hu: npt.NDArray[np.int16], factors: tuple[int, ...]) -> Mask:
     """The mask on the source grid: its core whole, its rim only where the voxels are lung."""
     refined = np.zeros(hu.shape, np.bool_)
-    wider = _dilated(lung, 1)
+    wider = dilated(lung)
     if wider.any():
         box = _source_box(wider, factors, hu.shape)
         rim = enlarged(wider, factors, *_extent(box)) & (hu[box] < -500)
-        refined[box] = enlarged(~_dilated(~lung, 1), factors, *_extent(box)) | rim
+        refined[box] = enlarged(~dilated(~lung), factors, *_extent(box)) | rim
     return refined
 
 
@@ -259,10 +263,6 @@ def _source_box(mask: Mask, factors: tuple[int, ...], shape: tuple[int, ...]) ->
 def _extent(box: tuple[slice, ...]) -> tuple[list[int], list[int]]:
     """Shape and start of a box."""
     return [part.stop - part.start for part in box], [part.start for part in box]
-
-
-def _dilated(mask: Mask, iterations: int) -> Mask:
-    return ndimage.binary_dilation(mask, iterations=iterations)
 
 
 def _largest(mask: Mask) -> Mask:

@@ -6,7 +6,15 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from imaging.blocks import block_means, enlarged
-from imaging.morphology import depth_in, distance_to, filled_body, filled_planes, labelled_planes, opened_planes
+from imaging.morphology import (
+    depth_in,
+    dilated,
+    distance_to,
+    filled_body,
+    filled_planes,
+    labelled_planes,
+    opened_planes,
+)
 
 SPACING_MM = (2.5, 0.7, 0.8)
 
@@ -62,3 +70,10 @@ def test_blocks_are_averaged_clipped_and_enlarged() -> None:
     assert (large[2:4, 6:9, 9:12] == (means[1, 2, 3] > 0)).all()
     assert (large[6] == large[5]).all()
     assert (enlarged(means > 0, (2, 3, 3), (4, 5, 6), (3, 1, 2)) == large[3:7, 1:6, 2:8]).all()
+
+
+def test_dilation_takes_the_neighbours_along_the_axes() -> None:
+    mask = _blobs(5, 0.1)
+    assert (dilated(mask) == ndimage.binary_dilation(mask)).all()
+    in_plane = ndimage.generate_binary_structure(2, 1)[None]
+    assert (dilated(mask, axes=(1, 2)) == ndimage.binary_dilation(mask, in_plane)).all()
