@@ -56,7 +56,7 @@ def scan_file(file: Path, scanner: ElementScanner) -> ScannedFile | None:
             return _scan(descriptor, scanner)
         finally:
             os.close(descriptor)
-    except (OSError, BrokenDataSet):
+    except (OSError, zlib.error, BrokenDataSet):
         return None
 
 

@@ -171,8 +171,8 @@ class InstanceHeader:
 
 def read_instance(file: Path) -> InstanceHeader:
     """Header of one DICOM file. Raises UnreadableInstance when it is not one or lacks its identifying UIDs."""
-    scanned = scan_file(file, _SCANNER)
     try:
+        scanned = scan_file(file, _SCANNER)
         if scanned and (header := _header_like_one_before(file, scanned)):
             return header
         return _instance_header(file, _read_by_pydicom(file), scanned.place if scanned else None)

@@ -118,11 +118,13 @@ def _read_into(hu: npt.NDArray[np.int16], planes: Sequence[StoredPlane]) -> None
     for plane in planes:
         pixels, plane_hu = plane.pixels, hu[plane.index]
         assert pixels is not None
-        offset = pixels.offset + ((plane.frame_number or 1) - 1) * plane_hu.nbytes
+        number = plane.frame_number or 1
+        if number > pixels.number_of_frames:
+            raise UnreadableInstance("pixels cannot be read (fewer frames than the header describes)")
         try:
             descriptor = os.open(plane.path, os.O_RDONLY)
             try:
-                size = os.preadv(descriptor, [plane_hu.data], offset)
+                size = os.preadv(descriptor, [plane_hu.data], pixels.offset + (number - 1) * plane_hu.nbytes)
             finally:
                 os.close(descriptor)
         except OSError as error:

@@ -213,15 +213,18 @@ def test_random_values_are_read_as_pydicom_reads_them(tmp_path: Path, changes, i
 
 
 def test_what_the_scanner_leaves_to_pydicom_is_read(tmp_path: Path) -> None:
-    """A deflated file of the same elements; one whose header is cut is refused alike."""
+    """A deflated file of the same elements; damaged, it is refused."""
     _write(tmp_path / "plain.dcm", _PLAIN, {}, implicit_vr=False, spoilt=False)
     content = (tmp_path / "plain.dcm").read_bytes()
     syntax = _element(0x00020010, "UI", ExplicitVRLittleEndian.encode() + b"\0", False)
     deflated_syntax = _element(0x00020010, "UI", DeflatedExplicitVRLittleEndian.encode(), False)
     meta, data_set = content.split(syntax)
     deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    (tmp_path / "deflated.dcm").write_bytes(meta + deflated_syntax + deflate.compress(data_set) + deflate.flush())
+    deflated = deflate.compress(data_set) + deflate.flush()
+    (tmp_path / "deflated.dcm").write_bytes(meta + deflated_syntax + deflated)
     assert _without_place(_read(tmp_path / "deflated.dcm")) == _without_place(_read(tmp_path / "plain.dcm"))
+    (tmp_path / "damaged.dcm").write_bytes(meta + deflated_syntax + b"\xff" + deflated)
+    assert _read(tmp_path / "damaged.dcm") == "damaged DICOM file (error)"
 
 
 def test_a_deflate_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
