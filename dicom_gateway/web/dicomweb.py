@@ -35,7 +35,7 @@ from imaging.uids import is_safe_uid
 PREFIX = "/dicom-web"
 JSON = "application/dicom+json"
 DICOM = "application/dicom"
-_FRAMES = r"^[1-9][0-9]{0,5}(,[1-9][0-9]{0,5}){0,999}$"
+_FRAME_NUMBERS = r"^[1-9][0-9]{0,5}(,[1-9][0-9]{0,5}){0,999}$"
 _CHUNK_BYTES = 1 << 20
 _NO_FUZZY = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
 _MORE = "There are additional results that can be requested"
@@ -153,9 +153,11 @@ def retrieve_frames(
     study: StudyUid,
     series: SeriesUid,
     instance: InstanceUid,
-    frames: Annotated[str, Path(description="Frame numbers, comma-separated.", json_schema_extra={"pattern": _FRAMES})],
+    frames: Annotated[
+        str, Path(description="Frame numbers, comma-separated.", json_schema_extra={"pattern": _FRAME_NUMBERS})
+    ],
 ) -> Response:
-    if not re.fullmatch(_FRAMES, frames):
+    if not re.fullmatch(_FRAME_NUMBERS, frames):
         raise HTTPException(400, "This is no list of frame numbers.")
     (held,) = _held(site, study, series, instance)
     try:
