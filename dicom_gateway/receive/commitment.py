@@ -14,6 +14,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.sequence import Sequence
 from pydicom.uid import UID
 from pynetdicom import AE, build_role
 from pynetdicom.dsutils import encode
@@ -76,7 +77,7 @@ def parse_request(
         transaction_uid=_text(information, "TransactionUID"),
         references=tuple(
             (_text(item, "ReferencedSOPClassUID"), _text(item, "ReferencedSOPInstanceUID"))
-            for item in information.get("ReferencedSOPSequence") or ()
+            for item in _items(information, "ReferencedSOPSequence")
         ),
     )
     uids = (request.transaction_uid, *(uid for reference in request.references for uid in reference))
@@ -88,11 +89,12 @@ def parse_request(
 def parse_report(encoded: bytes, transfer_syntax: str) -> CommitmentReport:
     """The information of an N-EVENT-REPORT request (PS3.4 Table J.3-2). Raises StoreRefused for anything else."""
     information = _information(encoded, transfer_syntax)
-    failed = information.get("FailedSOPSequence") or ()
+    failed = _items(information, "FailedSOPSequence")
+    reasons = [item.get("FailureReason") for item in failed]
     return CommitmentReport(
         transaction_uid=_text(information, "TransactionUID"),
         failed=len(failed),
-        failure_reasons=tuple(sorted({int(item.get("FailureReason") or 0) for item in failed})),
+        failure_reasons=tuple(sorted({reason if isinstance(reason, int) else 0 for reason in reasons})),
     )
 
 
@@ -104,6 +106,13 @@ def _information(encoded: bytes, transfer_syntax: str) -> Dataset:
     except Exception as error:
         raise StoreRefused(StoreStatus.INVALID_ARGUMENT_VALUE, "Not a data set of storage commitment") from error
     return information
+
+
+def _items(information: Dataset, keyword: str) -> Sequence:
+    items = information.get(keyword)
+    if items is not None and not isinstance(items, Sequence):
+        raise StoreRefused(StoreStatus.INVALID_ARGUMENT_VALUE, "Not a data set of storage commitment")
+    return items or Sequence()
 
 
 def _text(data_set: Dataset, keyword: str) -> str:
