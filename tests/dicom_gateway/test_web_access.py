@@ -9,9 +9,10 @@ import bcrypt
 import httpx
 import pytest
 from running import ROOT
+from typer.testing import CliRunner
 from web_samples import open_site, publish, receive, sample_report, serving, site_settings
 
-from dicom_gateway import operate
+from dicom_gateway import cli, operate
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.settings import Settings
 from dicom_gateway.users import hash_line, read_users, require_guarded
@@ -126,6 +127,15 @@ def test_a_line_that_is_made_is_read(tmp_path: Path) -> None:
     users.write_text(hash_line("Dr. A. Reader", "pass word") + "\n")
     hashes = read_users(users)
     assert bcrypt.checkpw(b"pass word", hashes["Dr. A. Reader"])
+
+
+def test_the_command_prints_the_line_and_nothing_else() -> None:
+    asked = CliRunner().invoke(cli.app, ["password", "alice"], input="pass word\npass word\n")
+    assert asked.exit_code == 0
+    name, _, stored = asked.stdout.strip().partition(":")
+    assert name == "alice" and bcrypt.checkpw(b"pass word", stored.encode())
+    assert "pass word" not in asked.output
+    assert CliRunner().invoke(cli.app, ["password", "a:b"], input="x\nx\n").exit_code == 2
 
 
 @pytest.mark.parametrize("name", ["", "a:b", " a", "#a", "a\nb", "a" * 65])
