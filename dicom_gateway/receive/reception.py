@@ -156,6 +156,8 @@ class Incoming:
         except (StoreRefused, ConflictingInstance) as error:
             self._count_refusal(_as_refused(error), study_instance_uid)
             raise
+        except sa.exc.OperationalError as error:
+            raise StorageFull("the index does not take it") from error
         finally:
             self._part.discard()
         return header
@@ -191,11 +193,9 @@ class Incoming:
                     now=time.time(),
                     priority=priority_of(self._calling_ae_title, settings),
                 )
-        except Exception as error:
+        except Exception:
             if is_new:
                 files.discard(settings.data_dir, path)
-            if isinstance(error, sa.exc.OperationalError):
-                raise StorageFull("the index does not take it") from error
             raise
         if receipt.reopened:
             emit(Event.STUDY_REOPENED, study_instance_uid=header.study_instance_uid, revision=receipt.revision)

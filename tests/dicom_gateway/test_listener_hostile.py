@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import ExitStack
 
 import pytest
+import sqlalchemy as sa
 from factories import make_ct_dataset
 from peers import (
     ASSOCIATE_AC,
@@ -48,7 +49,7 @@ from structlog.testing import capture_logs
 
 from dicom_gateway.receive import connection, header, listener
 from dicom_gateway.receive.statuses import StoreStatus
-from dicom_gateway.store import files, index
+from dicom_gateway.store import files, index, ledger
 from imaging.uids import derive_uid
 
 UNEXPECTED_PDU, UNRECOGNIZED_PDU, UNEXPECTED_PARAMETER, INVALID_PARAMETER = (2, 2), (2, 1), (2, 5), (2, 6)
@@ -465,6 +466,23 @@ def test_storage_that_vanished_and_is_back(settings, gone, a_file_is_there):
         assert peer.ask(store_request(images[2])).Status == StoreStatus.SUCCESS
     assert list(settings.incoming_dir.iterdir()) == []
     assert len(list(files.stored_paths(settings.data_dir))) == 3
+
+
+@pytest.mark.parametrize("fails", ["mark_released", "record_instance"])
+def test_an_index_that_does_not_answer(settings, monkeypatch, fails):
+    def locked(*_arguments, **_named):
+        raise sa.exc.OperationalError("INSERT", {"patient_name": "Test^Patient"}, Exception("database is locked"))
+
+    first, second = (make_ct_dataset(StudyInstanceUID=derive_uid(name)) for name in ("first", "second"))
+    with listening(settings), Peer(settings) as peer, capture_logs() as logs:
+        peer.associate()
+        assert peer.ask(store_request(first)).Status == StoreStatus.SUCCESS
+        with monkeypatch.context() as failing:
+            failing.setattr(ledger, fails, locked)
+            assert peer.ask(store_request(second)).Status == StoreStatus.REFUSED_OUT_OF_RESOURCES
+        assert len(list(files.stored_paths(settings.data_dir))) == 1
+        assert peer.ask(store_request(second)).Status == StoreStatus.SUCCESS
+    assert "Test^Patient" not in str(logs)
 
 
 def test_an_image_above_the_limit(tmp_path):
