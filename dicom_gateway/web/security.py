@@ -89,17 +89,20 @@ class BoundedBodies:
         if limit_bytes is not None and announced.isdecimal() and int(announced[:18]) > limit_bytes:
             answer = JSONResponse({"detail": f"A request has at most {limit_bytes} bytes."}, 413)
             return await answer(scope, receive, send)
-        started, received, whole = time.monotonic(), 0, False
+        received, waited_s, whole = 0, 0.0, False
 
         async def receive_bounded() -> Message:
-            nonlocal received, whole
+            nonlocal received, waited_s, whole
             if whole:
                 return await receive()  # the end of the connection, whenever that is
-            ends = started + BODY_GRACE_S + received / SLOWEST_BODY_BYTES_PER_S
+            # Only waiting counts: that we are slow to take what has come is not the client's fault.
+            began = time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), ends - time.monotonic())
+                patience_s = BODY_GRACE_S + received / SLOWEST_BODY_BYTES_PER_S - waited_s
+                message = await asyncio.wait_for(receive(), patience_s)
             except TimeoutError:
                 raise HTTPException(408, "The request came too slowly.") from None
+            waited_s += time.monotonic() - began
             received += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if limit_bytes is not None and received > limit_bytes:
