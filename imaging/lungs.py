@@ -23,6 +23,7 @@ from imaging.morphology import (
     filled_planes,
     labelled_planes,
     opened_planes,
+    reached_from,
 )
 from imaging.volume import AIR_HU, Volume
 
@@ -232,7 +233,7 @@ def _closed(lung: Mask, spacing: tuple[float, ...]) -> Mask:
     box = ndimage.find_objects(lung.astype(np.uint8))[0]
     margin = [int(np.ceil(_CLOSING_MM / mm)) + 1 for mm in spacing]
     padded = np.pad(lung[box], [(m, m) for m in margin])
-    grown = distance_to(padded, spacing) <= _CLOSING_MM
+    grown = reached_from(padded, spacing, _CLOSING_MM)
     closed = distance_to(~grown, spacing) > _CLOSING_MM
     inner = tuple(slice(m, m + n) for m, n in zip(margin, lung[box].shape, strict=True))
     result = lung.copy()

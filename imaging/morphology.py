@@ -29,6 +29,15 @@ def bounds(*masks: Mask) -> Box | None:
     return z, y, x
 
 
+def widened(box: Box, margins: Sequence[int], shape: Sequence[int]) -> Box:
+    """`box` wider by some voxels on both sides of each axis, within `shape`."""
+    z, y, x = (
+        slice(max(0, part.start - margin), min(n, part.stop + margin))
+        for part, margin, n in zip(box, margins, shape, strict=True)
+    )
+    return z, y, x
+
+
 def distance_to(mask: Mask, spacing_mm: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """Distance in mm of every voxel outside `mask` to the nearest voxel inside (centre to centre), 0 inside.
 
@@ -40,6 +49,16 @@ def distance_to(mask: Mask, spacing_mm: Sequence[float] | npt.NDArray[np.float64
     image.SetSpacing([float(mm) for mm in spacing_mm[::-1]])
     distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True))
     return np.maximum(distance, 0, out=distance)
+
+
+def reached_from(mask: Mask, spacing_mm: Sequence[float] | npt.NDArray[np.float64], reach_mm: float) -> Mask:
+    """The voxels at most `reach_mm` from `mask`, centre to centre: it grown by a ball."""
+    reached = np.zeros(mask.shape, np.bool_)
+    box = bounds(mask)
+    if box is not None:
+        near = widened(box, [int(reach_mm / mm) + 1 for mm in spacing_mm], mask.shape)
+        reached[near] = distance_to(mask[near], spacing_mm) <= reach_mm
+    return reached
 
 
 def depth_in(mask: Mask, spacing_mm: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

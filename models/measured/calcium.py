@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from imaging.morphology import depth_in
+from imaging.morphology import depth_in, widened
 from models.anatomy import Anatomy
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity, Region
 from models.measure import region_of
 from models.measured.answer import answer, not_assessed
 from models.measured.aorta import outline_fault
 from models.measured.heart import heart_fault
-from models.measured.outline import Box, grown, outline_of
+from models.measured.outline import Box, outline_of
 
 Mask = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
@@ -163,7 +163,7 @@ def find_calcium(anatomy: Anatomy, region: Mask, organ: Mask) -> Calcium | str:
     bounds = ndimage.find_objects(region.astype(np.int8))
     if not bounds:
         return "the outline leaves no place to look for calcium"
-    box, hu, averaged = _in_slices(anatomy, anatomy.grid.source_box(grown(bounds[0], 1, region.shape)))
+    box, hu, averaged = _in_slices(anatomy, anatomy.grid.source_box(widened(bounds[0], (1,) * 3, region.shape)))
     blood_hu, noise_hu = _tissue(anatomy, organ, hu, box, averaged)
     if noise_hu > _LARGEST_NOISE_HU:
         sigma = [0.0, *(_SMOOTHING_MM / mm for mm in anatomy.volume.geometry.spacing_mm[1:])]
@@ -227,7 +227,7 @@ def _dilated(mask: Mask, voxels: int) -> Mask:
     bounds = ndimage.find_objects(mask.astype(np.int8))
     if not bounds:
         return mask
-    box = grown(bounds[0], voxels, mask.shape)
+    box = widened(bounds[0], (voxels,) * 3, mask.shape)
     wider = np.zeros_like(mask)
     wider[box] = ndimage.binary_dilation(mask[box], iterations=voxels)
     return wider

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from imaging.geometry import Geometry
-from imaging.morphology import distance_to
+from imaging.morphology import distance_to, reached_from, widened
 from models.anatomy import Anatomy
 from models.findings import Region
 from models.measure import region_of
@@ -37,7 +37,7 @@ def outline_of(anatomy: Anatomy, name: str) -> Outline:
     bounds = ndimage.find_objects(labelled.astype(np.int8))
     if not bounds:
         return empty
-    box = grown(bounds[0], _CLOSING_VOXELS + 1, labelled.shape)
+    box = widened(bounds[0], (_CLOSING_VOXELS + 1,) * 3, labelled.shape)
     # Closing would eat into a mask at the border of its array.
     part = np.pad(labelled[box], _CLOSING_VOXELS, mode="edge")
     inner = tuple(slice(_CLOSING_VOXELS, -_CLOSING_VOXELS) for _ in range(3))
@@ -59,20 +59,12 @@ def opened(mask: Mask, spacing_mm: float, radius_mm: float) -> Mask:
     core = distance_to(~part, (spacing_mm,) * 3) > radius_mm
     if not core.any():
         return mask
-    reached = part & (distance_to(core, (spacing_mm,) * 3) <= radius_mm)
+    reached = part & reached_from(core, (spacing_mm,) * 3, radius_mm)
     pieces = cc3d.connected_components(reached, connectivity=6)
     largest = int(np.argmax(np.bincount(pieces.ravel())[1:])) + 1
     result = np.zeros_like(mask)
     result[bounds[0]] = (pieces == largest)[1:-1, 1:-1, 1:-1]
     return result
-
-
-def grown(box: Box, voxels: int, shape: tuple[int, ...]) -> Box:
-    """`box` wider by some voxels on each side, within `shape`."""
-    z, y, x = (
-        slice(max(0, part.start - voxels), min(n, part.stop + voxels)) for part, n in zip(box, shape, strict=True)
-    )
-    return z, y, x
 
 
 def slice_region(anatomy: Anatomy, mask: Mask, centre_mm: FloatArray, radius_mm: float) -> Region | None:

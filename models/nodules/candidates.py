@@ -10,7 +10,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from imaging.lungs import Mask
-from imaging.morphology import distance_to, filled_planes, labelled_planes
+from imaging.morphology import distance_to, filled_planes, labelled_planes, reached_from
 from models.nodules.grid import GRID_MM
 from models.nodules.resize import halved, linear, mostly
 
@@ -74,7 +74,7 @@ def _regions(lung: Mask, shape: Sequence[int]) -> tuple[Mask, Mask]:
     pad = int(_CLOSING_MM / mm) + 2
     coarse = mostly(lung, [max(2, n // 2) for n in shape])
     inside = np.pad(_without_small_holes(coarse, mm), pad)
-    grown = distance_to(inside, (mm, mm, mm)) <= _CLOSING_MM
+    grown = reached_from(inside, (mm, mm, mm), _CLOSING_MM)
     depth_mm = distance_to(~grown, (mm, mm, mm)) - np.float32(_CLOSING_MM)
     closed_mm = linear(depth_mm[pad:-pad, pad:-pad, pad:-pad], shape)
     return closed_mm > -_GROWN_MM + 1.5, closed_mm > 0.0

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 from imaging.geometry import Geometry
 from imaging.lungs import Lungs, Mask
-from imaging.morphology import Box, bounds
+from imaging.morphology import Box, bounds, widened
 from imaging.volume import AIR_HU, Volume
 
 GRID_MM = 1.0
@@ -53,12 +53,7 @@ def lung_grid(volume: Volume, lungs: Lungs) -> LungGrid | None:
 
 
 def _wider(box: Box, geometry: Geometry) -> Box:
-    margins = (int(np.ceil(_MARGIN_MM / mm)) for mm in geometry.spacing_mm)
-    z, y, x = (
-        slice(max(0, part.start - margin), min(length, part.stop + margin))
-        for part, margin, length in zip(box, margins, geometry.shape, strict=True)
-    )
-    return z, y, x
+    return widened(box, [int(np.ceil(_MARGIN_MM / mm)) for mm in geometry.spacing_mm], geometry.shape)
 
 
 def _extent_mm(geometry: Geometry, box: Box) -> tuple[npt.NDArray[np.float64], ...]:

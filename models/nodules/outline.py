@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from imaging.geometry import Point
 from imaging.lungs import Lungs, Mask
-from imaging.morphology import depth_in, distance_to, filled_planes
+from imaging.morphology import bounds, depth_in, distance_to, filled_planes, reached_from, widened
 from imaging.volume import Volume
 
 Box = tuple[slice, slice, slice]
@@ -110,7 +110,7 @@ def _pleural_space(lung: Mask, spacing: npt.NDArray[np.float64], diameter_mm: fl
     radius_mm = max(8.0, 0.6 * diameter_mm)
     pad = [int(np.ceil(radius_mm / mm)) + 1 for mm in spacing]
     padded = np.pad(lung, [(p, p) for p in pad], mode="edge")
-    grown = distance_to(padded, spacing) <= radius_mm
+    grown = reached_from(padded, spacing, radius_mm)
     closed = distance_to(~grown, spacing) > radius_mm - 1.0
     inner = closed[tuple(slice(p, -p) for p in pad)]
     return filled_planes(inner)
@@ -132,7 +132,7 @@ def _body(
     for share in _OPENINGS:
         cut_mm = share * deepest
         cores = cc3d.connected_components(depth_mm - half > cut_mm, connectivity=26)
-        opened = dense & (distance_to(cores == cores[seed], spacing) <= cut_mm + half)
+        opened = dense & reached_from(cores == cores[seed], spacing, cut_mm + half)
         pieces = cc3d.connected_components(opened, connectivity=26)
         body: Mask = pieces == pieces[seed]
         if not (body & far).any():
@@ -142,8 +142,12 @@ def _body(
 
 def _halo_hu(hu: npt.NDArray[np.float32], body: Mask, space: Mask, spacing: npt.NDArray[np.float64]) -> float | None:
     """Median HU 2 to 4 mm beside a solid body in its own slices, where a part-solid nodule has its ground glass."""
-    beside_mm = distance_to(body, (1e3, *spacing[1:]))
-    ring = hu[(beside_mm >= 2.0) & (beside_mm <= 4.0) & space & (hu < _SOLID_HU)]
+    box = bounds(body)
+    if box is None:
+        return None
+    near = widened(box, [0, *(int(4.0 / mm) + 1 for mm in spacing[1:])], body.shape)
+    beside_mm = distance_to(body[near], (1e3, *spacing[1:]))
+    ring = hu[near][(beside_mm >= 2.0) & (beside_mm <= 4.0) & space[near] & (hu[near] < _SOLID_HU)]
     return float(np.median(ring)) if ring.size > 20 else None
 
 
@@ -163,8 +167,10 @@ def type_of(volume: Volume, box: Box, mask: Mask) -> NoduleType:
 
 def _type(smooth: npt.NDArray[np.float32], body: Mask, spacing: npt.NDArray[np.float64]) -> NoduleType:
     """By the HU of its inner half, since the rim is partial volume with lung."""
-    bounds = ndimage.find_objects(body.view(np.uint8))[0]
-    depth_mm, smooth = depth_in(body[bounds], spacing), smooth[bounds]
+    box = bounds(body)
+    if box is not None:
+        body, smooth = body[box], smooth[box]
+    depth_mm = depth_in(body, spacing)
     inner = smooth[depth_mm >= 0.4 * depth_mm.max()]
     if np.percentile(inner, 85) > _CALCIFIED_HU:
         return NoduleType.CALCIFIED

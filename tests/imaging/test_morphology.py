@@ -14,6 +14,7 @@ from imaging.morphology import (
     filled_planes,
     labelled_planes,
     opened_planes,
+    reached_from,
 )
 
 SPACING_MM = (2.5, 0.7, 0.8)
@@ -32,8 +33,17 @@ def test_distances_are_those_to_the_nearest_voxel(share: float) -> None:
     assert depth_in(mask, SPACING_MM) == pytest.approx(inside, abs=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.002, 0.5])
+def test_what_a_ball_reaches(share: float) -> None:
+    mask = _blobs(1, share)
+    expected = ndimage.distance_transform_edt(~mask, SPACING_MM) <= 5.1
+    assert (reached_from(mask, SPACING_MM, 5.1) == expected).all()
+
+
 def test_nothing_is_near_an_empty_mask() -> None:
-    assert np.isinf(distance_to(np.zeros((3, 4, 5), np.bool_), SPACING_MM)).all()
+    empty = np.zeros((3, 4, 5), np.bool_)
+    assert np.isinf(distance_to(empty, SPACING_MM)).all()
+    assert not reached_from(empty, SPACING_MM, 5.0).any()
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
