@@ -176,7 +176,7 @@ def evidence_page(request: Request, site: CurrentSite) -> HTMLResponse:
     try:
         manifest = load_manifest(site.settings.model_dir)
     except ManifestMismatch as error:
-        raise NotFound(f"The configured model cannot be read: {error}") from error
+        raise NotFound("The model.json of the configured model cannot be read: onescan doctor says why.") from error
     return render(request, "evidence.html", model=manifest, known=known_about(manifest))
 
 
