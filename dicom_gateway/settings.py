@@ -556,7 +556,7 @@ class Settings(BaseSettings):
             return cls(**{**from_file, **EnvSettingsSource(cls)()})
         except OSError as error:
             raise ConfigurationError(f"cannot read {chosen}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigurationError(f"{chosen} is not TOML: {error}") from error
         except SettingsError as error:
             # Its message names the setting and does not quote the value.

@@ -143,6 +143,7 @@ def test_without_any_file_the_defaults_hold(tmp_path, monkeypatch):
         ('[[destinations]]\nname = "a"\nkind = "mail"\nhost = "h"\nsender = "a"\nrecipients = []\n', "recipients"),
         (2 * '[[destinations]]\nname = "a"\nae_title = "X"\nhost = "h"\nport = 1\n', "same name"),
         ("this is not TOML", "not TOML"),
+        ("rules = " + "[" * 20_000, "not TOML"),
     ],
 )
 def test_a_mistake_is_named(tmp_path, text, named):
