@@ -382,6 +382,13 @@ def test_networks_that_may_send(tmp_path, limits, answer):
         assert kind == ASSOCIATE_AC or body == bytes((0, 1, 1, 3))
 
 
+def test_what_a_stranger_proposes_is_not_read(tmp_path):
+    settings = make_settings(tmp_path, calling_ae_titles=("CT2",))
+    with listening(settings), Peer(settings) as peer:
+        peer.send(pdu(1, associate_request()[6:] + b"\x20\0\0\x09cut off"))
+        assert peer.receive() == (ASSOCIATE_RJ, bytes((0, 1, 1, 3)))
+
+
 def identity(kind: int, name: bytes, passcode: bytes = b"") -> UserIdentityNegotiation:
     item = UserIdentityNegotiation()
     item.user_identity_type, item.primary_field, item.positive_response_requested = kind, name, False
