@@ -26,10 +26,12 @@ def perturbed(hu: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def averaged(first: HeadOutputs, second: HeadOutputs) -> HeadOutputs:
     """The mean of a look and that at the perturbed image, moved back; anatomy and strangeness are the first's."""
-    back = np.roll(second.lesions, (-1, -1, -1), axis=(1, 2, 3))
+    lesions = np.roll(second.lesions, (-1, -1, -1), axis=(1, 2, 3))
+    lesions += first.lesions
+    lesions *= 0.5
     return HeadOutputs(
         anatomy=first.anatomy,
-        lesions=0.5 * (first.lesions + back),
+        lesions=lesions,
         study_logits=0.5 * (first.study_logits + second.study_logits),
         strangeness=first.strangeness,
     )
