@@ -1,7 +1,8 @@
 """Source volume to the network's grid, and the network's answers back to the source grid.
 
-The transform is MONAI's ScaleIntensityRange, mean pooling and SpatialResample, in the same voxels to a thousandth of a
-HU (tests compare them). It is computed without MONAI and torch: to load those takes longer than to analyse a study.
+The transform is MONAI's ScaleIntensityRange, mean pooling and SpatialResample, in the same voxels to a hundredth of a
+HU (tests compare them). It is computed without MONAI and torch: to load those costs 5 s, and doubles as intermediate
+values of 300 slices another 3 s.
 """
 
 from dataclasses import dataclass

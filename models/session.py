@@ -130,7 +130,7 @@ def _open(folder: Path, name: str, sha256: str, provider: str, threads: int | No
     options.log_severity_level = 3
     # Weights in other files than the one that the digest covers are refused: this is no folder to find them in.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-    # Without a plan for the memory of a whole run each run takes what the last one gave back: 40 % less at most.
+    # Without a plan for the memory of a whole run each run takes what the last one gave back: 40 % less at the peak.
     options.enable_mem_pattern = False
     # Threads that wait busily take time from what else runs on few cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
