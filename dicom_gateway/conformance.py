@@ -11,14 +11,13 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import UID, BasicTextSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
 from pynetdicom import AE
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification
 
-from dicom_gateway import query
 from dicom_gateway.deliver import attempt, dimse
 from dicom_gateway.deliver.profile import SOP_CLASSES, proposed_contexts, ways_of_sending
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicom_gateway.receive import admission, connection
+from dicom_gateway.receive import admission, commitment, connection
 from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.report import (
     codes,
@@ -53,6 +52,15 @@ _STORE_STATUSES = {
     StoreStatus.REFUSED_OUT_OF_RESOURCES: "Less space is free than `minimum_free_space_mb`. Send again later.",
     StoreStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS: "SOP Class or Instance UID differ between command and data set.",
     StoreStatus.CANNOT_UNDERSTAND: "The data set cannot be parsed, lacks identity or Pixel Data, or is cut off.",
+}
+_COMMITMENT_STATUSES = {
+    StoreStatus.SUCCESS: "The request is taken; N-EVENT-REPORT: the result is noted.",
+    StoreStatus.PROCESSING_FAILURE: "An error that has no other status.",
+    StoreStatus.NO_SUCH_SOP_INSTANCE: "Another instance than 1.2.840.10008.1.20.1.1; N-EVENT-REPORT: a transaction of "
+    "which we know nothing.",
+    StoreStatus.INVALID_ARGUMENT_VALUE: "The data set cannot be parsed, or a UID is missing or not valid.",
+    StoreStatus.NO_SUCH_ACTION: "Another Action Type ID than 1.",
+    StoreStatus.UNRECOGNIZED_OPERATION: "Another operation, or this one in the context of another SOP class.",
 }
 # One status of each group of PS3.4 Table B.2-1 and PS3.7 Annex C.
 _ANSWERS = {
@@ -268,6 +276,10 @@ def tables() -> dict[str, str]:
             ("status", "name", "when"),
             ((_hexadecimal(status), status.name, when) for status, when in _STORE_STATUSES.items()),
         ),
+        "commitment statuses": _table(
+            ("status", "name", "when"),
+            ((_hexadecimal(status), status.name, when) for status, when in _COMMITMENT_STATUSES.items()),
+        ),
         "proposed contexts": _proposed_contexts(),
         "peer statuses": _peer_statuses(),
         "dicomweb resources": _dicomweb_resources(),
@@ -305,12 +317,17 @@ def _hexadecimal(status: int) -> str:
 def _services() -> str:
     rows = [(str(Verification), Verification.name, "yes", "yes")]
     rows += [(str(uid), UID(uid).name, "no", "yes") for uid in admission.SOP_CLASSES]
-    rows += [(uid, UID(uid).name, "yes", "no") for uid in dict.fromkeys((*SOP_CLASSES.values(), str(query.FIND)))]
+    rows += [
+        (uid, UID(uid).name, "yes", "no")
+        for uid in dict.fromkeys((*SOP_CLASSES.values(), str(StudyRootQueryRetrieveInformationModelFind)))
+    ]
+    rows.append((commitment.SOP_CLASS_UID, UID(commitment.SOP_CLASS_UID).name, "yes", "yes"))
     return _table(("SOP class UID", "SOP class", "SCU", "SCP"), rows)
 
 
 def _accepted_contexts() -> str:
-    rows = [(Verification.name, UID(uid).name, str(uid)) for uid in admission.MESSAGE_SYNTAXES]
+    messages = f"{Verification.name}, {UID(commitment.SOP_CLASS_UID).name}"
+    rows = [(messages, UID(uid).name, str(uid)) for uid in admission.MESSAGE_SYNTAXES]
     stored = ", ".join(UID(sop_class).name for sop_class in admission.SOP_CLASSES)
     rows += [(stored, UID(uid).name, str(uid)) for uid in admission.TRANSFER_SYNTAXES]
     return _table(("abstract syntax", "transfer syntax", "UID"), rows)
@@ -425,7 +442,8 @@ def _policies() -> str:
             str(dimse.CONNECTION_TIMEOUT_S),
         ),
         ("DIMSE and network timeout (s)", str(connection.IDLE_TIMEOUT_S), str(dimse.RESPONSE_TIMEOUT_S)),
-        ("Role selection, extended negotiation", "none", "none"),
+        ("Role selection", "granted for storage commitment", "SCP for N-EVENT-REPORT"),
+        ("Extended negotiation", "none", "none"),
         ("User identity", "name and passcode, asked for where `dicom_passcodes_file` is set", "none"),
         ("TLS", "1.2 and 1.3, both sides show certificates, where the `dicom_tls_*` files are set", "none"),
     ]

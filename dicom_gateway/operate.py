@@ -26,7 +26,6 @@ from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs.engine import prepare_jobs
 from dicom_gateway.jobs.housekeeping import newest_beat_age_s
 from dicom_gateway.jobs.queue import JobQueue, parse_job_id
-from dicom_gateway.receive.tls import TlsContext
 from dicom_gateway.report.wording import excluded_in_words, outcome_in_words
 from dicom_gateway.settings import (
     AnyDestination,
@@ -42,6 +41,7 @@ from dicom_gateway.settings import (
 )
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import DeliveryState, StudyState, create_tables, open_database, study
+from dicom_gateway.tls import TlsContext
 from dicom_gateway.users import read_users, require_guarded
 from models.errors import ModelError
 from models.manifest import load_manifest

@@ -119,11 +119,12 @@ def _scan_tolerantly(head: bytes, implicit_vr: bool) -> ScannedElements:
     at = stream.tell()
     lead = 8 if implicit_vr else 12
     if at + lead > len(head):
-        return ScannedElements(values=values, end=at)
+        return ScannedElements(values=values, vrs={}, end=at)
     group, element = struct.unpack_from("<HH", head, at)
     (length,) = struct.unpack_from("<I", head, at + lead - 4)
     return ScannedElements(
         values=values,
+        vrs={},
         pixel_data_tag=group << 16 | element,
         pixel_data_offset=at + lead,
         pixel_data_length=length,

@@ -16,8 +16,8 @@ from dicom_gateway.receive.admission import Admission
 from dicom_gateway.receive.commitment import Commitments
 from dicom_gateway.receive.connection import HALF_OPEN_TIMEOUT_S, Association, Stream
 from dicom_gateway.receive.reception import Reception
-from dicom_gateway.receive.tls import TlsContext
 from dicom_gateway.store.schema import open_database
+from dicom_gateway.tls import TlsContext
 
 _BACKLOG = 1024
 # Beyond these the connection that has been silent longest makes room: whoever opens them cannot keep others out.

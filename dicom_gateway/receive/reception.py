@@ -94,7 +94,7 @@ class Incoming:
     """One instance on its way in: `write` its data set as it comes, then `keep` or `discard` it.
 
     `association` stands for whatever sends it: the images of a study that come through one are counted together.
-    All but `discard` raise StoreRefused or StorageFull, `keep` also ConflictingInstance; nothing of it is left then.
+    All but `discard` raise StoreRefused or StorageFull, `keep` also ConflictingInstance; no row of it is left then.
     """
 
     def __init__(
@@ -193,7 +193,9 @@ class Incoming:
                     now=time.time(),
                     priority=priority_of(self._calling_ae_title, settings),
                 )
-        except Exception:
+        except ConflictingInstance:
+            # The row is of the same UID in another place. After any other failure the file stays: another door may
+            # have acknowledged it meanwhile, and the sender's next attempt or our next start finds it.
             if is_new:
                 files.discard(settings.data_dir, path)
             raise
