@@ -57,7 +57,9 @@ def slice_normal(image_orientation_patient: Sequence[float]) -> FloatArray:
 
     Raises ValueError when the two directions are not orthogonal unit vectors, to 1 %.
     """
-    row, column = np.asarray(image_orientation_patient, dtype=np.float64).reshape(2, 3)
+    row, column = directions = np.asarray(image_orientation_patient, dtype=np.float64).reshape(2, 3)
+    if not np.all(np.abs(directions) < 1.01):
+        raise ValueError("ImageOrientationPatient is not a pair of orthogonal unit vectors")
     deviations = (np.linalg.norm(row) - 1.0, np.linalg.norm(column) - 1.0, row @ column)
     if not np.all(np.abs(deviations) < 0.01):
         raise ValueError("ImageOrientationPatient is not a pair of orthogonal unit vectors")

@@ -1,12 +1,13 @@
 """Which series of a study to analyse: the axial thin-slice reconstruction of the chest."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from imaging.geometry import slice_normal
+from imaging.geometry import Point, slice_normal
 from imaging.headers import Series, Slice, Study
 
 _MINIMUM_SLICES = 20
@@ -107,7 +108,7 @@ def slice_spacing_mm(slices: Sequence[Slice]) -> float | None:
 
 
 def _offsets_mm(slices: Sequence[Slice]) -> list[float]:
-    oriented = [s for s in slices if s.image_position_patient and s.image_orientation_patient]
+    oriented = [s for s in slices if _is_finite(s.image_position_patient) and s.image_orientation_patient]
     try:
         return [
             float(np.dot(slice_normal(s.image_orientation_patient or ()), s.image_position_patient or ()))
@@ -115,6 +116,10 @@ def _offsets_mm(slices: Sequence[Slice]) -> list[float]:
         ]
     except ValueError:
         return []
+
+
+def _is_finite(position: Point | None) -> bool:
+    return position is not None and all(map(math.isfinite, position))
 
 
 def _without_localizers(series: Series) -> Series:

@@ -25,6 +25,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     RLELossless,
 )
+from pynetdicom.dimse_primitives import N_ACTION
 from pynetdicom.sop_class import Verification
 
 from dicom_gateway.operate import prepare_data
@@ -268,11 +269,20 @@ def _enhanced() -> bytes:
 
 
 def _conversations() -> list[bytes]:
-    contexts = (*CT_EXPLICIT, (Verification, (ImplicitVRLittleEndian,)))
+    contexts = (
+        *CT_EXPLICIT,
+        (Verification, (ImplicitVRLittleEndian,)),
+        (commitment.SOP_CLASS_UID, (ExplicitVRLittleEndian,)),
+    )
     request = associate_request(contexts)
+    action = N_ACTION()
+    action.MessageID, action.ActionTypeID, action.ActionInformation = 3, 1, BytesIO(_references()[0])
+    action.RequestedSOPClassUID, action.RequestedSOPInstanceUID = commitment.SOP_CLASS_UID, commitment.SOP_INSTANCE_UID
+    asked = b"".join(message(action, context_id=5))
     store = b"".join(message(store_request(make_ct_dataset())))
     echo = b"".join(message(echo_request(), context_id=3))
-    return [request + echo + b"\x05\0\0\0\0\x04" + bytes(4), request + store + store, request + store[:-200]]
+    released = b"\x05\0\0\0\0\x04" + bytes(4)
+    return [request + echo + released, request + store + store, request + store[:-200], request + asked + released]
 
 
 def _commands() -> list[bytes]:

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom.dimse_messages import C_CANCEL_RQ, C_ECHO_RQ, C_FIND_RQ, C_STORE_RQ
-from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_FIND, C_STORE
+from pynetdicom.dimse_messages import C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, N_ACTION_RQ, N_GET_RQ
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE, N_ACTION, N_GET
 from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RQ, A_RELEASE_RQ, P_DATA_TF
 from pynetdicom.pdu_primitives import (
     A_ABORT,
@@ -32,7 +32,13 @@ from dicom_gateway.store.schema import open_database
 ASSOCIATE_AC, ASSOCIATE_RJ, DATA, RELEASE_RP, ABORT = 2, 3, 4, 6, 7
 CT_EXPLICIT = ((CTImageStorage, (ExplicitVRLittleEndian,)),)
 _PATIENCE_S = 30.0
-_MESSAGES = {C_STORE: C_STORE_RQ, C_ECHO: C_ECHO_RQ, C_FIND: C_FIND_RQ, C_CANCEL: C_CANCEL_RQ}
+_MESSAGES = {
+    C_STORE: C_STORE_RQ,
+    C_ECHO: C_ECHO_RQ,
+    C_CANCEL: C_CANCEL_RQ,
+    N_ACTION: N_ACTION_RQ,
+    N_GET: N_GET_RQ,
+}
 
 
 @contextmanager

@@ -33,9 +33,7 @@ from pydicom.uid import (
     MRImageStorage,
     RLELossless,
 )
-from pynetdicom.dimse_messages import N_GET_RQ
 from pynetdicom.dimse_primitives import C_CANCEL, N_GET
-from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import (
     AsynchronousOperationsWindowNegotiation,
     ImplementationVersionNameNotification,
@@ -179,15 +177,12 @@ def test_commands_that_are_not_served(settings):
     cancel, get = C_CANCEL(), N_GET()
     cancel.MessageIDBeingRespondedTo = 7
     get.MessageID, get.RequestedSOPClassUID, get.RequestedSOPInstanceUID = 8, CTImageStorage, "1.2.3"
-    encoded_get = N_GET_RQ()
-    encoded_get.primitive_to_message(get)
     nameless = store_request(make_ct_dataset())
     nameless._AffectedSOPInstanceUID = None
     with listening(settings), Peer(settings) as peer:
         peer.associate(contexts=contexts)
         peer.send(*message(cancel))
-        peer.send(*(P_DATA_TF(part).encode() for part in encoded_get.encode_msg(1, 16382)))
-        answer = peer.response()
+        answer = peer.ask(get)
         assert (answer.Status, answer.CommandField, answer.MessageIDBeingRespondedTo) == (0x0211, 0x8110, 8)
         assert peer.ask(nameless, context_id=3).Status == StoreStatus.INVALID_SOP_INSTANCE
         in_another_context = peer.ask(store_request(make_ct_dataset()), context_id=5)
@@ -481,14 +476,15 @@ def test_an_index_that_does_not_answer(settings, monkeypatch, fails):
         raise sa.exc.OperationalError("INSERT", {"patient_name": "Test^Patient"}, Exception("database is locked"))
 
     first, second = (make_ct_dataset(StudyInstanceUID=derive_uid(name)) for name in ("first", "second"))
-    with listening(settings), Peer(settings) as peer, capture_logs() as logs:
+    with listening(settings) as engine, Peer(settings) as peer, capture_logs() as logs:
         peer.associate()
         assert peer.ask(store_request(first)).Status == StoreStatus.SUCCESS
         with monkeypatch.context() as failing:
             failing.setattr(ledger, fails, locked)
             assert peer.ask(store_request(second)).Status == StoreStatus.REFUSED_OUT_OF_RESOURCES
-        assert len(list(files.stored_paths(settings.data_dir))) == 1
+        assert index.find_instance(engine, second.SOPInstanceUID) is None
         assert peer.ask(store_request(second)).Status == StoreStatus.SUCCESS
+        assert index.find_instance(engine, second.SOPInstanceUID) is not None
     assert "Test^Patient" not in str(logs)
 
 

@@ -107,7 +107,11 @@ def _with(index: int, **changes) -> Series:
         (_with(50, image_position_patient=(float("nan"), 0.0, 0.0)), "headers"),
         (_with(50, rescale_slope=None), "headers"),
         (_with(50, pixel_spacing_mm=(0.0, 0.7)), "headers"),
+        (_with(50, pixel_spacing_mm=(float("inf"), 0.7)), "headers"),
+        (_with(50, rescale_intercept=float("nan")), "headers"),
         (_with(50, pixel_spacing_mm=(0.7, 0.8)), "mixed_images"),
+        (make_series([make_slice(i, pixel_spacing_mm=(7.0, 7.0)) for i in range(200)]), "pixel_spacing"),
+        (_with(50, instance_number=500), "image_order"),
         (_with(50, rows=256), "mixed_images"),
         (_with(50, frame_of_reference_uid="1.2.9"), "mixed_images"),
         (_with(50, image_orientation_patient=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0)), "orientation"),
@@ -139,6 +143,13 @@ def test_what_is_no_regular_stack_is_refused_by_name(series, check) -> None:
 def test_every_rotation_numbered_as_an_acquisition_is_one_volume() -> None:
     """Some scanners count AcquisitionNumber up with every image."""
     assert not _rejects(make_series([make_slice(i, acquisition_number=i) for i in range(200)]))
+
+
+@pytest.mark.parametrize(
+    "numbers", [range(200), range(200, 0, -1), [None] * 200, [7] * 200, [i * 77 % 200 for i in range(200)]]
+)
+def test_numbers_that_tell_no_other_order_are_no_contradiction(numbers) -> None:
+    assert not _rejects(make_series([make_slice(i, instance_number=number) for i, number in enumerate(numbers)]))
 
 
 def test_thick_slices_are_warned_about_not_refused() -> None:
