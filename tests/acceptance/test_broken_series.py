@@ -141,9 +141,9 @@ def put(image: Dataset, pixels: np.ndarray) -> None:
 
 
 def signed_with_padding(image: Dataset, _: int) -> None:
-    """Stored HU, two's complement, around a circle that was never reconstructed, as GE writes it."""
+    """Stored HU, two's complement, beside rows that were never reconstructed."""
     pixels = stored(image).astype(np.int16) - 1024
-    pixels[:8, :8] = -2000
+    pixels[:PADDED] = -2000
     image.PixelRepresentation, image.BitsStored, image.HighBit = 1, 16, 15
     image.RescaleIntercept, image.PixelData = 0, pixels.tobytes()
 
@@ -191,6 +191,20 @@ def second_acquisition(images: Images, shift_mm: float) -> Images:
     return images + others
 
 
+def with_localizer(images: Images) -> Images:
+    localizer = deepcopy(images[0])
+    localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    localizer.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    localizer.SOPInstanceUID = localizer.file_meta.MediaStorageSOPInstanceUID = derive_uid("localizer")
+    return [localizer, *images]
+
+
+def unnumbered(images: Images) -> Images:
+    for image in images:
+        del image.AcquisitionNumber, image.InstanceNumber
+    return images
+
+
 def private_sequences(image: Dataset, _: int) -> None:
     image.add_new(0x00290010, "LO", "ONESCAN TESTS")
     inner = Dataset()
@@ -225,6 +239,7 @@ class Cut:
 
 
 REPORTED = "reported"
+PADDED = 4
 CASES: dict[str, tuple[Defect, str]] = {
     "nothing wrong": (lambda images: None, REPORTED),
     # Order and identity.
@@ -233,6 +248,7 @@ CASES: dict[str, tuple[Defect, str]] = {
     "no InstanceNumber": (without("InstanceNumber"), REPORTED),
     "InstanceNumber the same everywhere": (set_all(InstanceNumber=1), REPORTED),
     "InstanceNumber from the other end": (of_each(lambda i, n: setattr(i, "InstanceNumber", n + 1)), REPORTED),
+    "a localizer among the images": (with_localizer, REPORTED),
     "an image twice under two UIDs": (duplicated, "duplicate_positions"),
     "one SOPInstanceUID on every slice": (set_all(SOPInstanceUID="1.2.3"), "sop_instance_uid"),
     "UIDs that are no UIDs": (of_each(lambda i, n: setattr(i, "SOPInstanceUID", f"image-{n}.ä")), REPORTED),
@@ -288,6 +304,10 @@ CASES: dict[str, tuple[Defect, str]] = {
     "orientations that are no unit vectors": (set_all(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "no series"),
     "sagittal by the orientation": (set_all(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "no series"),
     "another acquisition far below": (lambda images: second_acquisition(images, -900.0), "acquisition"),
+    "another acquisition far below, unnumbered": (
+        lambda images: unnumbered(second_acquisition(images, -900.0)),
+        "slice_gaps",
+    ),
     "another acquisition between the slices": (lambda images: second_acquisition(images, 2.0), "acquisition"),
     "another acquisition at the same place": (lambda images: second_acquisition(images, 0.0), "acquisition"),
     # Spacing.
@@ -312,10 +332,7 @@ CASES: dict[str, tuple[Defect, str]] = {
     "RescaleIntercept twice": (set_all(RescaleIntercept=-2048), "lungs"),
     "RescaleSlope of 2": (set_all(RescaleSlope=2), "hu"),
     "RescaleIntercept wrong in one image": (set_one(RescaleIntercept=0), "image_order"),
-    "stored with an offset of 8192": (
-        of_each(stored_with_offset_8192),
-        REPORTED,
-    ),
+    "stored with an offset of 8192": (of_each(stored_with_offset_8192), REPORTED),
     "signed, with padding of -2000": (of_each(signed_with_padding), REPORTED),
     "bits beyond BitsStored": (of_each(lambda i, _: put(i, stored(i) | 0x8000)), REPORTED),
     "RGB": (set_all(SamplesPerPixel=3, PhotometricInterpretation="RGB"), "pixels"),
@@ -391,6 +408,7 @@ def test_reported_right_or_refused_by_name(name: str, phantom: Phantom, encoded:
         right = passed.volume.hu.shape == truth.hu.shape and np.allclose(
             passed.volume.geometry.affine, truth.geometry.affine, atol=0.01
         )
-        differing = np.count_nonzero(passed.volume.hu != truth.hu) if right else -1
-        outcome = REPORTED if right and differing <= 64 * len(truth.hu) else "SILENTLY WRONG"
+        # The first rows are padding in one case.
+        right = right and not (passed.volume.hu != truth.hu)[:, PADDED:].any()
+        outcome = REPORTED if right else "SILENTLY WRONG"
     assert outcome == expected, [i.message for i in passed.quality if i.verdict is not Verdict.PASS]
