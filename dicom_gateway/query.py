@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
-from pynetdicom import AE, Association
+from pynetdicom import Association
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as FIND
 
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
-from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_gateway.requestor import requestor
 from dicom_gateway.settings import Source
 
 CONNECTION_TIMEOUT_S = 5
@@ -67,11 +67,9 @@ def ask(source: Source, study_instance_uid: str, *, calling_ae_title: str) -> So
 
 @contextmanager
 def _association(source: Source, calling_ae_title: str) -> Iterator[Association]:
-    entity = AE(ae_title=calling_ae_title)
-    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    entity.connection_timeout = entity.acse_timeout = CONNECTION_TIMEOUT_S
-    entity.dimse_timeout = entity.network_timeout = RESPONSE_TIMEOUT_S
+    entity = requestor(
+        calling_ae_title, connection_timeout_s=CONNECTION_TIMEOUT_S, response_timeout_s=RESPONSE_TIMEOUT_S
+    )
     entity.add_requested_context(FIND)
     try:
         association = entity.associate(source.host, source.port, ae_title=source.called_ae_title)

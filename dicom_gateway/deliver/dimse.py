@@ -8,13 +8,13 @@ from typing import Any
 import pydicom.uid
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ImplicitVRLittleEndian
-from pynetdicom import AE, Association
+from pynetdicom import Association
 from pynetdicom.sop_class import Verification
 
 from dicom_gateway.deliver.attempt import Encode, prepared, require_taken, store_all
 from dicom_gateway.deliver.profile import proposed_contexts
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
-from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_gateway.requestor import requestor
 from dicom_gateway.settings import Destination
 from dicom_gateway.store.schema import ObjectOutcome
 
@@ -68,11 +68,9 @@ def association_with(
 
     Raises PeerUnreachable or PeerRefused where there is none.
     """
-    entity = AE(ae_title=calling_ae_title)
-    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    entity.connection_timeout = entity.acse_timeout = CONNECTION_TIMEOUT_S
-    entity.dimse_timeout = entity.network_timeout = RESPONSE_TIMEOUT_S
+    entity = requestor(
+        calling_ae_title, connection_timeout_s=CONNECTION_TIMEOUT_S, response_timeout_s=RESPONSE_TIMEOUT_S
+    )
     for sop_class, transfer_syntaxes in contexts.items():
         # One context a syntax: with several in one, peers that know them all still choose implicit.
         for syntax in transfer_syntaxes:

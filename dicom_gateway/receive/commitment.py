@@ -16,14 +16,14 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
-from pynetdicom import AE, build_role
+from pynetdicom import build_role
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from dicom_gateway.events import Event, emit
-from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_gateway.receive.pdu import CommandSet
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
+from dicom_gateway.requestor import requestor
 from dicom_gateway.settings import Settings, Source
 from dicom_gateway.store import ledger
 from dicom_gateway.store.schema import DeliveryState, commitment, instance
@@ -267,11 +267,9 @@ class Commitments:
 
 def send_event_report(source: Source, calling_ae_title: str, event_type: int, information: Dataset) -> str | None:
     """One N-EVENT-REPORT to a source; why it does not know, None when it does."""
-    entity = AE(ae_title=calling_ae_title)
-    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    entity.connection_timeout = entity.acse_timeout = _CONNECTION_TIMEOUT_S
-    entity.dimse_timeout = entity.network_timeout = _RESPONSE_TIMEOUT_S
+    entity = requestor(
+        calling_ae_title, connection_timeout_s=_CONNECTION_TIMEOUT_S, response_timeout_s=_RESPONSE_TIMEOUT_S
+    )
     entity.add_requested_context(StorageCommitmentPushModel)
     # We are the one who provides the service, though we open the association (PS3.4 J.3.3).
     role = build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)

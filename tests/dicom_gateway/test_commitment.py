@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 from factories import make_ct_dataset
+from peers import listening
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, evt
@@ -13,24 +14,11 @@ from pynetdicom.sop_class import StorageCommitmentPushModel
 from running import free_port, make_settings, wait_until
 
 from dicom_gateway.receive.commitment import SOP_INSTANCE_UID, CommitmentRequest, Commitments, judge
-from dicom_gateway.receive.listener import start_listener
-from dicom_gateway.receive.reception import Reception
 from dicom_gateway.store import index
-from dicom_gateway.store.schema import commitment, open_database
+from dicom_gateway.store.schema import commitment
 from imaging.uids import derive_uid
 
 TRANSACTION = derive_uid("transaction")
-
-
-@contextmanager
-def listening(settings):
-    engine = open_database(settings.database)
-    listener = start_listener(Reception(settings=settings, engine=engine))
-    try:
-        yield engine
-    finally:
-        listener.shutdown()
-        engine.dispose()
 
 
 @contextmanager

@@ -1,0 +1,15 @@
+"""The application entity that opens associations: who we say we are, and how long we wait."""
+
+from pynetdicom import AE
+
+from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+
+def requestor(calling_ae_title: str, *, connection_timeout_s: float, response_timeout_s: float) -> AE:
+    """An entity without presentation contexts yet."""
+    entity = AE(ae_title=calling_ae_title)
+    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    entity.connection_timeout = entity.acse_timeout = connection_timeout_s
+    entity.dimse_timeout = entity.network_timeout = response_timeout_s
+    return entity
