@@ -7,6 +7,7 @@ import pytest
 from conformance.conftest import MODEL, compose, full_findings, make_slices, make_volume, write_ct
 from running import make_settings, pacs
 from typer.testing import CliRunner
+from web_samples import serving
 
 from dicom_gateway import cli
 from dicom_gateway.errors import NotFound, StudyHasChanged
@@ -24,6 +25,7 @@ from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import StoredFile, result_path
 from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
 from dicom_gateway.verify import verify_study
+from dicom_gateway.web.app import create_app
 from dicom_gateway.worker import Worker, finished_outcome
 from models.findings import FindingKind
 
@@ -173,3 +175,13 @@ def test_the_command(worker, tmp_path):
     report = stored(worker, 2)
     assert report.verification.observer_name == "李^伟"
     assert report.created <= datetime.now(UTC)
+
+
+def test_the_page_says_who_verified(worker):
+    verify_study(worker.settings, STUDY, READER, {})
+    run_queued(worker, 2)
+    with serving(create_app(worker.settings)) as client:
+        verified, automated = (client.get(f"/studies/{STUDY}?revision={number}").text for number in (2, 1))
+    assert f"Verified by {READER.observer_name}, {READER.organization}" in verified
+    assert "not verified by a physician" not in verified
+    assert "not verified by a physician" in automated
