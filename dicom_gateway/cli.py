@@ -94,7 +94,9 @@ def _analyze(paths: list[Path], out_dir: Path, unpacked: Path, settings: Setting
     from imaging.errors import ImagingError
     from imaging.files import find_files
     from imaging.headers import read_studies
+    from imaging.preprocess import preload
 
+    preload()
     with _progress() as progress:
         reading = progress.add_task("reading headers", total=None)
         try:

@@ -341,9 +341,11 @@ def model_analysis(settings: Settings) -> Analyse:
     """The analysis with the site's model. Raises ModelError when that or its execution provider cannot be used."""
     from dicom_gateway.pipeline import process_study, write_result
     from imaging.headers import read_studies
+    from imaging.preprocess import preload
     from models.detect import Detector
     from models.session import ModelSession
 
+    preload()
     threads = settings.inference_threads or None
     detector = Detector(ModelSession.open(settings.model_dir, settings.execution_provider, threads=threads))
 

@@ -1,15 +1,11 @@
-"""Source volume to the network's grid, and the network's answers back to the source grid.
+"""Source volume to the network's grid with MONAI, and the network's answers back to the source grid."""
 
-The transform is MONAI's ScaleIntensityRange, mean pooling and SpatialResample, in the same voxels to a hundredth of a
-HU (tests compare them). It is computed without MONAI and torch: to load those costs 5 s, and doubles as intermediate
-values of 300 slices another 3 s.
-"""
-
+import threading
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 from scipy import ndimage
 
 from imaging.blocks import block_means
@@ -21,9 +17,6 @@ from imaging.volume import Volume
 _MARGIN_ABOVE_AND_BELOW_LUNGS_MM = 40.0
 _MARGIN_AROUND_BODY_MM = 5.0
 _MAXIMUM_EXTENT_MM = 480.0
-# Interpolation at the edge of the source is with the minimum HU around it.
-_BORDER = 1
-_AXES = np.eye(3).ravel().tolist()
 # Voxels of the one grid that a step along an axis of the other may go sideways and still be along an axis.
 _OBLIQUE = 1e-6
 
@@ -71,26 +64,16 @@ def prepare(
     factors = tuple(max(1, int(spacing_mm / mm)) for mm in volume.geometry.spacing_mm)
     # Zero is the minimum here, so that what lies outside the source is filled with it.
     above_minimum = block_means(volume.hu, factors, minimum_hu, maximum_hu) - np.float32(minimum_hu)
-    image = _image(np.pad(above_minimum, _BORDER), _shrunk_affine(volume.geometry.affine, factors, border=_BORDER))
-    size, origin, spacing = (
-        [int(n) for n in reversed(grid.shape)],
-        [float(mm) for mm in grid.affine[:3, 3]],
-        [spacing_mm] * 3,
-    )
-    resampled = sitk.Resample(image, size, sitk.Transform(), sitk.sitkLinear, origin, spacing, _AXES, 0.0)
-    hu = sitk.GetArrayFromImage(resampled)
+    from imaging.resample import resampled  # here, not above: see `preload`
+
+    hu = resampled(above_minimum, _shrunk_affine(volume.geometry.affine, factors), grid)
     hu += np.float32(minimum_hu)
     return ModelInput(hu[None, None], grid, volume.geometry)
 
 
-def _image(values: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> sitk.Image:
-    """An array (slice, row, column) where `affine` puts it, LPS in mm."""
-    image = sitk.GetImageFromArray(values)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    image.SetSpacing([float(mm) for mm in reversed(spacing)])
-    image.SetDirection((affine[:3, :3] / spacing)[:, ::-1].ravel().tolist())
-    image.SetOrigin([float(mm) for mm in affine[:3, 3]])
-    return image
+def preload() -> None:
+    """Begin to load MONAI in a thread, which `prepare` would otherwise wait for: seconds, beside the reading."""
+    threading.Thread(target=import_module, args=["imaging.resample"], name="preload", daemon=True).start()
 
 
 def _sampled(
@@ -135,10 +118,10 @@ def _interpolated(values: npt.NDArray[np.generic], axis: int, places: FloatArray
     return total
 
 
-def _shrunk_affine(affine: npt.NDArray[np.float64], factors: tuple[int, ...], border: int) -> npt.NDArray[np.float64]:
-    """Affine of block means: larger steps, the first centre in the middle of a block `border` before the first."""
+def _shrunk_affine(affine: npt.NDArray[np.float64], factors: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """Affine of block means: larger steps, and the first centre in the middle of the first block."""
     scale = np.diag([*map(float, factors), 1.0])
-    scale[:3, 3] = [(f - 1) / 2 - border * f for f in factors]
+    scale[:3, 3] = [(f - 1) / 2 for f in factors]
     return affine @ scale
 
 

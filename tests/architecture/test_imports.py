@@ -28,7 +28,7 @@ def test_light_processes_do_not_load_heavy_libraries(module: str) -> None:
 
 
 def test_an_analysis_loads_nothing_to_train_draw_or_print() -> None:
-    """torch and MONAI alone would cost 5 s before the first image is read."""
+    """torch and MONAI alone take 5 s: they are loaded beside the reading, not before it."""
     unwanted = ("torch", "monai", "matplotlib", "reportlab", "fhir", "dbos", "uvicorn", "pynetdicom")
     modules = "dicom_gateway.cli, dicom_gateway.analyze"
     code = f"import sys, {modules}; print(*[m for m in {unwanted!r} if m in sys.modules])"
