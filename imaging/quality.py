@@ -247,7 +247,11 @@ def _planes(volume: Volume) -> Iterator[QualityIssue]:
     thinned = volume.hu[:, ::_COMPARED_EVERY_PIXELS, ::_COMPARED_EVERY_PIXELS]
     blank = [i for i, plane in enumerate(thinned) if plane.min() == plane.max() and not np.ptp(volume.hu[i])]
     if blank:
-        yield _reject("blank_images", f"{len(blank)} images are blank", float(len(blank)), 0.0)
+        filled = np.setdiff1d(np.arange(len(thinned)), blank)
+        padded = bool(len(filled)) and len(filled) == filled[-1] - filled[0] + 1
+        # Reformatting pads at the ends; between images that are not blank, something is missing.
+        tell = _warn if padded else _reject
+        yield tell("blank_images", f"{len(blank)} images are blank", float(len(blank)), 0.0)
     alike: defaultdict[bytes, list[int]] = defaultdict(list)
     for index, plane in enumerate(thinned):
         if index not in blank:

@@ -1,5 +1,8 @@
 """How much of the lungs a volume must hold: a thorax cut at either end, and bodies that are no chest."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -40,3 +43,15 @@ def test_what_is_cut_off_is_named_or_refused(slices: tuple[int, int], verdict: V
     worst = max((i for i in issues if i.check in ("coverage", "lungs")), key=lambda i: list(Verdict).index(i.verdict))
     assert worst.verdict is verdict
     assert words in worst.message
+
+
+@pytest.mark.parametrize(
+    ("blank", "verdict"),
+    [((0, 1, 99), Verdict.WARN), ((50,), Verdict.REJECT), ((0, 50), Verdict.REJECT), (range(100), Verdict.REJECT)],
+)
+def test_blank_images_are_padding_at_the_ends_only(blank: Sequence[int], verdict: Verdict) -> None:
+    volume, lungs = chest(0, 100)
+    hu = volume.hu.copy()
+    hu[list(blank)] = -1024
+    issues = check_voxels(replace(volume, hu=hu), lungs)
+    assert {issue.verdict for issue in issues if issue.check == "blank_images"} == {verdict}
