@@ -4,6 +4,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from dicom_gateway.report.codes import (
@@ -150,14 +151,32 @@ def finish(ds: Dataset, result: StoredResult, description: str) -> Dataset:
         words = language.say("{description}, revision {n}", description=words, n=report.revision)
     ds.SeriesDescription = words
     if language is not ENGLISH:
-        _translate_meanings(ds, language)
+        for translated in _translated_elements(ds, language):
+            ds[translated.tag] = translated
     return ds
 
 
-def _translate_meanings(ds: Dataset, language: Language) -> None:
+def _translated_elements(ds: Dataset, language: Language) -> list[DataElement]:
+    """Elements of `ds` that hold meanings of codes, at any depth, with these in the language; `ds` is not changed.
+
+    highdicom gives several objects the same items, some of them for as long as the process lives.
+    """
+    translated = []
     for element in ds:
         if element.keyword == "CodeMeaning":
-            element.value = language.say(element.value)
+            translated.append(DataElement(element.tag, element.VR, language.say(element.value)))
         elif element.VR == "SQ":
-            for item in element.value:
-                _translate_meanings(item, language)
+            items = [_translated(item, language) for item in element.value]
+            if any(new is not old for new, old in zip(items, element.value, strict=True)):
+                translated.append(DataElement(element.tag, "SQ", items))
+    return translated
+
+
+def _translated(item: Dataset, language: Language) -> Dataset:
+    translated = {element.tag: element for element in _translated_elements(item, language)}
+    if not translated:
+        return item
+    changed = Dataset()
+    for element in item:
+        changed.add(translated.get(element.tag, element))
+    return changed

@@ -176,7 +176,9 @@ def test_marked_identifiers_stay_in_the_store(tmp_path: Path) -> None:
             messages = visit(client, states)
             messages += command_line(environment, config_file, sent, tmp_path / "results")
     written = [path for path in outside.rglob("*") if path.is_file()]
-    assert {str(path.relative_to(outside)) for path in written} == {"stdout", "stderr"}
+    # MONAI loads matplotlib where that is installed, for training: it keeps a list of fonts.
+    ours = [path for path in written if path.parent.name != "matplotlib"]
+    assert {str(path.relative_to(outside)) for path in ours} == {"stdout", "stderr"}
     assert b"instance_refused" in (outside / "stderr").read_bytes()
     leaks = {str(path.relative_to(outside)): MARK.findall(path.read_bytes()) for path in written}
     assert {name: found for name, found in leaks.items() if found} == {}

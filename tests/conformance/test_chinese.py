@@ -25,7 +25,7 @@ from dicom_gateway.report.edition import Edition, edition_for
 from dicom_gateway.report.fhir import encode_bundle
 from dicom_gateway.report.hl7 import encode_oru
 from dicom_gateway.report.language import CHINESE, ENGLISH, translated
-from dicom_gateway.report.objects import ENCODERS
+from dicom_gateway.report.objects import ENCODERS, part_10
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.typefaces import printable
 from dicom_gateway.report.wording import KIND_NAMES, PRESENCE_NAMES, QUANTITY_NAMES
@@ -449,3 +449,12 @@ def test_a_destination_gets_its_language() -> None:
     peer = {"name": "pacs", "ae_title": "PACS", "host": "pacs", "port": 104}
     assert edition_for(Destination(**peer)) == Edition(ENGLISH)
     assert edition_for(Destination(**peer, language="zh")) == IN_CHINESE
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_english_stays_english_after_chinese(name: str, make_case: MakeCase) -> None:
+    """highdicom hands out the same coded items again and again: they must not be translated in place."""
+    english = make_case("findings")
+    before = [part_10(ds) for ds in ENCODERS[name](english)]
+    ENCODERS[name](replace(english, edition=IN_CHINESE))
+    assert [part_10(ds) for ds in ENCODERS[name](english)] == before
