@@ -189,7 +189,7 @@ def _measure(receiver: str, folders: list[Path], work: Path) -> Cell:
     work.mkdir()
     with start(work, nodelay) as (process, port, called, kept), _peak_mb(process) as peak:
         before, started = _cpu_s(process), time.perf_counter()
-        options = ["-xs"] if "JPEG-LS" in folders[0].name else []
+        options = ["-xt"] if "JPEG-LS" in folders[0].name else []
         command = [str(dcmtk("storescu")), *options, "-aec", called, "+sd", "127.0.0.1", str(port)]
         senders = [
             subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
