@@ -2,7 +2,7 @@
 
 pynetdicom, which does every other DICOM conversation of this product, is not made for this one: it keeps what a peer
 sends before an association in memory without a limit, half-open peers keep others out, and it is slower
-(benchmarks/bench_receive.py).
+(benchmarks/RESULTS.md).
 """
 
 import contextlib
