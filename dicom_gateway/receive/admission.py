@@ -63,7 +63,8 @@ class Admission:
         refused = self._unwelcome(request, address)
         if refused is None:
             negotiated = _negotiated if len(request.items) <= _LONGEST_CACHED_BYTES else _negotiated.__wrapped__
-            proposal, contexts, encoded, user_information = negotiated(request.items)
+            checks_identity = self._settings.dicom_passcodes_file is not None
+            proposal, contexts, encoded, user_information = negotiated(request.items, checks_identity)
             stores = any(abstract_syntax in SOP_CLASSES for abstract_syntax, _ in contexts.values())
             refused = (
                 self._wrong_protocol(request, proposal.application_context)
@@ -153,8 +154,11 @@ def _is_known(identity: UserIdentity | None, passcodes: Mapping[str, str]) -> bo
 
 
 @lru_cache(maxsize=256)
-def _negotiated(items: bytes) -> tuple[Proposal, dict[int, tuple[str, str]], bytes, bytes]:
-    """Accepted contexts, the encoded results of all, and user information; a sender asks for the same each time."""
+def _negotiated(items: bytes, checks_identity: bool) -> tuple[Proposal, dict[int, tuple[str, str]], bytes, bytes]:
+    """Accepted contexts, the encoded results of all, and user information; a sender asks for the same each time.
+
+    Who does not check an identity confirms none (PS3.7 D.3.3.7.2).
+    """
     proposal = pdu.parse_proposal(items)
     contexts: dict[int, tuple[str, str]] = {}
     encoded = []
@@ -170,7 +174,12 @@ def _negotiated(items: bytes) -> tuple[Proposal, dict[int, tuple[str, str]], byt
         encoded.append(pdu.encode_context_result(context.context_id, result, chosen))
     # A destination that tells us what it has committed is the provider though it opens the association.
     granted = [role for role in proposal.roles if role.sop_class_uid == commitment.SOP_CLASS_UID]
+    identity = proposal.user_identity
     user_information = pdu.encode_user_information(
-        MAXIMUM_PDU_BYTES, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, granted
+        MAXIMUM_PDU_BYTES,
+        IMPLEMENTATION_CLASS_UID,
+        IMPLEMENTATION_VERSION_NAME,
+        granted,
+        confirms_identity=checks_identity and identity is not None and identity.wants_answer,
     )
     return proposal, contexts, b"".join(encoded), user_information

@@ -6,11 +6,13 @@ sends before an association in memory without a limit, half-open peers keep othe
 """
 
 import contextlib
+import resource
 import socket
 import ssl
 import threading
 import time
 
+from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.events import Event, emit
 from dicom_gateway.receive.admission import Admission
 from dicom_gateway.receive.commitment import Commitments
@@ -23,6 +25,10 @@ _BACKLOG = 1024
 # Beyond these the connection that has been silent longest makes room: whoever opens them cannot keep others out.
 _MAXIMUM_HALF_OPEN = 256
 _THREAD_STACK_BYTES = 512 << 10
+# Open files: the connection, the image that comes, its folder or the file that it repeats.
+_FILES_OF_AN_ASSOCIATION = 3
+# Half-open connections and the health probe, the database's connections (three files each in SQLite), the process.
+_OTHER_FILES = _MAXIMUM_HALF_OPEN + 200
 _STOP_S = 5.0
 _LAST_WORD_S = 1.0
 _ACCEPT_AGAIN_S = 0.05
@@ -32,8 +38,13 @@ class Listener:
     """A DICOM port that is served until `shutdown`."""
 
     def __init__(self, reception: Reception) -> None:
-        """Bind the port. Raises OSError when the address cannot be bound, ConfigurationError for TLS files."""
+        """Bind the port.
+
+        Raises OSError when the address cannot be bound, ConfigurationError for TLS files, and where the system does
+        not let this process have the files that maximum_associations may need.
+        """
         settings = reception.settings
+        _allow_files(settings.maximum_associations)
         if not settings.calling_ae_titles:
             emit(Event.NOBODY_MAY_SEND, level="warning", setting="calling_ae_titles")
         self._reception = reception
@@ -143,10 +154,24 @@ class Listener:
 
 
 def start_listener(reception: Reception) -> Listener:
-    """Start answering on the DICOM port, in threads. Raises OSError when the address cannot be bound."""
+    """Start answering on the DICOM port, in threads. Raises as `Listener`."""
     listener = Listener(reception)
     listener.start()
     return listener
+
+
+def _allow_files(associations: int) -> None:
+    """Raise the limit of open files of this process to what so many associations need, as far as it may be raised."""
+    needed = _FILES_OF_AN_ASSOCIATION * associations + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigurationError(
+            f"maximum_associations = {associations} needs {needed} open files, and this process may have {hard}: "
+            "lower it, or raise the limit (ulimit -Hn, LimitNOFILE of systemd)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _leave(connection: socket.socket) -> None:

@@ -110,6 +110,7 @@ class UserIdentity:
     """User identity negotiation item (PS3.7 D.3.3.7): type 1 is a name, 2 a name with a passcode, 3 to 5 tokens."""
 
     kind: int
+    wants_answer: bool
     primary: bytes
     secondary: bytes
 
@@ -214,18 +215,24 @@ def encode_context_result(context_id: int, result: ContextResult, transfer_synta
 
 
 def encode_user_information(
-    maximum_pdu_bytes: int, implementation_class_uid: str, version_name: str, roles: Sequence[Role] = ()
+    maximum_pdu_bytes: int,
+    implementation_class_uid: str,
+    version_name: str,
+    roles: Sequence[Role] = (),
+    *,
+    confirms_identity: bool = False,
 ) -> bytes:
     """User information item of an A-ASSOCIATE-AC. GDCM's sender asserts that the version name (0x55) is there.
 
-    `roles` are those that are granted.
+    `roles` are those that are granted. To a name with a passcode the confirmation is empty (PS3.7 Table D.3-15).
     """
     return _item(
         0x50,
         _item(0x51, struct.pack(">I", maximum_pdu_bytes))
         + _item(0x52, implementation_class_uid.encode("ascii"))
         + b"".join(_item(0x54, _encode_role(role)) for role in roles)
-        + _item(0x55, version_name.encode("ascii")),
+        + _item(0x55, version_name.encode("ascii"))
+        + (_item(0x59, struct.pack(">H", 0)) if confirms_identity else b""),
     )
 
 
@@ -364,11 +371,11 @@ def _encode_role(role: Role) -> bytes:
 
 def _user_identity(value: bytes) -> UserIdentity:
     try:
-        kind, _answer_wanted, length = struct.unpack_from(">BBH", value)
+        kind, wants_answer, length = struct.unpack_from(">BBH", value)
         (second_length,) = struct.unpack_from(">H", value, 4 + length)
     except struct.error as error:
         raise ProtocolError(AbortReason.INVALID_PARAMETER, "the user identity is cut off") from error
-    return UserIdentity(kind, value[4 : 4 + length], value[6 + length : 6 + length + second_length])
+    return UserIdentity(kind, bool(wants_answer), value[4 : 4 + length], value[6 + length : 6 + length + second_length])
 
 
 def _title(value: bytes) -> str:

@@ -128,6 +128,10 @@ class Incoming:
             if size_bytes >= self._next_space_check:
                 self._next_space_check += _SPACE_CHECKED_EVERY_BYTES
                 self._reception.require_space()
+        except StoreRefused as refused:
+            self._part.discard()
+            self._count_refusal(refused, None)
+            raise
         except BaseException:
             self._part.discard()
             raise

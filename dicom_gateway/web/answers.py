@@ -75,11 +75,22 @@ class Delivery(_Answer):
     commitment: CommitmentState | None = Field(description="Storage commitment; null where it was not asked for.")
 
 
+class NotTaken(_Answer):
+    """Images that were not taken for one reason."""
+
+    status: int = Field(description="Status of the C-STORE response.")
+    reason: str
+    count: int
+    calling_ae_title: str = Field(description="Who sent the last of them.")
+    last_seen: datetime
+
+
 class StudyDetail(Study):
-    """A study with its reports, the newest first, and its deliveries, the last changed first."""
+    """A study with its reports, the newest first, its deliveries, the last changed first, and what was not taken."""
 
     reports: list[StoredReport]
     deliveries: list[Delivery]
+    not_taken: list[NotTaken]
 
 
 class Replayed(_Answer):

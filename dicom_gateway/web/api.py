@@ -7,9 +7,19 @@ from fastapi.responses import FileResponse
 
 from dicom_gateway.report.content import Report, report_schema
 from dicom_gateway.store.files import REPORT_NAME
-from dicom_gateway.store.index import StudyRow, counts, list_deliveries, list_reports, list_studies
+from dicom_gateway.store.index import StudyRow, counts, list_deliveries, list_refusals, list_reports, list_studies
 from dicom_gateway.store.schema import DeliveryState, StudyState
-from dicom_gateway.web.answers import Delivery, Health, Problem, Replayed, StoredReport, Study, StudyDetail, StudyPage
+from dicom_gateway.web.answers import (
+    Delivery,
+    Health,
+    NotTaken,
+    Problem,
+    Replayed,
+    StoredReport,
+    Study,
+    StudyDetail,
+    StudyPage,
+)
 from dicom_gateway.web.health import check_health
 from dicom_gateway.web.replays import replay_delivery, replay_study
 from dicom_gateway.web.results import MEDIA_TYPES, SERVED_NAME, result_file
@@ -119,6 +129,11 @@ def post_delivery_replay(
     return _replayed(replay_delivery(site, uid, revision, destination))
 
 
+@router.get("/not-taken", summary="Images that were not taken, of studies of which nothing was")
+def get_not_taken(site: CurrentSite) -> list[NotTaken]:
+    return [NotTaken.model_validate(row) for row in list_refusals(site.engine, None)]
+
+
 @router.get("/report-schema", summary="JSON Schema of a report")
 def get_report_schema() -> dict[str, Any]:
     return report_schema()
@@ -142,4 +157,5 @@ def _detail(site: Site, study: StudyRow) -> StudyDetail:
         **Study.model_validate(study).model_dump(),
         reports=[StoredReport.model_validate(row) for row in list_reports(site.engine, uid)],
         deliveries=[Delivery.model_validate(row) for row in list_deliveries(site.engine, uid)],
+        not_taken=[NotTaken.model_validate(row) for row in list_refusals(site.engine, uid)],
     )

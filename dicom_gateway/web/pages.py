@@ -211,11 +211,14 @@ def api_page(request: Request) -> HTMLResponse:
 
 
 def _system(request: Request, site: Site, checks: Sequence[operate.Check]) -> HTMLResponse:
+    health = check_health(site.settings, site.engine)
+    database_answers = health.failed_studies is not None
     return render(
         request,
         "system.html",
-        health=check_health(site.settings, site.engine),
+        health=health,
         checks=checks,
+        refusals=list_refusals(site.engine, None) if database_answers else (),
         shown_settings=shown_settings(site.settings),
     )
 

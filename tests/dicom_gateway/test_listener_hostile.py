@@ -1,6 +1,7 @@
 """The DICOM port and peers that break the protocol, dawdle, flood or lie: refused by the book, nothing left behind."""
 
 import itertools
+import resource
 import struct
 import threading
 import zlib
@@ -45,7 +46,10 @@ from pynetdicom.sop_class import Verification
 from running import make_settings, wait_until
 from structlog.testing import capture_logs
 
+from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.receive import connection, header, listener
+from dicom_gateway.receive.listener import start_listener
+from dicom_gateway.receive.reception import Reception
 from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.store import files, index, ledger
 from imaging.uids import derive_uid
@@ -384,9 +388,9 @@ def test_what_a_stranger_proposes_is_not_read(tmp_path):
         assert peer.receive() == (ASSOCIATE_RJ, bytes((0, 1, 1, 3)))
 
 
-def identity(kind: int, name: bytes, passcode: bytes = b"") -> UserIdentityNegotiation:
+def identity(kind: int, name: bytes, passcode: bytes = b"", confirm: bool = False) -> UserIdentityNegotiation:
     item = UserIdentityNegotiation()
-    item.user_identity_type, item.primary_field, item.positive_response_requested = kind, name, False
+    item.user_identity_type, item.primary_field, item.positive_response_requested = kind, name, confirm
     if kind == 2:
         item.secondary_field = passcode
     return item
@@ -417,9 +421,37 @@ def test_user_identity(tmp_path, user_items, answer):
     assert not any(word in str(logs) for word in ("a:b c", "another", "saml"))
 
 
-def test_an_identity_that_nobody_asked_for_changes_nothing(settings):
+def confirmations(settings, item) -> list[bytes]:
     with listening(settings), Peer(settings) as peer:
-        assert peer.associate(user_items=[identity(2, b"anybody", b"anything")]).kind == ASSOCIATE_AC
+        kind, body = peer.associate(user_items=[item])
+    assert kind == ASSOCIATE_AC
+    return items(items(body[68:])[0x50][0]).get(0x59, [])
+
+
+def test_an_identity_that_was_checked_is_confirmed_where_that_is_asked_for(tmp_path):
+    passcodes = tmp_path / "passcodes"
+    passcodes.write_text("ct-room:open\n")
+    settings = make_settings(tmp_path, dicom_passcodes_file=passcodes)
+    assert confirmations(settings, identity(2, b"ct-room", b"open", confirm=True)) == [b"\0\0"]
+    assert confirmations(settings, identity(2, b"ct-room", b"open")) == []
+
+
+def test_an_identity_that_nobody_asked_for_changes_nothing_and_is_not_confirmed(settings):
+    assert confirmations(settings, identity(2, b"anybody", b"anything", confirm=True)) == []
+
+
+def test_files_for_all_associations_or_a_start_that_says_so(tmp_path, monkeypatch):
+    limits: dict[int, tuple[int, int]] = {resource.RLIMIT_NOFILE: (1024, 2000)}
+    monkeypatch.setattr(resource, "getrlimit", limits.get)
+    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    with listening(make_settings(tmp_path / "few", maximum_associations=400)):
+        soft, hard = limits[resource.RLIMIT_NOFILE]
+        assert 1200 < soft <= hard == 2000
+    too_many = Reception(
+        settings=make_settings(tmp_path / "many", maximum_associations=1000), engine=sa.create_engine("sqlite://")
+    )
+    with pytest.raises(ConfigurationError, match="maximum_associations = 1000 needs"):
+        start_listener(too_many)
 
 
 # Storage that is full, gone or short.
@@ -491,10 +523,12 @@ def test_an_index_that_does_not_answer(settings, monkeypatch, fails):
 def test_an_image_above_the_limit(tmp_path):
     settings = make_settings(tmp_path, maximum_instance_mb=1)
     large = make_ct_dataset(Rows=1024, Columns=1024, PixelData=bytes(2 << 20))
-    with listening(settings), Peer(settings) as peer:
+    with listening(settings) as engine, Peer(settings) as peer:
         peer.associate()
         assert peer.ask(store_request(large)).Status == StoreStatus.REFUSED_OUT_OF_RESOURCES
         assert nothing_left(settings)
+        (refusal,) = index.list_refusals(engine, None)
+        assert (refusal.status, refusal.reason, refusal.count) == (0xA700, "Larger than maximum_instance_mb", 1)
         assert peer.ask(store_request(make_ct_dataset())).Status == StoreStatus.SUCCESS
 
 

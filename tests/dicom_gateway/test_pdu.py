@@ -37,7 +37,7 @@ def test_a_request_is_parsed_as_it_was_meant(contexts, calling, called, name, pa
     assert [(c.context_id, c.abstract_syntax, c.transfer_syntaxes) for c in proposal.contexts] == [
         (2 * number + 1, sop_class, tuple(syntaxes)) for number, (sop_class, syntaxes) in enumerate(contexts)
     ]
-    assert proposal.user_identity == pdu.UserIdentity(2, name, passcode)
+    assert proposal.user_identity == pdu.UserIdentity(2, False, name, passcode)
 
 
 @settings(max_examples=50, deadline=None)

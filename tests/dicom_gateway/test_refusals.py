@@ -43,8 +43,14 @@ def test_other_bytes_under_one_uid(tmp_path):
     assert service_status(settings).refused == {"Pixel Data is truncated": 1, DUPLICATE: 2}
     with serving(create_app(settings)) as client:
         page = client.get(f"/studies/{first.StudyInstanceUID}").text
+        system = client.get("/system").text
+        of_the_study = client.get(f"/api/studies/{first.StudyInstanceUID}").json()["not_taken"]
+        of_others = client.get("/api/not-taken").json()
     assert "Not taken: 2 images from" in page
     assert f"{DUPLICATE} (status 0x0111)" in page
+    assert "Not taken: 1 image of studies of which nothing was taken" in system and DUPLICATE not in system
+    assert [(one["reason"], one["count"]) for one in of_the_study] == [(DUPLICATE, 2)]
+    assert [(one["reason"], one["count"]) for one in of_others] == [("Pixel Data is truncated", 1)]
 
 
 def test_a_sender_cannot_make_ever_more_rows(tmp_path):
