@@ -84,7 +84,8 @@ class _WantsObjects(_WantsReports):
 
     objects: Annotated[tuple[ResultObject, ...], Field(min_length=1)] = Field(
         default=("sr", "seg", "sc"),
-        description="What to send, in this order: 'sr' (structured report), 'seg' (segmentation), 'sc' (summary page), "
+        description="What to send, in this order, but no SR before the segmentation that it refers to: 'sr' (structured "
+        "report), 'seg' (segmentation), 'sc' (summary page), "
         "'marks' (outlines as an SR), 'key_images', 'ko' (key object selection), 'gsps' (presentation states), 'pdf', "
         "'sr_comprehensive', 'sr_enhanced', 'sr_text' (the SR in older classes; 'sr' falls back to them by itself).",
     )

@@ -3,7 +3,7 @@
 import fcntl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ from dicom_gateway.report.content import Report
 from dicom_gateway.report.edition import PLAIN, Edition, edition_for
 from dicom_gateway.report.fhir import encode_bundle
 from dicom_gateway.report.hl7 import encode_oru
-from dicom_gateway.report.objects import ENCODERS, read_result, read_superseded
+from dicom_gateway.report.objects import encode_beside, read_result, read_superseded
 from dicom_gateway.settings import (
     AnyDestination,
     Destination,
@@ -234,8 +234,8 @@ class Worker:
             case _:
                 encode = encoder_of(folder, source_files, edition)
 
-                def noted(name: ResultObject) -> Sequence[Dataset]:
-                    data_sets = encode(name)
+                def noted(name: ResultObject, held: Collection[ResultObject]) -> Sequence[Dataset]:
+                    data_sets = encode(name, held)
                     sent.extend(commitment.Reference(ds.SOPClassUID, ds.SOPInstanceUID) for ds in data_sets)
                     return data_sets
 
@@ -322,7 +322,7 @@ class Worker:
 def encoder_of(folder: Path, source_files: Sequence[Path], edition: Edition = PLAIN) -> Encode:
     """Makes result objects of the record in a result folder; the record is read when the first one is wanted."""
     read = cache(partial(read_result, folder, source_files, edition))
-    return lambda name: ENCODERS[name](read())
+    return lambda name, held: encode_beside(held, name, read())
 
 
 def earlier_reports(folder: Path, revision: int) -> list[Report]:

@@ -1,12 +1,12 @@
 """One attempt at a destination of DICOM objects, whatever the protocol: each kind in the first way it is taken."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy, deepcopy
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from dicom_gateway.deliver.profile import SOP_CLASSES, ways_of_sending
+from dicom_gateway.deliver.profile import SOP_CLASSES, is_segmentation, refers_to_segmentations, ways_of_sending
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 from dicom_gateway.settings import UNCOMPRESSED, ResultObject
 from dicom_gateway.store.schema import ObjectOutcome
@@ -18,8 +18,11 @@ _OUT_OF_RESOURCES = range(0xA700, 0xA800)
 _WARNING = range(0xB000, 0xC000)
 _NOTHING_TAKEN = "the destination takes none of the objects it is to be given"
 
-Encode = Callable[[ResultObject], Sequence[Dataset]]
-"""The objects of one kind, made when they are about to be sent; empty where the study has nothing of the kind."""
+Encode = Callable[[ResultObject, Collection[ResultObject]], Sequence[Dataset]]
+"""The objects of one kind for a destination that has those of the other kinds, made when they are about to be sent.
+
+Empty where the study has nothing of the kind. They may refer to nothing that the destination does not have.
+"""
 
 Store = Callable[[Dataset], None]
 """Sends one object, which the destination has when this returns.
@@ -37,12 +40,14 @@ def store_all(
 ) -> tuple[ObjectOutcome, ...]:
     """Store the kinds in their order, a kind whose class is refused as the first fallback that is taken, else not.
 
+    Segmentations come before an SR, which refers to them where the destination has taken them.
     `refused` holds SOP classes that are known to be refused, with the reason. The outcomes are one for each kind.
     Raises PeerUnreachable as `store` does, and PeerRefused when nothing at all is taken, and, after the other kinds
     were sent, for every other "no" to one of them.
     """
     attempt = _Attempt(encode, store, refused)
-    outcomes = tuple(map(attempt.outcome, names))
+    by_name = {name: attempt.outcome(name) for name in _segmentations_before_sr(names)}
+    outcomes = tuple(by_name[name] for name in names)
     if attempt.failures:
         raise PeerRefused("; ".join(f"{name}: {reason}" for name, reason in attempt.failures.items()))
     if all(outcome.sent_as is None for outcome in outcomes):
@@ -81,6 +86,12 @@ def prepared(data_set: Dataset, transfer_syntax: UID, character_set: str) -> Dat
     return changed
 
 
+def _segmentations_before_sr(names: Sequence[ResultObject]) -> list[ResultObject]:
+    first_sr = next((n for n, name in enumerate(names) if refers_to_segmentations(name)), len(names))
+    late = [name for name in names[first_sr:] if is_segmentation(name)]
+    return [*names[:first_sr], *late, *(name for name in names[first_sr:] if name not in late)]
+
+
 class _Attempt:
     """Each kind is sent at most once, whatever it stands in for."""
 
@@ -112,7 +123,7 @@ class _Attempt:
             sop_class = SOP_CLASSES[way]
             if sop_class in self._refused:
                 raise ClassRefused(self._refused[sop_class])
-            data_sets = self._encode(way)
+            data_sets = self._encode(way, tuple(self._stored))
             for data_set in data_sets:
                 self._store(data_set)
             self._stored[way] = len(data_sets)

@@ -45,6 +45,16 @@ def ways_of_sending(name: ResultObject) -> tuple[ResultObject, ...]:
     return (name,)
 
 
+def is_segmentation(name: ResultObject) -> bool:
+    """Whether objects of this kind are what an SR may refer to."""
+    return name == "seg"
+
+
+def refers_to_segmentations(name: ResultObject) -> bool:
+    """Whether objects of this kind, or what stands in for them, refer to the Segmentations."""
+    return name in _SR_IN_LESS_AND_LESS[:-1]
+
+
 def proposed_contexts(destination: Destination) -> dict[str, tuple[str, ...]]:
     """SOP class -> transfer syntaxes (keywords), the preferred one first, for everything that may have to be sent."""
     return {

@@ -34,6 +34,14 @@ def object_uid(report: Report | SupersededReport, *parts: str, edition: Edition 
     return derive_uid(report.report_uid, report.content_sha256, *parts, *edition.uid_parts)
 
 
+def findings_kind(result: StoredResult, kind: str) -> str:
+    """`kind` of a findings SR as a part of its UIDs, which another document must not have: one without segments.
+
+    Whether there are segments to refer to does not count, so that a document's predecessor is where it goes.
+    """
+    return kind if result.beside_segmentations else f"{kind}-ALONE"
+
+
 def predecessors(result: StoredResult, sop_class_uid: str, *kind: str) -> list[Dataset]:
     """The document that an SR of this class and kind supersedes (PS3.3 C.17.2), as highdicom takes it; or none.
 

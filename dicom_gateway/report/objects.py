@@ -1,7 +1,8 @@
 """The kinds of result objects by the names that settings use, and the stored record they are made of."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from dicom_gateway.report.summary import encode_summary
 from dicom_gateway.store.files import OUTLINES_NAME, REPORT_NAME
 from imaging.render import Rgb
 
-__all__ = ["ENCODERS", "Encoder", "StoredResult", "part_10", "read_result", "read_superseded"]
+__all__ = ["ENCODERS", "Encoder", "StoredResult", "encode_beside", "part_10", "read_result", "read_superseded"]
 
 ENCODERS: Mapping[str, Encoder] = {
     "sr": encode_sr,
@@ -41,6 +42,11 @@ ENCODERS: Mapping[str, Encoder] = {
     "sr_enhanced": encode_enhanced_sr,
     "sr_text": encode_basic_text_sr,
 }
+
+
+def encode_beside(held: Collection[str], name: str, result: StoredResult) -> tuple[Dataset, ...]:
+    """The objects of kind `name` for whoever has those of the kinds `held`: they refer to no others."""
+    return ENCODERS[name](replace(result, beside_segmentations="seg" in held))
 
 
 def read_result(folder: Path, source_files: Sequence[Path], edition: Edition = PLAIN) -> StoredResult:

@@ -27,6 +27,7 @@ from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasur
 from dicom_gateway.report.edition import Edition
 from dicom_gateway.report.headline import headline
 from dicom_gateway.report.instance import (
+    findings_kind,
     finish,
     instance_arguments,
     object_uid,
@@ -37,7 +38,6 @@ from dicom_gateway.report.instance import (
 from dicom_gateway.report.language import Language
 from dicom_gateway.report.segmentation import (
     Segment,
-    objects_of_segments,
     segments_by_tracking_uid,
     tracking_identifier,
 )
@@ -71,16 +71,17 @@ def encode_sr(result: StoredResult) -> tuple[Dataset]:
 
     An amended report names the SR of the revision it supersedes in the Predecessor Documents Sequence (PS3.3 C.17.2).
     """
+    kind = findings_kind(result, "SR")
     sr = Comprehensive3DSR(
         evidence=[*nameless(result.headers), *_segmentations(result)],
         content=findings_content(result),
         is_complete=True,
         is_final=False,
         is_verified=False,
-        previous_versions=predecessors(result, Comprehensive3DSRStorage, "SR", "1") or None,
+        previous_versions=predecessors(result, Comprehensive3DSRStorage, kind, "1") or None,
         coding_schemes=[private_coding_scheme()],
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **instance_arguments(result, "SR", SERIES_NUMBER),
+        **instance_arguments(result, kind, SERIES_NUMBER),
     )
     state_verification(sr, result)
     return (finish(sr, result, SERIES_DESCRIPTION),)
@@ -90,18 +91,12 @@ def findings_content(result: StoredResult) -> MeasurementReport:
     """The content tree of the Findings SR (TID 1500), as each SR class that can hold it takes it."""
     report, language = result.report, result.edition.language
     by_uid = {str(ds.SOPInstanceUID): ds for ds in result.headers.instances}
-    segments = segments_by_tracking_uid(result)
+    segments = _segments_referred_to(result)
     content = MeasurementReport(
         observation_context=observation_context(report),
         procedure_reported=concept(codes.CT_CHEST),
         imaging_measurements=[
-            _group(
-                finding,
-                report,
-                by_uid,
-                None if finding.lesion is None else segments.get(finding.tracking_uid),
-                result.edition,
-            )
+            _group(finding, report, by_uid, segments.get(finding.tracking_uid), result.edition)
             for finding in report.findings
         ],
         title=concept(codes.IMAGING_MEASUREMENT_REPORT),
@@ -174,17 +169,23 @@ def _quality_check(issue: ReportedQuality, language: Language) -> str:
     return language.say("{words} (measured {n}, limit {m})", words=words, n=measured, m=limit)
 
 
+def _segments_referred_to(result: StoredResult) -> dict[str, Segment]:
+    """The segments of lesions by tracking UID; none where the document goes without the Segmentations."""
+    if not result.beside_segmentations:
+        return {}
+    return {uid: s for uid, s in segments_by_tracking_uid(result).items() if s.finding.lesion is not None}
+
+
 def _segmentations(result: StoredResult) -> list[Dataset]:
     """What the evidence sequence needs of the Segmentations that groups point at."""
     pointed_at = []
-    for segments in objects_of_segments(result):
-        if any(segment.finding.lesion is not None for segment in segments):
-            ds = Dataset()
-            ds.StudyInstanceUID = result.report.study_instance_uid
-            ds.SeriesInstanceUID = object_uid(result.report, "series", "SEG", edition=result.edition)
-            ds.SOPClassUID = SegmentationStorage
-            ds.SOPInstanceUID = segments[0].sop_instance_uid
-            pointed_at.append(ds)
+    for uid in dict.fromkeys(segment.sop_instance_uid for segment in _segments_referred_to(result).values()):
+        ds = Dataset()
+        ds.StudyInstanceUID = result.report.study_instance_uid
+        ds.SeriesInstanceUID = object_uid(result.report, "series", "SEG", edition=result.edition)
+        ds.SOPClassUID = SegmentationStorage
+        ds.SOPInstanceUID = uid
+        pointed_at.append(ds)
     return pointed_at
 
 

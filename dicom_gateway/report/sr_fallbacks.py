@@ -12,7 +12,7 @@ from pydicom.uid import UID, BasicTextSRStorage, ComprehensiveSRStorage, Enhance
 from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
 from dicom_gateway.report.content import ReportedFinding
-from dicom_gateway.report.instance import object_uid, predecessors
+from dicom_gateway.report.instance import findings_kind, object_uid, predecessors
 from dicom_gateway.report.language import Language
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.stored import StoredResult
@@ -65,7 +65,7 @@ def _as_text(sr: Dataset, result: StoredResult) -> Dataset:
 
 
 def _in_class(sr: Dataset, result: StoredResult, sop_class: UID) -> Dataset:
-    report, kind = result.report, _KINDS[sop_class]
+    report, kind = result.report, findings_kind(result, _KINDS[sop_class])
     ds = deepcopy(sr)
     ds.SOPClassUID = sop_class
     ds.SOPInstanceUID = object_uid(report, "sop", kind, edition=result.edition)
@@ -80,7 +80,7 @@ def _in_class(sr: Dataset, result: StoredResult, sop_class: UID) -> Dataset:
 
 def _name_predecessor(ds: Dataset, result: StoredResult) -> None:
     """The earlier report in the class of `ds` in place of the earlier SR."""
-    for earlier in predecessors(result, ds.SOPClassUID, _KINDS[ds.SOPClassUID]):
+    for earlier in predecessors(result, ds.SOPClassUID, findings_kind(result, _KINDS[ds.SOPClassUID])):
         (series,) = ds.PredecessorDocumentsSequence[0].ReferencedSeriesSequence
         series.SeriesInstanceUID = earlier.SeriesInstanceUID
         (document,) = series.ReferencedSOPSequence

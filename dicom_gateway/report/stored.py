@@ -17,7 +17,8 @@ from dicom_gateway.report.source_headers import SourceHeaders
 class StoredResult:
     """What is kept of an analysis, with the headers of its source images, and how it is to be told.
 
-    Key images are RGB uint8 (rows, columns, 3) by file name.
+    Key images are RGB uint8 (rows, columns, 3) by file name. A document refers to the (BINARY) Segmentations only with
+    `beside_segmentations`: where it goes, they are.
     """
 
     report: Report
@@ -25,6 +26,7 @@ class StoredResult:
     outlines: Outlines = field(default_factory=Outlines)
     key_images: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     edition: Edition = PLAIN
+    beside_segmentations: bool = True
 
 
 Encoder = Callable[[StoredResult], tuple[Dataset, ...]]

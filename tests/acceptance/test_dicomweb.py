@@ -30,7 +30,7 @@ pytestmark = pytest.mark.acceptance
 def test_results_are_stored_by_orthanc_once(tmp_path: Path) -> None:
     """A repeated delivery is a success and nothing is there twice."""
 
-    def encode(name):
+    def encode(name, held):
         uid = derive_uid("dicomweb test", name)
         return (make_ct_dataset(SOPClassUID=SOP_CLASSES[name], SOPInstanceUID=uid, SeriesInstanceUID=uid),)
 

@@ -104,9 +104,9 @@ def write_study(folder: Path, name: str, count: int = 3) -> str:
 
 
 def results(settings, uid: str, revision: int = 1) -> dict[str, int]:
-    """What a destination must have received: SR and summary page of a study, each once."""
+    """What a destination without Segmentations must have received: SR and summary page of a study, each once."""
     record = Report.model_validate_json((settings.data_dir / result_path(uid, revision) / REPORT_NAME).read_bytes())
-    return {object_uid(record, "sop", kind, "1"): 1 for kind in ("SR", "SC")}
+    return {object_uid(record, "sop", kind, "1"): 1 for kind in ("SR-ALONE", "SC")}
 
 
 def in_state(settings, state, count=1):

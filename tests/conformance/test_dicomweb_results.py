@@ -41,7 +41,7 @@ def test_results_are_found_and_retrieved_as_they_are_encoded(
 
         assert retrieved() == sorted(content for name in ("sr", "sc", "seg") for content in encoded[name])
         profile = DicomwebDestination(name="viewer", kind="dicomweb", objects=every)
-        shelf.send(lambda name: ENCODERS[name](case), profile, settings.data_dir / folder)
+        shelf.send(lambda name, held: ENCODERS[name](case), profile, settings.data_dir / folder)
         assert retrieved() == sorted(content for name in every for content in encoded[name])
         (listed,) = client.get("/dicom-web/studies").json()
         told = client.get(f"/dicom-web/studies/{study}/metadata").json()

@@ -1,7 +1,7 @@
 """What arrives at a destination, by its profile: each object of its class, and still content for the judges."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -17,9 +17,10 @@ from running import free_port
 
 from dicom_gateway.deliver.dimse import send
 from dicom_gateway.deliver.profile import SOP_CLASSES
+from dicom_gateway.errors import PeerRefused
 from dicom_gateway.report.edition import Edition
 from dicom_gateway.report.language import CHINESE
-from dicom_gateway.report.objects import ENCODERS
+from dicom_gateway.report.objects import ENCODERS, encode_beside
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import OBJECT_NAMES
 from dicom_gateway.settings import Destination, ResultObject, TransferSyntax
@@ -53,10 +54,12 @@ def test_encoding_one_object_changes_no_other(chinese: StoredResult) -> None:
 
 
 @contextmanager
-def receiver(folder: Path) -> Iterator[int]:
-    """A peer that takes everything and writes it as it came."""
+def receiver(folder: Path, refused: Collection[str] = (), failing: Collection[str] = ()) -> Iterator[int]:
+    """A peer that writes what it takes as it came: everything but SOP classes that it refuses or fails to store."""
 
     def keep(event: Any) -> int:
+        if event.request.AffectedSOPClassUID in failing:
+            return 0xC000
         path = folder / f"{event.request.AffectedSOPInstanceUID}.dcm"
         ds = event.dataset
         ds.file_meta = event.file_meta
@@ -64,7 +67,7 @@ def receiver(folder: Path) -> Iterator[int]:
         return 0x0000
 
     entity = AE(ae_title="PACS")
-    for sop_class in set(SOP_CLASSES.values()):
+    for sop_class in set(SOP_CLASSES.values()) - set(refused):
         entity.add_supported_context(sop_class, [getattr(pydicom.uid, keyword) for keyword in get_args(TransferSyntax)])
     port = free_port()
     entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
@@ -81,7 +84,7 @@ def test_what_arrives_is_content_for_the_judges(
 ) -> None:
     sent: list[Dataset] = []
 
-    def encode(name: ResultObject) -> tuple[Dataset, ...]:
+    def encode(name: ResultObject, held: object) -> tuple[Dataset, ...]:
         objects = ENCODERS[name](chinese)
         sent.extend(objects)
         return objects
@@ -101,3 +104,56 @@ def test_what_arrives_is_content_for_the_judges(
         assert arrived.file_meta.TransferSyntaxUID.keyword in syntaxes
         if "PixelData" in ds:
             assert (arrived.pixel_array == ds.pixel_array).all()
+
+
+def references(node: Dataset) -> set[str]:
+    """SOP Instance UIDs that a data set names, but for the revision it supersedes."""
+    found = set()
+    for element in node:
+        if element.VR == "SQ" and element.keyword != "PredecessorDocumentsSequence":
+            found |= set().union(*map(references, element.value))
+        elif element.keyword == "ReferencedSOPInstanceUID":
+            found.add(str(element.value))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("objects", "refused", "failing"),
+    [
+        (EVERYTHING, (), ()),
+        (("sr", "sc"), (), ()),
+        (("sr", "seg"), ("seg",), ()),
+        (("sr", "seg"), ("seg", "sr"), ()),
+        (("sr", "seg"), ("seg", "sr", "sr_comprehensive"), ()),
+        (("sr", "seg"), ("seg", "sr", "sr_comprehensive", "sr_enhanced"), ()),
+        (("sr", "seg"), (), ("seg",)),
+    ],
+)
+def test_nothing_arrives_that_refers_to_what_did_not(
+    objects: Any,
+    refused: Collection[Any],
+    failing: Collection[Any],
+    make_case: Callable[..., StoredResult],
+    tmp_path: Path,
+) -> None:
+    case = make_case("findings")
+    peer_class = {"refused": [SOP_CLASSES[n] for n in refused], "failing": [SOP_CLASSES[n] for n in failing]}
+    arrived: list[dict[str, bytes]] = []
+    for attempt in ("first", "second"):
+        folder = tmp_path / attempt
+        folder.mkdir()
+        with receiver(folder, **peer_class) as port:
+            peer = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=port, objects=objects)
+            with pytest.raises(PeerRefused) if failing else nullcontext():
+                send(lambda name, held: encode_beside(held, name, case), peer, calling_ae_title="ONESCAN")
+        arrived.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert arrived[0] == arrived[1]
+    data_sets = [dcmread(path) for path in folder.iterdir()]
+    there = {str(ds.SOPInstanceUID) for ds in (*data_sets, *case.headers.instances)}
+    for ds in data_sets:
+        assert references(ds) <= there, ds.SOPClassUID
+    for path in folder.iterdir():
+        assert complaints(path) == []
+    segmented = {str(ds.SOPInstanceUID) for ds in data_sets if ds.Modality == "SEG"}
+    referring = {ds.SOPClassUID for ds in data_sets if references(ds) & segmented}
+    assert bool(referring) == (objects == EVERYTHING)

@@ -13,6 +13,7 @@ from pydicom.uid import (
     Comprehensive3DSRStorage,
     ComprehensiveSRStorage,
     CTImageStorage,
+    EncapsulatedPDFStorage,
     EnhancedSRStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -36,7 +37,7 @@ REFUSED = "presentation context refused"
 NAME = "Wang^XiaoDong=王^小东"
 
 
-def encode(name):
+def encode(name, held=()):
     """An object of the kind's class with pixels and Chinese text, also in a sequence."""
     inner = make_ct_dataset(StudyDescription="胸部")
     data_set = make_ct_dataset(
@@ -114,11 +115,36 @@ def test_delivered():
     assert peer.received == {uid_of("sr"): 1, uid_of("sc"): 1}
 
 
-def test_in_the_order_of_the_profile():
+@pytest.mark.parametrize(
+    ("objects", "order"),
+    [
+        (("sc", "seg", "sr"), ("sc", "seg", "sr")),
+        (("sc", "sr", "pdf", "seg"), ("sc", "seg", "sr", "pdf")),
+        (("sr_text", "sc", "seg", "sr"), ("seg", "sr_text", "sc", "sr")),
+        (("sc", "pdf", "seg"), ("sc", "pdf", "seg")),
+    ],
+)
+def test_in_the_order_of_the_profile_but_no_sr_before_the_segmentation_that_it_refers_to(objects, order):
     files = []
-    with scp(keeping(files), (SC_CLASS, SegmentationStorage, Comprehensive3DSRStorage)) as port:
-        deliver(at(port, "sc", "seg", "sr"))
-    assert [file.SOPInstanceUID for file, _, _ in files] == [uid_of("sc"), uid_of("seg"), uid_of("sr")]
+    with scp(keeping(files), (SC_CLASS, SegmentationStorage, *SR_CLASSES, EncapsulatedPDFStorage)) as port:
+        assert deliver(at(port, *objects)) == tuple(map(sent, objects))
+    assert [file.SOPInstanceUID for file, _, _ in files] == [uid_of(name) for name in order]
+
+
+def test_each_kind_is_encoded_for_what_the_destination_has_by_then():
+    told = {}
+
+    def noted(name, held):
+        told[name] = set(held)
+        return encode(name)
+
+    refuses_segmentations = keeping([], lambda _, request: 0xC000 if "66.4" in request.AffectedSOPClassUID else 0x0000)
+    with (
+        scp(refuses_segmentations, (Comprehensive3DSRStorage, SegmentationStorage, SC_CLASS)) as port,
+        pytest.raises(PeerRefused, match=r"^seg: status 0xC000$"),
+    ):
+        send(noted, at(port, "sc", "seg", "marks", "sr"), calling_ae_title="ONESCAN")
+    assert told == {"sc": set(), "seg": {"sc"}, "sr": {"sc"}}
 
 
 @pytest.mark.parametrize(
@@ -163,13 +189,13 @@ def test_a_class_refused_only_when_it_is_stored_is_refused_too():
 def test_what_a_study_has_nothing_of_is_no_refusal():
     with pacs() as peer:
         destination = at(peer.port, "sc")
-        assert send(lambda name: (), destination, calling_ae_title="ONESCAN") == (
+        assert send(lambda name, held: (), destination, calling_ae_title="ONESCAN") == (
             ObjectOutcome(name="sc", sent_as="sc", instances=0),
         )
 
 
 def test_nothing_is_encoded_for_a_peer_that_is_not_there():
-    def encode_nothing(name):
+    def encode_nothing(name, held):
         raise AssertionError("encoded in vain")
 
     with pytest.raises(PeerUnreachable):

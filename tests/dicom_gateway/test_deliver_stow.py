@@ -17,7 +17,7 @@ from imaging.uids import derive_uid
 NAME = "Wang^XiaoDong=王^小东"
 
 
-def encode(name):
+def encode(name, held=()):
     """Two objects of the kind's class."""
     return tuple(
         make_ct_dataset(

@@ -339,7 +339,7 @@ def test_only_what_is_accepted_is_sent(client: httpx.Client, address: str, accep
 
 
 def test_what_profiles_keep_for_dicomweb_is_served_instead(settings: Settings, client: httpx.Client) -> None:
-    def encode(name: str) -> tuple[Dataset, ...]:
+    def encode(name: str, held: object) -> tuple[Dataset, ...]:
         uid = derive_uid("shelf", name)
         return (make_ct_dataset(StudyInstanceUID=CHINESE, SeriesInstanceUID=uid, SOPInstanceUID=uid, Modality="SR"),)
 

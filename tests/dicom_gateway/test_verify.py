@@ -122,7 +122,7 @@ def test_the_verified_revision_is_delivered_and_the_automated_one_kept(worker, p
     assert rows == {("pacs", 1), ("pacs", 2)}, "the rule of the study holds for its verified report"
     worker.deliver_report(STUDY, 2, "pacs", 1, 0)
     assert index.get_delivery(worker.engine, STUDY, 2, "pacs").state is DeliveryState.DELIVERED
-    assert dict(peer.received) == {object_uid(report, "sop", "SR", "1"): 1}
+    assert dict(peer.received) == {object_uid(report, "sop", "SR-ALONE", "1"): 1}
     worker.deliver_report(STUDY, 1, "pacs", 1, 0)
     assert index.get_delivery(worker.engine, STUDY, 1, "pacs").state is DeliveryState.SUPERSEDED
 

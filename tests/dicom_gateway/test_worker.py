@@ -376,10 +376,13 @@ def test_the_report_of_a_study_with_a_late_image_names_the_one_before_it(worker,
     # What is sent is made of the record again, whether the earlier one is still kept or not.
     shutil.rmtree(folders[0])
     files = [worker.settings.data_dir / image.path for image in index.list_instances(worker.engine, STUDY, 2)]
-    (again,) = encoder_of(folders[1], files)("sr")
+    encode = encoder_of(folders[1], files)
+    (again,) = encode("sr", ("seg",))
     assert part_10(again) == (folders[1] / "findings.sr.dcm").read_bytes()
+    # This destination takes no Segmentations.
     worker.deliver_report(STUDY, 2, "pacs", 1, 3)
-    assert second.SOPInstanceUID in peer.received
+    (sent,) = encode("sr", ())
+    assert sent.SOPInstanceUID in peer.received
 
 
 @pytest.mark.parametrize(
