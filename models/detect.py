@@ -60,6 +60,8 @@ EMPHYSEMA_ABSENT_LAA_PERCENT = 3.0
 # Halfway between aerated lung (-850 HU) and soft tissue (50 HU): where partial volume puts a solid border.
 _SOLID_BORDER_HU = -400
 _MAXIMUM_LESIONS = 10
+# A reader looks at a few marks that may be nothing, not at ten.
+_MAXIMUM_DOUBTFUL = 3
 _SEEN_LUNG_ML = 100.0
 # A ball of 15 mm, six voxels of the network's grid: what is smaller is left to the network for nodules.
 _SMALLEST_MASS_ML = 1.8
@@ -76,6 +78,7 @@ _OPAQUE = 0.5
 _LINING_MM = 10.0
 _LINING_SHARE = 0.7
 _NETWORK_METHOD = "network"
+_DOUBTFUL_NODULE = "what was found may be a nodule, a mass, a vessel or collapsed lung"
 _UNFAMILIAR = "the image is unlike those the model knows"
 _PER_SIDE_KINDS = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 _FOCAL_KINDS = (FindingKind.PULMONARY_NODULE,)
@@ -283,7 +286,10 @@ class _Reading:
         return (study, *parts)
 
     def nodules(self, judge: Judge) -> tuple[Finding, ...]:
-        """What is found at about 1 mm, and the masses of the whole thorax: the study's answer, then the ten largest."""
+        """What is found at about 1 mm, and the masses of the whole thorax.
+
+        The study's answer, then the ten largest, then the likeliest of those that may as well be something else.
+        """
         kind, network = FindingKind.PULMONARY_NODULE, self._manifest.nodules
         if network is None:
             raise ValueError("this model has no network for nodules")
@@ -298,25 +304,29 @@ class _Reading:
             and not self._is_beside_lung(nodule.region)
         )
         sure = [*(m for m in masses if m.probability >= mass_cut), *(n for n in small if n.probability >= cut)]
-        outlined = (*masses, *small)
+        doubtful = sorted((n for n in (*masses, *small) if n not in sure), key=lambda n: -n.probability)
         presence, reason = Presence.PRESENT if sure else Presence.ABSENT, None
         if self.quality():
-            presence, reason = Presence.INDETERMINATE, _UNFAMILIAR
-        elif outlined and not sure:
-            presence, reason = (
-                Presence.INDETERMINATE,
-                "what was found may be a nodule, a mass, a vessel or collapsed lung",
-            )
+            presence, reason, doubtful = Presence.INDETERMINATE, _UNFAMILIAR, []
+        elif doubtful and not sure:
+            presence, reason = Presence.INDETERMINATE, _DOUBTFUL_NODULE
         parts = tuple(
             self._nodule_finding(presence, n, nodule, mass_cut if nodule in masses else cut)
             for n, nodule in enumerate(sure[:_MAXIMUM_LESIONS], start=1)
         )
+        open_parts = tuple(
+            self._nodule_finding(
+                Presence.INDETERMINATE, n, nodule, mass_cut if nodule in masses else cut, _DOUBTFUL_NODULE
+            )
+            for n, nodule in enumerate(doubtful[:_MAXIMUM_DOUBTFUL], start=len(parts) + 1)
+        )
         if len(sure) > len(parts):
             reason = "; ".join(filter(None, (reason, f"the {len(parts)} largest of {len(sure)} are described")))
-        surest = max(sure or outlined, key=lambda nodule: nodule.probability, default=None)
+        surest = max(sure or doubtful, key=lambda nodule: nodule.probability, default=None)
         probability = surest.probability if surest else 0.0
         study_cut = mass_cut if surest in masses else cut
-        study = self._study_finding(kind, presence, reason, probability, study_cut, parts, len(sure))
+        study = self._study_finding(kind, presence, reason, probability, study_cut, parts or open_parts, len(sure))
+        parts += open_parts
         return (study, *parts)
 
     def _beside_no_fluid(self, kind: FindingKind, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -379,7 +389,9 @@ class _Reading:
         found = type_of(self._volume, region.box, region.mask)
         return NoduleType.SOLID if found is NoduleType.CALCIFIED else found
 
-    def _nodule_finding(self, presence: Presence, number: int, nodule: Nodule, cut: float) -> Finding:
+    def _nodule_finding(
+        self, presence: Presence, number: int, nodule: Nodule, cut: float, reason: str | None = None
+    ) -> Finding:
         kind = FindingKind.PULMONARY_NODULE
         box = self._around(nodule.region.box)
         left, right = (int(lung[box].sum()) for lung in (self._lungs.left, self._lungs.right))
@@ -392,6 +404,7 @@ class _Reading:
             method=_NETWORK_METHOD,
             probability=nodule.probability,
             operating_point=cut,
+            reason=reason,
             laterality=side,
             site=f"{self._site(kind, side, nodule.region)}, {_words(nodule)}",
             lesion=number,
@@ -545,7 +558,7 @@ class _Reading:
         )
 
     def _totals(self, kind: FindingKind, lesions: Sequence[Finding], count: int) -> tuple[Measurement, ...]:
-        if not lesions:
+        if not lesions or (kind in _FOCAL_KINDS and not count):
             return ()
         if kind in _FOCAL_KINDS:
             return (Measurement(quantity=Quantity.LESION_COUNT, value=float(count), unit="1"),)

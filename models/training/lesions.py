@@ -393,7 +393,7 @@ Insertion = Callable[[Sample, Cavity, np.random.Generator], None]
 INSERTIONS: tuple[tuple[Insertion, float], ...] = (
     (add_emphysema, 0.18),
     (add_dependent_haze, 0.3),
-    (add_interstitial, 0.15),
+    (add_interstitial, 0.22),
     (add_ground_glass, 0.25),
     (add_consolidation, 0.25),
     (add_atelectasis, 0.22),

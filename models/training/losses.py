@@ -13,6 +13,7 @@ _WEIGHTS = {
     FindingKind.PERICARDIAL_EFFUSION: 4.0,
     FindingKind.CONSOLIDATION: 3.0,
     FindingKind.ATELECTASIS: 3.0,
+    FindingKind.INTERSTITIAL_ABNORMALITY: 5.0,
 }
 _POSITIVE_WEIGHT = torch.tensor([_WEIGHTS.get(kind, 2.0) for kind in LESIONS])
 _ENTROPY_WEIGHT = 20.0

@@ -26,6 +26,7 @@ _MASS_MM = (12.0, 45.0)
 _MASS_SHARE = 0.25
 # A nodule put into a vessel or the wall would be one in name only.
 _LEAST_AERATED = 0.5
+_PHANTOM_GRIDS_MM = ((1.5, 1.0), (2.5, 1.2), (2.5, 1.0), (4.0, 1.2))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,10 +76,17 @@ def read_host(path: Path) -> Host:
 
 
 def phantom_host(seed: int) -> Host:
-    """A phantom with every other lesion that could be taken for a nodule, and none itself."""
+    """A phantom with every other lesion that could be taken for a nodule, and none itself; half of them enhanced."""
     sizes = {"consolidation": 60.0, "ground_glass_opacity": 80.0, "emphysema": 15.0, "atelectasis": 40.0}
     chosen = [LesionRequest(kind=kind, size=size) for n, (kind, size) in enumerate(sizes.items()) if (seed >> n) % 2]
-    phantom = make_phantom(seed, chosen, spacing_mm=(1.5, 1.0, 1.0), kernel="sharp" if seed % 3 == 0 else "soft")
+    slice_mm, pixel_mm = _PHANTOM_GRIDS_MM[seed % len(_PHANTOM_GRIDS_MM)]
+    phantom = make_phantom(
+        seed,
+        chosen,
+        spacing_mm=(slice_mm, pixel_mm, pixel_mm),
+        contrast=seed % 2 == 0,
+        kernel="sharp" if seed % 3 == 0 else "soft",
+    )
     grid = lung_grid(phantom.volume, segment_lungs(phantom.volume))
     if grid is None:
         raise ValueError(f"the phantom of seed {seed} has no lungs")

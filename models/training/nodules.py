@@ -37,8 +37,8 @@ HOSTS = {
     "ct/contrast_c3n_00249": "CC BY",
 }
 SHAPES = "training/labels/lungs"
-_PHANTOM_SEEDS = (901, 902, 907)
-_PHANTOM_SHARE = 0.12
+_PHANTOM_SEEDS = (901, 902, 904, 905, 906, 907, 908, 911)
+_PHANTOM_SHARE = 0.35
 _NODULES_PER_LUNG = 20
 _JITTERED = 2
 _BATCH = 64

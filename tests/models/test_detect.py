@@ -197,6 +197,25 @@ def test_a_vessel_that_bulges_into_the_lung_is_no_nodule(detector: Detector, org
     assert study.presence is (Presence.PRESENT if organ == "background" else Presence.ABSENT)
 
 
+def test_what_may_be_a_nodule_is_pointed_at(detector: Detector) -> None:
+    """A ball that the network for nodules is unsure of: an indeterminate answer that says where to look."""
+    volume, ball = _thorax(np.eye(3), (75.0, 20.0, 50.0))
+    hu = np.where(ball, 60, volume.hu).astype(np.int16)
+    soft = Volume(hu, volume.geometry, "1", volume.sop_instance_uids, volume.frame_numbers)
+    unsure = SimpleNamespace(
+        manifest=detector.manifest.model_copy(update={"nodules": NODULES}),
+        run=detector.session.run,
+        judge=lambda patches: np.full(len(patches), -0.85, np.float32),
+    )
+    findings = Detector(unsure).detect(soft, segment_lungs(soft), sharp_kernel=False).findings  # type: ignore[arg-type]
+    study, *lesions = [f for f in findings if f.kind is FindingKind.PULMONARY_NODULE]
+    assert {f.presence for f in (study, *lesions)} == {Presence.INDETERMINATE}
+    assert 1 <= len(lesions) <= 3
+    assert study.reason == lesions[0].reason == "what was found may be a nodule, a mass, a vessel or collapsed lung"
+    assert not any(m.quantity is Quantity.LESION_COUNT for m in study.measurements)
+    assert any(f.region is not None and ball[f.region.box][f.region.mask].mean() > 0.9 for f in lesions)
+
+
 def test_ground_glass_in_lungs_without_air_is_left_open(detector: Detector) -> None:
     """The same opacity in lungs after a full breath and at rest; the lesion network sees it in both."""
     kind, nodule = FindingKind.GROUND_GLASS_OPACITY, FindingKind.PULMONARY_NODULE
