@@ -37,6 +37,7 @@ class Event(enum.StrEnum):
     COMMITMENT_GIVEN_UP = "commitment_given_up"
     RESULTS_COMMITTED = "results_committed"
     RESULTS_NOT_COMMITTED = "results_not_committed"
+    STEP_TOLD = "step_told"
     INDEX_RECONCILED = "index_reconciled"
     FILE_NOT_INDEXABLE = "file_not_indexable"
     FILE_MISSING = "file_missing"

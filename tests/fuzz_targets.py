@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 from factories import make_ct_dataset
+from modality import begun, ended
 from peers import CT_EXPLICIT, associate_request, echo_request, encoded_data_set, message, store_request
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -25,16 +26,18 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     RLELossless,
 )
-from pynetdicom.dimse_primitives import N_ACTION
+from pynetdicom.dimse_primitives import N_ACTION, N_CREATE
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
 
 from dicom_gateway.operate import prepare_data
-from dicom_gateway.receive import commitment, pdu
+from dicom_gateway.receive import commitment, pdu, performed
 from dicom_gateway.receive.admission import Admission
 from dicom_gateway.receive.commitment import Commitments
 from dicom_gateway.receive.connection import Association, Stream
 from dicom_gateway.receive.header import read_header
 from dicom_gateway.receive.pdu import ProtocolError
+from dicom_gateway.receive.performed import PerformedSteps
 from dicom_gateway.receive.reception import Reception
 from dicom_gateway.receive.statuses import StoreRefused
 from dicom_gateway.settings import Settings
@@ -46,6 +49,7 @@ from imaging.geometry import geometry_of_stack
 from imaging.headers import Series, Slice, Study, read_instance
 from imaging.quality import check_headers, is_rejected
 from imaging.selection import select_series
+from imaging.uids import derive_uid
 from imaging.volume import order_slices
 
 _SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless)
@@ -117,23 +121,31 @@ def commitment_information(content: bytes) -> None:
                 parse()
 
 
+def performed_step(content: bytes) -> None:
+    """What a modality tells of a step: StoreRefused or a value."""
+    for syntax in _SYNTAXES[:2]:
+        with contextlib.suppress(StoreRefused):
+            performed.parse_step(content, syntax)
+
+
 def association(content: bytes) -> None:
     """A whole connection: it ends, and nothing in it fails that is not the peer's fault."""
-    reception, admission, commitments = _receiver()
+    reception, admission, commitments, steps = _receiver()
     ours, theirs = socket.socketpair()
     with ours, theirs:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         theirs.sendall(content[: 1 << 17])
         theirs.shutdown(socket.SHUT_WR)
-        peer = Association(Stream(ours), "127.0.0.1", reception, admission, commitments, on_established=lambda: None)
+        stream, answers = Stream(ours), (commitments, steps)
+        peer = Association(stream, "127.0.0.1", reception, admission, *answers, on_established=lambda: None)
         peer.serve(time.monotonic() + _PATIENCE_S)
     assert not list(reception.settings.incoming_dir.iterdir())
 
 
 def stow_body(content: bytes) -> None:
     """The body of a STOW-RS request, in pieces; the first byte says how long these are."""
-    reception, _, _ = _receiver()
+    reception, *_ = _receiver()
     upload = Upload(reception, _BOUNDARY, None)
     step = (content[0] if content else 0) * 16 + 1
     try:
@@ -148,14 +160,14 @@ def stow_body(content: bytes) -> None:
 
 
 @cache
-def _receiver() -> tuple[Reception, Admission, Commitments]:
+def _receiver() -> tuple[Reception, Admission, Commitments, PerformedSteps]:
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None, prefix="onescan-fuzz-"))
     settings = Settings(data_dir=folder / "data", calling_ae_titles=("*",), minimum_free_space_mb=0)
     prepare_data(settings)
     engine = open_database(settings.database)
     reception = Reception(settings=settings, engine=engine)
     structlog.configure(processors=[_no_fault_of_ours])
-    return reception, Admission(reception), Commitments(engine, settings)
+    return reception, Admission(reception), Commitments(engine, settings), PerformedSteps(engine)
 
 
 def _no_fault_of_ours(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -273,16 +285,22 @@ def _conversations() -> list[bytes]:
         *CT_EXPLICIT,
         (Verification, (ImplicitVRLittleEndian,)),
         (commitment.SOP_CLASS_UID, (ExplicitVRLittleEndian,)),
+        (performed.SOP_CLASS_UID, (ExplicitVRLittleEndian,)),
     )
     request = associate_request(contexts)
     action = N_ACTION()
     action.MessageID, action.ActionTypeID, action.ActionInformation = 3, 1, BytesIO(_references()[0])
     action.RequestedSOPClassUID, action.RequestedSOPInstanceUID = commitment.SOP_CLASS_UID, commitment.SOP_INSTANCE_UID
     asked = b"".join(message(action, context_id=5))
+    begin = N_CREATE()
+    begin.MessageID, begin.AttributeList = 5, BytesIO(_steps()[0])
+    begin.AffectedSOPClassUID, begin.AffectedSOPInstanceUID = performed.SOP_CLASS_UID, derive_uid("step")
+    told = b"".join(message(begin, context_id=7))
     store = b"".join(message(store_request(make_ct_dataset())))
     echo = b"".join(message(echo_request(), context_id=3))
     released = b"\x05\0\0\0\0\x04" + bytes(4)
-    return [request + echo + released, request + store + store, request + store[:-200], request + asked + released]
+    short = [request + echo + released, request + store[:-200], request + asked + released, request + told + released]
+    return [*short, request + store + store]
 
 
 def _commands() -> list[bytes]:
@@ -293,6 +311,11 @@ def _references() -> list[bytes]:
     item = b"\x08\0\x50\x11UI\x06\x001.2.3\0\x08\0\x55\x11UI\x06\x001.2.4\0\x08\0\x97\x11US\x02\0\x10\x01"
     sequence = b"\xfe\xff\0\xe0" + struct.pack("<I", len(item)) + item
     return [b"\x08\0\x95\x11UI\x06\x001.2.5\0\x08\0\x99\x11SQ\0\0" + struct.pack("<I", len(sequence)) + sequence]
+
+
+def _steps() -> list[bytes]:
+    told = (begun(derive_uid("study")), ended({"1.2.3": ["1.2.3.1", "1.2.3.2"]}))
+    return [bytes(encode(step, False, True) or b"") for step in told]
 
 
 def _bodies() -> list[bytes]:
@@ -309,6 +332,7 @@ TARGETS = {
     "elements": Target(function=elements, seeds=lambda: [_encoded(syntax) for syntax in _SYNTAXES[:2]] + _references()),
     "file_header": Target(function=file_header, seeds=_files),
     "commitment_information": Target(function=commitment_information, seeds=_references),
+    "performed_step": Target(function=performed_step, seeds=_steps),
     "association": Target(function=association, seeds=_conversations),
     "stow_body": Target(function=stow_body, seeds=_bodies),
     "series_of_slices": Target(

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom.dimse_messages import C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, N_ACTION_RQ, N_GET_RQ
-from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE, N_ACTION, N_GET
+from pynetdicom.dimse_messages import C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, N_ACTION_RQ, N_CREATE_RQ, N_GET_RQ
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE, N_ACTION, N_CREATE, N_GET
 from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RQ, A_RELEASE_RQ, P_DATA_TF
 from pynetdicom.pdu_primitives import (
     A_ABORT,
@@ -37,6 +37,7 @@ _MESSAGES = {
     C_ECHO: C_ECHO_RQ,
     C_CANCEL: C_CANCEL_RQ,
     N_ACTION: N_ACTION_RQ,
+    N_CREATE: N_CREATE_RQ,
     N_GET: N_GET_RQ,
 }
 

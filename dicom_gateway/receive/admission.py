@@ -15,7 +15,7 @@ from pynetdicom.sop_class import CTImageStorage, EnhancedCTImageStorage, Verific
 from dicom_gateway.errors import StorageFull
 from dicom_gateway.events import Event, emit
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicom_gateway.receive import commitment, pdu
+from dicom_gateway.receive import commitment, pdu, performed
 from dicom_gateway.receive.pdu import AssociateRequest, ContextResult, Proposal, Rejection, UserIdentity
 from dicom_gateway.receive.reception import Reception
 from imaging.volume import TRANSFER_SYNTAXES as DECODED_SYNTAXES
@@ -24,7 +24,8 @@ SOP_CLASSES: tuple[str, ...] = (str(CTImageStorage), str(EnhancedCTImageStorage)
 # What the pipeline decodes, uncompressed first; big endian is retired and nobody should start to send it.
 TRANSFER_SYNTAXES = tuple(str(uid) for uid in DECODED_SYNTAXES if uid != ExplicitVRBigEndian)
 MAXIMUM_PDU_BYTES = 131072
-# Of what carries no image: C-ECHO, storage commitment.
+# Of what carries no image.
+MESSAGE_SOP_CLASSES = (str(Verification), commitment.SOP_CLASS_UID, performed.SOP_CLASS_UID)
 MESSAGE_SYNTAXES = TRANSFER_SYNTAXES[:2]
 _LONGEST_PAUSE_S = 5.0
 # 128 contexts of ten syntaxes each fit; what is longer was sent to fill the memory.
@@ -164,7 +165,7 @@ def _negotiated(items: bytes, checks_identity: bool) -> tuple[Proposal, dict[int
     encoded = []
     for context in proposal.contexts:
         supported = TRANSFER_SYNTAXES if context.abstract_syntax in SOP_CLASSES else MESSAGE_SYNTAXES
-        if context.abstract_syntax not in (*SOP_CLASSES, Verification, commitment.SOP_CLASS_UID):
+        if context.abstract_syntax not in (*SOP_CLASSES, *MESSAGE_SOP_CLASSES):
             result, chosen = ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED, TRANSFER_SYNTAXES[1]
         elif syntax := next((syntax for syntax in supported if syntax in context.transfer_syntaxes), None):
             result, chosen = ContextResult.ACCEPTANCE, syntax

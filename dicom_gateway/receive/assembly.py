@@ -1,4 +1,7 @@
-"""When a study is complete: its source has no more of it, or nobody is sending it and it has been quiet for a while."""
+"""When a study is complete: its modality made no more of it, its source has no more, or it has been quiet for a while.
+
+Never while an association is sending it.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +14,8 @@ from dicom_gateway.errors import DeliveryError
 from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.query import ANSWER_WITHIN_S, SourceCount
-from dicom_gateway.receive.expected import Comparison, Standing, compare
+from dicom_gateway.receive.expected import Comparison, Standing, compare, compare_made
+from dicom_gateway.receive.performed import Step, steps_of
 from dicom_gateway.settings import Rule, Source
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import StudyState, study
@@ -33,7 +37,8 @@ Ask = Callable[[Source, str], SourceCount]
 class QuietRules:
     """How long, in seconds, a study must be quiet.
 
-    The second value is for one association per image, the third for a study that lacks images which its source has.
+    The second value is for one association per image, the third for a study that lacks images which its source has or
+    its modality has made, or goes on making.
     """
 
     quiet_period_s: float
@@ -63,10 +68,12 @@ def quiet_needed_s(row: ReceivingStudy, rules: QuietRules, standing: Standing = 
     first_s = rules.quiet_period_single_image_s if one_image_each else rules.quiet_period_s
     quiet_s = min(first_s * GROWTH ** min(row.revision - 1, 10), max(LONGEST_QUIET_S, first_s))
     match standing:
+        case Standing.ALL_MADE:
+            return quiet_s if row.revision > 1 else 0.0
         case Standing.ALL:
             # A scanner that sends while it scans has no more than it has sent, at every moment.
             return quiet_s if one_image_each or row.revision > 1 else 0.0
-        case Standing.PART:
+        case Standing.PART | Standing.IN_PROGRESS:
             return max(quiet_s, rules.missing_images_wait_s)
         case Standing.ASKED:
             return max(quiet_s, ANSWER_WITHIN_S)
@@ -111,9 +118,12 @@ class Assembly:
         passed_s = 0.0 if self._looked is None else min(max(0.0, clock_s - self._looked), _LONGEST_STEP_S)
         self._looked = clock_s
         self._watched = {uid: self._look(row, uid in open_studies, passed_s) for uid, row in rows.items()}
+        # Not at the first look: a sender of one association an image would have us ask after each.
+        quiet = {uid for uid, watched in self._watched.items() if watched.quiet_s > 0.0}
+        steps = steps_of(self.engine, quiet)
         closed = []
         for uid, watched in self._watched.items():
-            comparison = _NOT_ASKED if uid in open_studies else self._comparison(watched)
+            comparison = self._comparison(watched, steps.get(uid, ())) if uid in quiet else _NOT_ASKED
             complete = watched.quiet_s >= quiet_needed_s(watched.row, self.rules, comparison.standing)
             if uid not in open_studies and complete and self._close(watched.row, comparison, now):
                 closed.append(uid)
@@ -128,14 +138,16 @@ class Assembly:
         watched.quiet_s += passed_s
         return watched
 
-    def _comparison(self, watched: _Watched) -> Comparison:
-        """What is known of the study's source, which is asked once each time the study has become quiet."""
+    def _comparison(self, watched: _Watched, steps: tuple[Step, ...]) -> Comparison:
+        """What its modality's steps say, or else its source, which is asked once each time the study becomes quiet."""
+        uid = watched.row.study_instance_uid
+        made = compare_made(index.instances_by_series(self.engine, uid), steps) if steps else _NOT_ASKED
         source = self.sources.get(watched.row.calling_ae_title)
-        # Not at the first look: a sender of one association an image would have us ask after each.
-        if source is None or self.ask is None or watched.quiet_s == 0.0:
-            return _NOT_ASKED
+        is_told = made.standing in (Standing.IN_PROGRESS, Standing.PART, Standing.ALL_MADE)
+        if is_told or source is None or self.ask is None:
+            return made
         if watched.answer is None:
-            watched.answer = self._asker(source).submit(self._compared, source, watched.row.study_instance_uid)
+            watched.answer = self._asker(source).submit(self._compared, source, uid)
         return watched.answer.result() if watched.answer.done() else Comparison(standing=Standing.ASKED)
 
     def _compared(self, source: Source, study_instance_uid: str) -> Comparison:
@@ -179,7 +191,7 @@ class Assembly:
         if lacks:
             emit(Event.STUDY_LACKS_IMAGES, level="warning", **about, **numbers)
         decided = {"rule": rule.name} if rule is not None else {}
-        counted = numbers if comparison.standing is Standing.ALL else {}
+        counted = numbers if comparison.standing in (Standing.ALL, Standing.ALL_MADE) else {}
         emit(Event.STUDY_COMPLETE if analyse else Event.STUDY_EXCLUDED, **about, **decided, **counted)
         return True
 

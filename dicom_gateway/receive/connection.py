@@ -17,10 +17,11 @@ from pydicom.dataset import Dataset
 
 from dicom_gateway.errors import GatewayError
 from dicom_gateway.events import Event, emit
-from dicom_gateway.receive import commitment, pdu
+from dicom_gateway.receive import commitment, pdu, performed
 from dicom_gateway.receive.admission import MAXIMUM_PDU_BYTES, Accepted, Admission
 from dicom_gateway.receive.commitment import Commitments
 from dicom_gateway.receive.pdu import AbortReason, Command, CommandSet, PduType, ProtocolError
+from dicom_gateway.receive.performed import PerformedSteps
 from dicom_gateway.receive.reception import Incoming, Reception, refusal_of, release_study
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 
@@ -32,6 +33,7 @@ LEAST_BYTES_PER_S = 1000
 _MAXIMUM_REQUEST_BYTES = 1 << 20
 _MAXIMUM_COMMAND_BYTES = 1 << 16
 _BUFFER_BYTES = 256 << 10
+_WITH_A_DATA_SET = (Command.N_ACTION_RQ, Command.N_EVENT_REPORT_RQ, Command.N_CREATE_RQ, Command.N_SET_RQ)
 
 
 class PeerGone(GatewayError):
@@ -115,7 +117,7 @@ class _Image:
 
 @dataclass(slots=True)
 class _Message:
-    """A request of storage commitment whose data set is coming: N-ACTION, or N-EVENT-REPORT from a destination."""
+    """A request whose data set is coming: storage commitment's N-ACTION, N-EVENT-REPORT; a step's N-CREATE, N-SET."""
 
     context_id: int
     command: CommandSet
@@ -132,6 +134,7 @@ class Association:
         reception: Reception,
         admission: Admission,
         commitments: Commitments,
+        steps: PerformedSteps,
         *,
         on_established: Callable[[], None],
     ) -> None:
@@ -140,6 +143,7 @@ class Association:
         self._reception = reception
         self._admission = admission
         self._commitments = commitments
+        self._steps = steps
         self._on_established = on_established
         self._accepted: Accepted | None = None
         self._image: _Image | None = None
@@ -258,7 +262,7 @@ class Association:
         context = self._accepted.contexts.get(context_id)
         if context is None:
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a presentation context that was not accepted")
-        if command.command in (Command.N_ACTION_RQ, Command.N_EVENT_REPORT_RQ) and command.has_data_set:
+        if command.command in _WITH_A_DATA_SET and command.has_data_set:
             self._message = _Message(context_id, command)
         elif command.command == Command.C_STORE_RQ and command.has_data_set:
             self._image = self._begin_image(command, context_id)
@@ -322,7 +326,8 @@ class Association:
         if message.context_id != context_id:
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "data without a request")
         message.data_set += content
-        if len(message.data_set) > commitment.MAXIMUM_REQUEST_BYTES:
+        is_step = message.command.command in (Command.N_CREATE_RQ, Command.N_SET_RQ)
+        if len(message.data_set) > (performed.MAXIMUM_STEP_BYTES if is_step else commitment.MAXIMUM_REQUEST_BYTES):
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a request without an end")
         if is_last:
             self._message = None
@@ -337,13 +342,16 @@ class Association:
         result: tuple[int, Dataset] | None = None
         status, comment = StoreStatus.SUCCESS, ""
         try:
-            if abstract_syntax != commitment.SOP_CLASS_UID:
-                raise StoreRefused(StoreStatus.UNRECOGNIZED_OPERATION, "Not an operation of this SOP class")
-            if command.command == Command.N_ACTION_RQ:
-                request = commitment.parse_request(command, bytes(message.data_set), transfer_syntax, calling)
-                result = self._commitments.take(request)
-            else:
-                self._commitments.told(commitment.parse_report(bytes(message.data_set), transfer_syntax))
+            match abstract_syntax, command.command:
+                case commitment.SOP_CLASS_UID, Command.N_ACTION_RQ:
+                    request = commitment.parse_request(command, bytes(message.data_set), transfer_syntax, calling)
+                    result = self._commitments.take(request)
+                case commitment.SOP_CLASS_UID, Command.N_EVENT_REPORT_RQ:
+                    self._commitments.told(commitment.parse_report(bytes(message.data_set), transfer_syntax))
+                case performed.SOP_CLASS_UID, Command.N_CREATE_RQ | Command.N_SET_RQ:
+                    self._steps.take(command, bytes(message.data_set), transfer_syntax, calling)
+                case _:
+                    raise StoreRefused(StoreStatus.UNRECOGNIZED_OPERATION, "Not an operation of this SOP class")
         except Exception as error:  # noqa: BLE001  # edge: the sender always gets an answer
             refusal = refusal_of(error, calling)
             status, comment = refusal.status, refusal.comment

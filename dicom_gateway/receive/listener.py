@@ -17,6 +17,7 @@ from dicom_gateway.events import Event, emit
 from dicom_gateway.receive.admission import Admission
 from dicom_gateway.receive.commitment import Commitments
 from dicom_gateway.receive.connection import HALF_OPEN_TIMEOUT_S, Association, Stream
+from dicom_gateway.receive.performed import PerformedSteps
 from dicom_gateway.receive.reception import Reception
 from dicom_gateway.store.schema import open_database
 from dicom_gateway.tls import TlsContext
@@ -49,7 +50,9 @@ class Listener:
             emit(Event.NOBODY_MAY_SEND, level="warning", setting="calling_ae_titles")
         self._reception = reception
         self._admission = Admission(reception)
-        self._commitments = Commitments(open_database(settings.database), settings)
+        durable = open_database(settings.database)
+        self._commitments = Commitments(durable, settings)
+        self._steps = PerformedSteps(durable)
         self._stopped = threading.Event()
         self._tls = TlsContext(settings) if settings.dicom_tls_certificate_file else None
         self._half_open: dict[socket.socket, None] = {}
@@ -132,6 +135,7 @@ class Listener:
             self._reception,
             self._admission,
             self._commitments,
+            self._steps,
             on_established=lambda: self._established(connection),
         )
         try:

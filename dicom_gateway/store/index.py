@@ -304,6 +304,18 @@ def count_series(engine: sa.Engine, study_instance_uid: str) -> Mapping[str, int
         return {series: count for series, count in connection.execute(query)}
 
 
+def instances_by_series(engine: sa.Engine, study_instance_uid: str) -> Mapping[str, frozenset[str]]:
+    """SOP Instance UIDs of each series of the study that are here."""
+    query = sa.select(instance.c.series_instance_uid, instance.c.sop_instance_uid).where(
+        instance.c.study_instance_uid == study_instance_uid
+    )
+    held: dict[str, set[str]] = {}
+    with engine.connect() as connection:
+        for series, uid in connection.execute(query):
+            held.setdefault(series, set()).add(uid)
+    return {series: frozenset(uids) for series, uids in held.items()}
+
+
 def list_refusals(engine: sa.Engine, study_instance_uid: str | None) -> tuple[Refusal, ...]:
     """What was not taken of a study, the most frequent reason first; None: of studies of which nothing was taken."""
     query = (

@@ -186,6 +186,26 @@ requested_commitment = sa.Table(
     sa.Column("updated", sa.Float, nullable=False),
 )
 
+# A performed procedure step that a modality told of. `state` is a StepState, `made` the JSON of the SOP Instance UIDs
+# of its CT images by Series Instance UID.
+performed_step = sa.Table(
+    "performed_step",
+    metadata,
+    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("calling_ae_title", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("made", sa.Text, nullable=False),
+    sa.Column("updated", sa.Float, nullable=False, index=True),
+)
+
+# The studies of a step, of which no image need be here.
+performed_step_study = sa.Table(
+    "performed_step_study",
+    metadata,
+    sa.Column("sop_instance_uid", sa.ForeignKey("performed_step.sop_instance_uid"), primary_key=True),
+    sa.Column("study_instance_uid", sa.String(64), primary_key=True, index=True),
+)
+
 worker_heartbeat = sa.Table(
     "worker_heartbeat",
     metadata,
