@@ -104,8 +104,14 @@ _DICOM_SETTINGS = (
 OBJECTS: dict[ResultObject, tuple[int, str, str, str]] = {
     "sr": (sr.SERIES_NUMBER, described(sr.SERIES_DESCRIPTION, None, ENGLISH), "TID 1500", "never"),
     "seg": (
-        segmentation.SERIES_NUMBER,
-        described(segmentation.SERIES_DESCRIPTION, None, ENGLISH),
+        segmentation.BINARY.series_number,
+        described(segmentation.BINARY.series_description, None, ENGLISH),
+        "-",
+        "nothing is outlined, or the source has no frame of reference",
+    ),
+    "seg_labelmap": (
+        segmentation.LABELMAP.series_number,
+        described(segmentation.LABELMAP.series_description, None, ENGLISH),
         "-",
         "nothing is outlined, or the source has no frame of reference",
     ),
@@ -158,7 +164,8 @@ OBJECTS: dict[ResultObject, tuple[int, str, str, str]] = {
 _SR: tuple[ResultObject, ...] = ("sr", "sr_comprehensive", "sr_enhanced", "sr_text", "marks")
 _DOCUMENTS: tuple[ResultObject, ...] = (*_SR, "ko")
 _PICTURES: tuple[ResultObject, ...] = ("sc", "key_images")
-_IMAGES: tuple[ResultObject, ...] = (*_PICTURES, "seg")
+_SEGMENTATIONS: tuple[ResultObject, ...] = ("seg", "seg_labelmap")
+_IMAGES: tuple[ResultObject, ...] = (*_PICTURES, *_SEGMENTATIONS)
 _ALL: tuple[ResultObject, ...] = tuple(OBJECTS)
 
 
@@ -196,7 +203,7 @@ ATTRIBUTES: tuple[tuple[str, tuple[ResultObject, ...], str], ...] = (
     ("ContributingEquipmentSequence", _all_but("pdf"), "the library that encodes"),
     ("ContentDate ContentTime", _all_but("gsps"), _CREATED),
     ("PresentationCreationDate PresentationCreationTime", ("gsps",), _CREATED),
-    ("CodingSchemeIdentificationSequence", (*_SR, "seg"), "declares 99ONESCAN"),
+    ("CodingSchemeIdentificationSequence", (*_SR, *_SEGMENTATIONS), "declares 99ONESCAN"),
     (
         "PredecessorDocumentsSequence",
         _SR,
@@ -214,7 +221,7 @@ ATTRIBUTES: tuple[tuple[str, tuple[ResultObject, ...], str], ...] = (
     ("Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel", _IMAGES, "of the picture"),
     ("PhotometricInterpretation", _IMAGES, "`RGB`; SEG `MONOCHROME2`"),
     ("PlanarConfiguration", _PICTURES, "0"),
-    ("PixelData", _IMAGES, "8 bit; SEG 1 bit"),
+    ("PixelData", _IMAGES, "8 bit; BINARY SEG 1 bit"),
     ("ImageType", _IMAGES, "`DERIVED\\SECONDARY\\OTHER`; SEG `DERIVED\\PRIMARY`"),
     ("LossyImageCompression", _IMAGES, "`00`"),
     ("PatientOrientation", _PICTURES, "`L\\P`"),
@@ -224,23 +231,29 @@ ATTRIBUTES: tuple[tuple[str, tuple[ResultObject, ...], str], ...] = (
     ("BurnedInAnnotation", (*_PICTURES, "pdf"), "`YES`; key images `NO`"),
     ("BodyPartExamined", (*_PICTURES, "gsps"), "`CHEST`"),
     ("ImageComments", ("key_images",), "the finding"),
-    ("SourceImageSequence", ("key_images", "seg"), "the image shown; SEG: the analysed images"),
-    ("FrameOfReferenceUID", ("seg",), "source"),
-    ("PositionReferenceIndicator", ("seg",), "empty"),
+    ("SourceImageSequence", ("key_images", *_SEGMENTATIONS), "the image shown; SEG: the analysed images"),
+    ("FrameOfReferenceUID", _SEGMENTATIONS, "source"),
+    ("PositionReferenceIndicator", _SEGMENTATIONS, "empty"),
     (
         "NumberOfFrames SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence",
-        ("seg",),
+        _SEGMENTATIONS,
         "by segment, by slice",
     ),
-    ("DimensionOrganizationSequence DimensionIndexSequence", ("seg",), "segment number, position"),
-    ("SegmentationType", ("seg",), "`BINARY`"),
-    ("SegmentsOverlap", ("seg",), "`YES` or `NO`, as it is"),
-    ("SegmentSequence", ("seg",), "one a lesion or measured organ, algorithm type AUTOMATIC, with tracking UID"),
-    ("ContentLabel", ("seg", "gsps"), "`AI_FINDINGS`"),
-    ("ContentDescription", ("seg", "gsps"), "as the series description"),
-    ("ReferencedSeriesSequence", ("seg", "gsps"), "the analysed images; those shown"),
+    ("DimensionOrganizationSequence DimensionIndexSequence", _SEGMENTATIONS, "segment number, position"),
+    ("SegmentationType", _SEGMENTATIONS, "`BINARY`; label map `LABELMAP`"),
+    ("SegmentsOverlap", _SEGMENTATIONS, "`YES` or `NO`, as it is; label map `NO`"),
+    (
+        "SegmentSequence",
+        _SEGMENTATIONS,
+        "one a lesion or measured organ, algorithm type AUTOMATIC, with tracking UID; label map: 0 is the background",
+    ),
+    ("DimensionOrganizationType", ("seg_labelmap",), "`3D` where the frames are evenly spaced; else absent"),
+    ("PixelPaddingValue", ("seg_labelmap",), "0"),
+    ("ContentLabel", (*_SEGMENTATIONS, "gsps"), "`AI_FINDINGS`"),
+    ("ContentDescription", (*_SEGMENTATIONS, "gsps"), "as the series description"),
+    ("ReferencedSeriesSequence", (*_SEGMENTATIONS, "gsps"), "the analysed images; those shown"),
     ("ContentCreatorName", ("gsps",), "empty"),
-    ("PresentationLUTShape", ("gsps", "seg"), "`IDENTITY`"),
+    ("PresentationLUTShape", ("gsps", "seg", "seg_labelmap"), "`IDENTITY`"),
     ("RescaleSlope RescaleIntercept", ("gsps",), "source"),
     ("RescaleType", ("gsps",), "`HU`"),
     ("SoftcopyVOILUTSequence", ("gsps",), "a window a slice, by the kind of finding"),
@@ -314,11 +327,16 @@ def _hexadecimal(status: int) -> str:
     return f"0x{status:04X}"
 
 
+def _class_name(uid: str) -> str:
+    # pydicom's dictionary does not have it yet.
+    return "Label Map Segmentation Storage" if uid == SOP_CLASSES["seg_labelmap"] else UID(uid).name
+
+
 def _services() -> str:
     rows = [(str(Verification), Verification.name, "yes", "yes")]
     rows += [(str(uid), UID(uid).name, "no", "yes") for uid in admission.SOP_CLASSES]
     rows += [
-        (uid, UID(uid).name, "yes", "no")
+        (uid, _class_name(uid), "yes", "no")
         for uid in dict.fromkeys((*SOP_CLASSES.values(), str(StudyRootQueryRetrieveInformationModelFind)))
     ]
     rows.append((commitment.SOP_CLASS_UID, UID(commitment.SOP_CLASS_UID).name, "yes", "yes"))
@@ -343,7 +361,7 @@ def _proposed_contexts() -> str:
         )
         offered = ", ".join(proposed_contexts(profile)[sop_class])
         instead = ", ".join(f"`{way}`" for way in ways_of_sending(name)[1:])
-        rows.append((f"`{name}`", UID(sop_class).name, offered, instead or "left out"))
+        rows.append((f"`{name}`", _class_name(sop_class), offered, instead or "left out"))
     default = Destination.model_fields
     sent = ", ".join(f"`{name}`" for name in default["objects"].default)
     syntaxes = ", ".join(default["transfer_syntaxes"].default)
@@ -473,7 +491,7 @@ def _description(model: type[BaseModel], name: str) -> str:
 
 def _objects() -> str:
     rows = [
-        (f"`{name}`", UID(SOP_CLASSES[name]).name, str(number), description, template, absent)
+        (f"`{name}`", _class_name(SOP_CLASSES[name]), str(number), description, template, absent)
         for name, (number, description, template, absent) in OBJECTS.items()
     ]
     return _table(

@@ -42,6 +42,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ResultObject = Literal[
     "sr",
     "seg",
+    "seg_labelmap",
     "sc",
     "marks",
     "key_images",
@@ -84,10 +85,11 @@ class _WantsObjects(_WantsReports):
 
     objects: Annotated[tuple[ResultObject, ...], Field(min_length=1)] = Field(
         default=("sr", "seg", "sc"),
-        description="What to send, in this order, but no SR before the segmentation that it refers to: 'sr' (structured "
-        "report), 'seg' (segmentation), 'sc' (summary page), "
-        "'marks' (outlines as an SR), 'key_images', 'ko' (key object selection), 'gsps' (presentation states), 'pdf', "
-        "'sr_comprehensive', 'sr_enhanced', 'sr_text' (the SR in older classes; 'sr' falls back to them by itself).",
+        description="What to send, in this order, but no SR before the segmentation that it refers to: "
+        "'sr' (structured report), 'seg' (segmentation), 'seg_labelmap' (as label maps, or as 'seg' where those are "
+        "refused), 'sc' (summary page), 'marks' (outlines as an SR), 'key_images', 'ko' (key object selection), "
+        "'gsps' (presentation states), 'pdf', 'sr_comprehensive', 'sr_enhanced', 'sr_text' (the SR in older classes; "
+        "'sr' falls back to them by itself).",
     )
     character_set: Literal["ISO_IR 192", "GB18030"] = Field(
         default="ISO_IR 192", description="Character set of what is sent: 'ISO_IR 192' (UTF-8) or 'GB18030'."
@@ -111,7 +113,7 @@ class Destination(_WantsObjects):
     transfer_syntaxes: Annotated[tuple[TransferSyntax, ...], Field(min_length=1)] = Field(
         default=UNCOMPRESSED,
         description="Transfer syntaxes that are offered, the preferred one first: ExplicitVRLittleEndian, "
-        "ImplicitVRLittleEndian, RLELossless (for pictures only).",
+        "ImplicitVRLittleEndian, RLELossless (for pictures only). Label maps are always RLELossless.",
     )
     storage_commitment: bool = Field(
         default=False,

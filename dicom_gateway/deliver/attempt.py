@@ -72,13 +72,18 @@ def require_taken(status: int, told: str) -> None:
 
 
 def prepared(data_set: Dataset, transfer_syntax: UID, character_set: str) -> Dataset:
-    """The same elements as the destination wants them encoded, without memory of how they were before."""
+    """The same elements as the destination wants them encoded, without memory of how they were before.
+
+    What is compressed already stays so: a label map, which would be too large.
+    """
     changed = Dataset()
     for element in data_set:
         # Not the element itself: assigning to a keyword changes the element that is there.
         changed.add(copy(element))
     changed.file_meta = deepcopy(data_set.file_meta)
     changed.SpecificCharacterSet = character_set
+    if changed.file_meta.TransferSyntaxUID.is_compressed:
+        return changed
     if transfer_syntax.keyword in UNCOMPRESSED:
         changed.file_meta.TransferSyntaxUID = transfer_syntax
     else:

@@ -45,8 +45,8 @@ def send(encode: Encode, destination: Destination, *, calling_ae_title: str) -> 
             accepted.setdefault(str(context.abstract_syntax), set()).add(context.transfer_syntax[0])
 
         def store(data_set: Dataset) -> None:
-            wanted = (getattr(pydicom.uid, keyword) for keyword in destination.transfer_syntaxes)
-            syntax = next(uid for uid in wanted if uid in accepted[data_set.SOPClassUID])
+            sop_class = str(data_set.SOPClassUID)
+            syntax = next(uid for uid in contexts[sop_class] if uid in accepted[sop_class])
             changed = prepared(data_set, syntax, destination.character_set)
             require_success(_asked(association.send_c_store, changed))
 

@@ -13,6 +13,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
+from pynetdicom.sop_class import LabelMapSegmentationStorage
 
 from dicom_gateway.settings import UNCOMPRESSED, Destination, ResultObject
 
@@ -20,6 +21,7 @@ from dicom_gateway.settings import UNCOMPRESSED, Destination, ResultObject
 SOP_CLASSES: dict[ResultObject, str] = {
     "sr": str(Comprehensive3DSRStorage),
     "seg": str(SegmentationStorage),
+    "seg_labelmap": str(LabelMapSegmentationStorage),
     "sc": str(SecondaryCaptureImageStorage),
     "marks": str(ComprehensiveSRStorage),
     "key_images": str(SecondaryCaptureImageStorage),
@@ -31,8 +33,9 @@ SOP_CLASSES: dict[ResultObject, str] = {
     "sr_text": str(BasicTextSRStorage),
 }
 
-# The findings must arrive somehow; whatever else a peer refuses is left out.
+# The findings must arrive somehow, and the segments in one form; whatever else a peer refuses is left out.
 _SR_IN_LESS_AND_LESS: tuple[ResultObject, ...] = ("sr", "sr_comprehensive", "sr_enhanced", "sr_text", "sc")
+_SEGMENTATIONS: tuple[ResultObject, ...] = ("seg_labelmap", "seg")
 
 # The other kinds are text, or a 1 bit segmentation, which this syntax cannot hold (PS3.5 8.2.2).
 _RLE_HOLDS = str(SecondaryCaptureImageStorage)
@@ -42,12 +45,12 @@ def ways_of_sending(name: ResultObject) -> tuple[ResultObject, ...]:
     """`name` itself, then what stands in for it, the most telling first."""
     if name in _SR_IN_LESS_AND_LESS[:-1]:
         return _SR_IN_LESS_AND_LESS[_SR_IN_LESS_AND_LESS.index(name) :]
-    return (name,)
+    return _SEGMENTATIONS if name == "seg_labelmap" else (name,)
 
 
 def is_segmentation(name: ResultObject) -> bool:
-    """Whether objects of this kind are what an SR may refer to."""
-    return name == "seg"
+    """Whether this kind, or what stands in for it, is what an SR may refer to."""
+    return name in _SEGMENTATIONS
 
 
 def refers_to_segmentations(name: ResultObject) -> bool:
@@ -65,4 +68,6 @@ def proposed_contexts(destination: Destination) -> dict[str, tuple[str, ...]]:
 
 
 def _syntaxes(sop_class: str, keywords: Iterable[str]) -> tuple[str, ...]:
+    if sop_class == SOP_CLASSES["seg_labelmap"]:
+        return ("RLELossless",)
     return tuple(keyword for keyword in keywords if keyword in UNCOMPRESSED or sop_class == _RLE_HOLDS)

@@ -8,7 +8,7 @@ import httpx
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicom_gateway.deliver.attempt import Encode, prepared, require_taken, store_all
+from dicom_gateway.deliver.attempt import ClassRefused, Encode, prepared, require_taken, store_all
 from dicom_gateway.deliver.over_http import LATER, answer, json_object
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 from dicom_gateway.settings import StowDestination
@@ -16,7 +16,9 @@ from dicom_gateway.store.schema import ObjectOutcome
 from imaging.uids import derive_uid
 
 _JSON = "application/dicom+json"
-_CONFLICT = 409
+_CONFLICT, _UNSUPPORTED_MEDIA_TYPE = 409, 415
+# PS3.18 Table 10.5.3-1, Referenced Transfer Syntax Not Supported; to C-STORE the number says something else.
+_TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
 # A server that stores only may say so when it is searched.
 _NO_SEARCH = frozenset({405, 501})
 # PS3.18 Table 10.5.3-1, as DICOM JSON writes tags (F.2.2).
@@ -28,7 +30,8 @@ def send(encode: Encode, destination: StowDestination) -> tuple[ObjectOutcome, .
     """Store what the destination names, one request an object; it has answered for each when this returns.
 
     Fallbacks, outcomes and repeated attempts are as with C-STORE (`dimse.send`), where the server answers with a
-    Failure Reason. Objects are Explicit VR Little Endian, the syntax that every server takes (PS3.18 section 8.7.3.3).
+    Failure Reason. Objects are Explicit VR Little Endian, the syntax that every server takes (PS3.18 section 8.7.3.3),
+    but for label maps, which are RLE Lossless.
 
     Raises PeerUnreachable where another attempt may succeed: no connection, silence, a status that asks for patience,
     out of resources (0xA7xx). Raises PeerRefused when nothing at all is taken, and, after the other kinds were sent,
@@ -42,7 +45,7 @@ def send(encode: Encode, destination: StowDestination) -> tuple[ObjectOutcome, .
         media_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
         headers = {"Accept": _JSON, "Content-Type": media_type}
         response = answer("POST", url, headers=headers, bearer_token=token, content=_body(changed, boundary))
-        _require_stored(response, str(data_set.SOPInstanceUID))
+        _require_stored(response, changed)
 
     return store_all(destination.objects, encode, store, refused={})
 
@@ -70,11 +73,14 @@ def _body(data_set: Dataset, boundary: str) -> bytes:
     return body.getvalue()
 
 
-def _require_stored(response: httpx.Response, sop_instance_uid: str) -> None:
+def _require_stored(response: httpx.Response, data_set: Dataset) -> None:
     """Judge the answer to a request that held this one instance."""
     status = response.status_code
     if status in LATER:
         raise PeerUnreachable(f"HTTP status {status}")
+    is_compressed = data_set.file_meta.TransferSyntaxUID.is_compressed
+    if is_compressed and status == _UNSUPPORTED_MEDIA_TYPE:
+        raise ClassRefused(f"HTTP status {status}")
     if not response.is_success and status != _CONFLICT:
         raise PeerRefused(f"HTTP status {status}")
     told = json_object(response)
@@ -82,13 +88,16 @@ def _require_stored(response: httpx.Response, sop_instance_uid: str) -> None:
     for reason in reasons:
         if reason is None:
             raise PeerRefused(f"HTTP status {status}, and the object is among the failed ones")
-        require_taken(reason, f"HTTP status {status}, failure reason 0x{reason:04X}")
+        words = f"HTTP status {status}, failure reason 0x{reason:04X}"
+        if is_compressed and reason == _TRANSFER_SYNTAX_NOT_SUPPORTED:
+            raise ClassRefused(words)
+        require_taken(reason, words)
     if reasons:
         return
     if status == _CONFLICT:
         raise PeerRefused(f"HTTP status {status}")
     # Without it this may be any web page: one that asks to log in, for example.
-    if sop_instance_uid not in [_text(item, _REFERENCED_INSTANCE) for item in _items(told, _STORED)]:
+    if str(data_set.SOPInstanceUID) not in [_text(item, _REFERENCED_INSTANCE) for item in _items(told, _STORED)]:
         raise PeerRefused(f"HTTP status {status}, but the answer does not say that the object was stored")
 
 

@@ -334,6 +334,7 @@ TEMPLATE_CODES = (
     _dcm("112039", "Tracking Identifier", "TID 4108"),
     _dcm("113012", "Key Object Description", "TID 2010"),
     _dcm("113076", "Segmentation", "CID 7203"),
+    _dcm("125040", "Background", "CID 7151"),
     _dcm("121322", "Source image for image processing operation", "CID 7202"),
     _dcm("121005", "Observer Type", "TID 1002"),
     _dcm("121006", "Person", "CID 270"),

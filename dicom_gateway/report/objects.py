@@ -18,7 +18,7 @@ from dicom_gateway.report.marks import encode_marks
 from dicom_gateway.report.outlines import Outlines, read_outlines
 from dicom_gateway.report.pdf import encode_pdf
 from dicom_gateway.report.presentation import encode_presentation
-from dicom_gateway.report.segmentation import encode_seg
+from dicom_gateway.report.segmentation import encode_labelmap, encode_seg
 from dicom_gateway.report.source_headers import read_source_headers
 from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.sr_fallbacks import encode_basic_text_sr, encode_comprehensive_sr, encode_enhanced_sr
@@ -33,6 +33,7 @@ ENCODERS: Mapping[str, Encoder] = {
     "sr": encode_sr,
     "sc": encode_summary,
     "seg": encode_seg,
+    "seg_labelmap": encode_labelmap,
     "marks": encode_marks,
     "key_images": encode_key_images,
     "ko": encode_key_objects,

@@ -74,6 +74,7 @@ PRESENCE_NAMES = {
 OBJECT_NAMES = {
     "sr": "structured report",
     "seg": "segmentation",
+    "seg_labelmap": "segmentation as label maps",
     "sc": "summary page",
     "marks": "marks",
     "key_images": "key images",

@@ -119,7 +119,7 @@ def test_destinations_learn_who_we_are(make_case: MakeCase) -> None:
     case = make_case("refused")
     destination = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=port, objects=("sc",))
     try:
-        dimse.send(lambda name: ENCODERS[name](case), destination, calling_ae_title="ONESCAN")
+        dimse.send(lambda name, held: ENCODERS[name](case), destination, calling_ae_title="ONESCAN")
     finally:
         server.shutdown()
     assert_stated_as_ours(*seen[0])

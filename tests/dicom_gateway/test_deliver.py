@@ -22,6 +22,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 from pynetdicom import AE, evt
+from pynetdicom.sop_class import LabelMapSegmentationStorage
 from running import free_port, pacs, restricted_storescp
 
 from dicom_gateway.deliver.dimse import echo, send
@@ -33,6 +34,7 @@ from imaging.uids import derive_uid
 
 SR_CLASSES = (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage, BasicTextSRStorage)
 SC_CLASS = SecondaryCaptureImageStorage
+RLE_TOO = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless]
 REFUSED = "presentation context refused"
 NAME = "Wang^XiaoDong=王^小东"
 
@@ -52,6 +54,8 @@ def encode(name, held=()):
         PixelData=bytes(range(256)),
     )
     inner.PixelData = None
+    if name == "seg_labelmap":
+        data_set.compress(RLELossless, generate_instance_uid=False)
     data_set.RelatedSeriesSequence = [inner]
     return (data_set,)
 
@@ -176,6 +180,23 @@ def test_another_refused_object_is_left_out():
     assert outcomes == (left_out("seg"), sent("sr"), left_out("gsps"), sent("sc"), left_out("marks"))
 
 
+def test_a_label_map_is_sent_compressed_or_as_a_binary_segmentation():
+    """Also where the profile offers no compression: uncompressed it would be too large."""
+    files = []
+    with scp(keeping(files), (LabelMapSegmentationStorage, SegmentationStorage), transfer_syntax=RLE_TOO) as port:
+        assert deliver(at(port, "seg_labelmap")) == (sent("seg_labelmap"),)
+    ((file, _, _),) = files
+    assert file.file_meta.TransferSyntaxUID == RLELossless
+    assert np.array_equal(file.pixel_array.ravel(), np.arange(256))
+    for classes in ((SegmentationStorage,), (LabelMapSegmentationStorage, SegmentationStorage)):
+        # The second peer knows label maps, but not compressed.
+        with scp(keeping([]), classes, transfer_syntax=ExplicitVRLittleEndian) as port:
+            outcomes = deliver(at(port, "seg_labelmap", "sr"))
+            assert outcomes == (sent("seg_labelmap", "seg", REFUSED), left_out("sr"))
+    with pacs(sop_classes=(SC_CLASS,)) as peer:
+        assert deliver(at(peer.port, "seg_labelmap", "sc")) == (left_out("seg_labelmap"), sent("sc"))
+
+
 def test_a_class_refused_only_when_it_is_stored_is_refused_too():
     files = []
 
@@ -215,8 +236,7 @@ def test_peer_that_knows_one_transfer_syntax_only(syntax):
 def test_the_profiles_transfer_syntax_is_preferred():
     files = []
     syntaxes = ("RLELossless", "ImplicitVRLittleEndian", "ExplicitVRLittleEndian")
-    both = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless]
-    with scp(keeping(files), transfer_syntax=both) as port:
+    with scp(keeping(files), transfer_syntax=RLE_TOO) as port:
         deliver(at(port, transfer_syntaxes=syntaxes))
     sr, sc = (file for file, _, _ in files)
     assert sr.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
@@ -327,8 +347,8 @@ def test_the_same_bytes_after_a_broken_association_and_a_full_disk():
 def test_dcmtk_with_a_restricted_profile_gets_the_fallback(tmp_path):
     classes = ("EnhancedSRStorage", "SecondaryCaptureImageStorage")
     with restricted_storescp(tmp_path, *classes) as (port, received):
-        outcomes = deliver(at(port, "sr", "seg", "sc"))
-    assert outcomes == (sent("sr", "sr_enhanced", REFUSED), left_out("seg"), sent("sc"))
+        outcomes = deliver(at(port, "sr", "seg_labelmap", "sc"))
+    assert outcomes == (sent("sr", "sr_enhanced", REFUSED), left_out("seg_labelmap"), sent("sc"))
     files = [dcmread(path) for path in received.iterdir()]
     assert {file.SOPInstanceUID for file in files} == {uid_of("sr_enhanced"), uid_of("sc")}
     assert {str(file.PatientName) for file in files} == {NAME}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from factories import make_ct_dataset
-from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian
+from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian, RLELossless
 from receivers import stow_server
 
 from dicom_gateway.deliver.profile import SOP_CLASSES
@@ -61,6 +61,23 @@ def test_a_class_that_is_refused_is_replaced_by_the_next():
     assert outcomes == (sent("sr", "sr_comprehensive", reason), sent("marks"))
     assert {ds.SOPClassUID for ds in server.stored} == {ComprehensiveSRStorage}
     assert len(server.requests) == 1 + 2 + 2
+
+
+@pytest.mark.parametrize("reason", [0x0122, 0xC122])
+def test_a_compressed_label_map_that_is_not_taken_is_replaced_by_a_binary_segmentation(reason: int) -> None:
+    label_map = make_ct_dataset(SOPClassUID=SOP_CLASSES["seg_labelmap"], SOPInstanceUID="1.2.3.77")
+    label_map.compress(RLELossless, generate_instance_uid=False)
+
+    def encode_one(name, held):
+        return (label_map,) if name == "seg_labelmap" else encode(name)
+
+    with stow_server() as server:
+        assert send(encode_one, at(server, "seg_labelmap")) == (sent("seg_labelmap", instances=1),)
+    (stored,) = server.stored
+    assert (stored.file_meta.TransferSyntaxUID, stored.PixelData) == (RLELossless, label_map.PixelData)
+    with stow_server(refused={SOP_CLASSES["seg_labelmap"]: reason}) as server:
+        told = f"HTTP status 409, failure reason 0x{reason:04X}"
+        assert send(encode_one, at(server, "seg_labelmap")) == (sent("seg_labelmap", "seg", told),)
 
 
 def test_nothing_taken_is_refused():

@@ -17,8 +17,9 @@ from dicom_gateway.report import segmentation
 from dicom_gateway.report.content import Report, ReportedFinding, ReportedModel
 from dicom_gateway.report.objects import part_10
 from dicom_gateway.report.outlines import Outlines, outlines_of
-from dicom_gateway.report.segmentation import encode_seg, segments_by_tracking_uid
+from dicom_gateway.report.segmentation import encode_labelmap, encode_seg, segments_by_tracking_uid
 from dicom_gateway.report.source_headers import SourceHeaders
+from dicom_gateway.report.sr import encode_sr
 from dicom_gateway.report.stored import StoredResult
 from imaging.headers import Slice
 from imaging.volume import order_slices
@@ -183,13 +184,18 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * len(first & second) / (len(first) + len(second))
 
 
+def planes_of(ds: Dataset) -> np.ndarray:
+    """(frames, rows, columns), also of a single frame."""
+    return ds.pixel_array.reshape(-1, ds.Rows, ds.Columns)
+
+
 def stored_points(ds: Dataset, number: int) -> np.ndarray:
     """Where the voxels of a segment are, from the functional groups of its frames alone."""
     shared = ds.SharedFunctionalGroupsSequence[0]
     orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
     spacing_mm = shared.PixelMeasuresSequence[0].PixelSpacing
     found = []
-    for frame, pixels in zip(ds.PerFrameFunctionalGroupsSequence, np.atleast_3d(ds.pixel_array), strict=True):
+    for frame, pixels in zip(ds.PerFrameFunctionalGroupsSequence, planes_of(ds), strict=True):
         assert pixels.any(), "a frame without a voxel of its segment"
         groups = frame if "SegmentIdentificationSequence" in frame else shared
         if groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber == number:
@@ -265,6 +271,110 @@ def test_nothing_outlined_or_no_frame_of_reference_is_no_segmentation() -> None:
     unplaced = replace(result.outlines, grid=replace(result.outlines.grid, frame_of_reference_uid=None))
     for outlines in (Outlines(), Outlines(result.outlines.grid, {}), unplaced):
         assert encode_seg(replace(result, outlines=outlines)) == ()
+
+
+def label_points(ds: Dataset) -> dict[str, np.ndarray]:
+    """Where the voxels of each segment of a label map are by tracking UID, read by pydicom."""
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    spacing_mm = shared.PixelMeasuresSequence[0].PixelSpacing
+    labels = planes_of(ds)
+    positions = [f.PlanePositionSequence[0].ImagePositionPatient for f in ds.PerFrameFunctionalGroupsSequence]
+    points = np.stack([points_mm(p, orientation, spacing_mm, ds.Rows, ds.Columns) for p in positions])
+    assert labels.any(axis=(1, 2)).all(), "a frame without a label"
+    assert set(np.unique(labels)) == {int(s.SegmentNumber) for s in ds.SegmentSequence}
+    return {str(s.TrackingUID): points[labels == s.SegmentNumber] for s in ds.SegmentSequence if s.SegmentNumber}
+
+
+def joined(parts: list[Dataset]) -> dict[str, np.ndarray]:
+    """Points of each segment of several label maps; no voxel of it may be in two of them."""
+    by_uid: dict[str, list[np.ndarray]] = {}
+    for ds in parts:
+        for uid, points in label_points(ds).items():
+            by_uid.setdefault(uid, []).append(points)
+    return {uid: np.concatenate(of_one) for uid, of_one in by_uid.items()}
+
+
+@pytest.mark.parametrize("frames", [False, True], ids=["single frames", "enhanced"])
+@pytest.mark.parametrize("name", GRIDS)
+def test_label_maps_lose_nothing_where_lesions_overlap(name: str, frames: bool) -> None:
+    result, truth, _ = make_result(slices_of(name, frames=frames))
+    maps = [read_back(ds) for ds in encode_labelmap(result)]
+    assert [ds.SegmentsOverlap for ds in maps] == ["NO", "NO"]
+    found = joined(maps)
+    assert found.keys() == truth.keys()
+    for uid, points in truth.items():
+        assert dice(found[uid], points) == 1.0
+        assert len(found[uid]) == len(points)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_highdicom_reads_the_label_maps(name: str) -> None:
+    result, truth, _ = make_result(slices_of(name))
+    for ds in encode_labelmap(result):
+        seg = hd.seg.segread(io.BytesIO(part_10(ds)))
+        volume = seg.get_volume(combine_segments=True)
+        for segment in seg.SegmentSequence[1:]:
+            indices = np.argwhere(volume.array == segment.SegmentNumber)
+            assert dice(volume.map_indices_to_reference(indices), truth[segment.TrackingUID]) > 0.99
+
+
+def test_the_segments_of_a_label_map_are_those_of_the_binary_segmentation() -> None:
+    result, _, _ = make_result(slices_of("axial"))
+    said = ("TrackingUID", "TrackingID", "SegmentLabel", "SegmentedPropertyTypeCodeSequence", "SegmentAlgorithmType")
+    binary, labels = (
+        {
+            s.TrackingUID: [s[k].value for k in said]
+            for ds in encode(result)
+            for s in ds.SegmentSequence
+            if "TrackingUID" in s
+        }
+        for encode in (encode_seg, encode_labelmap)
+    )
+    assert binary == labels
+    first, again = ([part_10(ds) for ds in encode_labelmap(result)] for _ in range(2))
+    assert first == again
+
+
+def test_no_label_map_grows_past_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, truth, _ = make_result(slices_of("axial"))
+    limit = 8_000
+    assert max(len(part_10(ds)) for ds in encode_labelmap(result)) > limit
+    monkeypatch.setattr(segmentation, "LARGEST_OBJECT_BYTES", limit)
+    parts = [read_back(ds) for ds in encode_labelmap(result)]
+    assert max(len(part_10(ds)) for ds in parts) <= limit
+    assert len({ds.SeriesInstanceUID for ds in parts}) == 1
+    assert len({ds.SOPInstanceUID for ds in parts}) == len(parts)
+    found = joined(parts)
+    for uid, points in truth.items():
+        assert dice(found[uid], points) == 1.0
+        assert len(found[uid]) == len(points)
+
+
+def test_a_segment_too_large_for_one_object_is_divided_by_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, truth, _ = make_result(slices_of("axial"))
+    uid = next(iter(truth))
+    alone = replace(result, outlines=Outlines(result.outlines.grid, {uid: result.outlines.by_tracking_uid[uid]}))
+    whole = len(part_10(*encode_seg(alone)))
+    assert uid in segments_by_tracking_uid(alone)
+    monkeypatch.setattr(segmentation, "LARGEST_OBJECT_BYTES", whole - 1000)
+    parts = [read_back(ds) for ds in encode_seg(alone)]
+    assert len(parts) > 1
+    assert max(len(part_10(ds)) for ds in parts) <= whole - 1000
+    assert {str(s.TrackingUID) for ds in parts for s in ds.SegmentSequence} == {uid}
+    points = np.concatenate([stored_points(ds, 1) for ds in parts])
+    assert dice(points, truth[uid]) == 1.0
+    assert len(points) == len(truth[uid])
+    # A measurement group has one reference, which would be to a part of the lesion only.
+    assert segments_by_tracking_uid(alone) == {}
+    (sr,) = encode_sr(alone)
+    templates = [
+        group.ContentTemplateSequence[0].TemplateIdentifier
+        for section in sr.ContentSequence
+        if section.ConceptNameCodeSequence[0].CodeValue == "126010"
+        for group in section.ContentSequence
+    ]
+    assert set(templates) == {"1501"}
 
 
 def test_no_object_grows_past_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
