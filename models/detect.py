@@ -316,7 +316,7 @@ class _Reading:
         )
         open_parts = tuple(
             self._nodule_finding(
-                Presence.INDETERMINATE, n, nodule, mass_cut if nodule in masses else cut, _DOUBTFUL_NODULE
+                Presence.INDETERMINATE, n, nodule, mass_cut if nodule in masses else cut, "may be no nodule"
             )
             for n, nodule in enumerate(doubtful[:_MAXIMUM_DOUBTFUL], start=len(parts) + 1)
         )

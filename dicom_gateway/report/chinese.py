@@ -240,6 +240,7 @@ SENTENCES: dict[str, str] = {
     "URGENT {description}": "【紧急】{description}",
     "{description}, revision {n}": "{description}，第{n}版",
     "{description} (verified)": "{description}（已审核）",
+    "Comment of the verifying observer: {text}": "审核者备注：{text}",
     "{title} (AI, verified)": "{title}（AI，已审核）",
     "RESEARCH USE ONLY - NOT A MEDICAL DEVICE - AUTOMATED RESULT, VERIFIED BY {name}, {organization}, {time}": (
         "仅供科研使用 - 非医疗器械 - 自动生成的结果，审核者：{name}，{organization}，{time}"
@@ -481,6 +482,7 @@ RECORD: dict[str, str] = {
     "what was outlined lines a pleural effusion and may be compressed lung": (
         "所勾画区域沿胸腔积液分布，可能为受压肺组织"
     ),
+    "may be no nodule": "可能并非结节",
     "what was found may be a nodule, a mass, a vessel or collapsed lung": "所发现者可能为结节、肿块、血管或萎陷肺",
     "the score is not stable: {n} and {m} when the image is moved by one voxel": (
         "评分不稳定：图像移动一个体素前后分别为{n}和{m}"
