@@ -405,12 +405,22 @@ def doctor(config: ConfigOption = None) -> None:
 
 
 @app.command()
-def password(name: Annotated[str, typer.Argument(help="Name of the person.", show_default=False)]) -> None:
+def password(
+    name: Annotated[str, typer.Argument(help="Name to log in with.", show_default=False)],
+    vouches_as: Annotated[
+        str | None,
+        typer.Option(help="Who this is, as in DICOM: Family^Given; may then vouch for reports.", metavar="NAME"),
+    ] = None,
+    organization: Annotated[str | None, typer.Option(help="Organisation of that person.", metavar="NAME")] = None,
+) -> None:
     """Ask for a password and print the line of web_users_file for it: [bold]onescan password NAME >> FILE[/]."""
-    from dicom_gateway.users import hash_line
+    from dicom_gateway.users import Person, hash_line
 
     try:
-        line = hash_line(name, typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+        if (vouches_as is None) is not (organization is None):
+            raise ValueError("--vouches-as and --organization belong together")
+        person = None if vouches_as is None else Person(vouches_as, organization or "")
+        line = hash_line(name, typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True), person)
     except ValueError as error:
         err.print(f"[red]{error}[/]", highlight=False)
         raise typer.Exit(USAGE_ERROR) from error
@@ -510,6 +520,9 @@ def verify(
         typer.Option(help="What is present against the report: a kind, or KIND:N for its lesion N.", metavar="KIND"),
     ] = None,
     absent: Annotated[list[str] | None, typer.Option(help="What is absent against it.", metavar="KIND")] = None,
+    comment: Annotated[
+        str | None, typer.Option(help="Something in the person's own words, on one line.", metavar="TEXT")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Vouch for the newest report of a study, as a person who has read the study: a new, verified revision.
@@ -531,10 +544,12 @@ def verify(
         stated |= {read_question(text): "absent" for text in absent or ()}
         if len(stated) < len(present or ()) + len(absent or ()):
             raise ContradictoryVerdict("something is named twice")
-        verification = Verification(observer_name=by, organization=organization)
+        verification = Verification(observer_name=by, organization=organization, comment=comment)
         report = verify_study(settings, study, verification, stated)  # type: ignore[arg-type]
     except ValidationError as error:
-        err.print("[red]--by and --organization:[/] 1 to 64 characters without backslash.")
+        err.print(
+            "[red]--by, --organization:[/] up to 64 characters without backslash; [red]--comment:[/] 500, one line."
+        )
         raise typer.Exit(USAGE_ERROR) from error
     except (ContradictoryVerdict, NotFound, StudyHasChanged) as error:
         err.print(f"[red]{escape(str(error))}[/]", highlight=False)

@@ -5,8 +5,10 @@ worker finds it finished and does the rest as ever. So nothing is sent twice, an
 """
 
 import shutil
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,30 +28,40 @@ from dicom_gateway.settings import Settings
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import result_path
 from dicom_gateway.store.schema import StudyState
+from imaging.errors import UnreadableInstance
+
+_BEING_WRITTEN = ".verified.part"
+_ABANDONED_S = 3600.0
 
 
 def verify_study(
-    settings: Settings, study_instance_uid: str, verification: Verification, stated: Mapping[Question, Stated]
+    settings: Settings,
+    study_instance_uid: str,
+    verification: Verification,
+    stated: Mapping[Question, Stated],
+    *,
+    revision: int | None = None,
 ) -> Report:
-    """The verified report, whose delivery is queued.
+    """The verified report, whose delivery is queued; `revision` is what the person has read, by default the newest.
 
     Raises NotFound without such a study or report, ContradictoryVerdict for what cannot be stated of it, and
-    StudyHasChanged where the newest report is not of all images that were received. Raises as `operate.opened`.
+    StudyHasChanged where that revision is not the newest, or not of all images that were received. Raises as
+    `operate.opened`.
     """
     with opened(settings) as (engine, jobs):
         study = index.get_study(engine, study_instance_uid)
         newest = index.get_report(engine, study_instance_uid)
         if study is None or newest is None:
             raise NotFound("There is no report of such a study.")
+        if revision is not None and newest.revision != revision:
+            raise StudyHasChanged(f"revision {newest.revision} has taken the place of what was read: read that one")
         if study.state not in (StudyState.REPORTED, StudyState.REFUSED) or newest.revision != study.revision:
             raise StudyHasChanged("the study is not at rest: wait for the report of its newest revision")
         created = time.time()
         result = _verified(settings, engine, newest, created, verification, stated)
-        folder = settings.data_dir / result_path(study_instance_uid, result.report.revision)
-        being_written = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(being_written, ignore_errors=True)
-        write_result(result, being_written)
-        _queue(engine, jobs, study, created, being_written, folder)
+        with _folder_beside(settings.data_dir / newest.folder) as being_written:
+            write_result(result, being_written)
+            _queue(settings, engine, jobs, study, result.report, being_written)
         emit(Event.REPORT_VERIFIED, study_instance_uid=study_instance_uid, revision=result.report.revision)
         return result.report
 
@@ -64,7 +76,10 @@ def _verified(
 ) -> StoredResult:
     uid, revision = row.study_instance_uid, row.revision + 1
     images = index.list_instances(engine, uid, row.revision)
-    result = read_result(settings.data_dir / row.folder, [settings.data_dir / image.path for image in images])
+    try:
+        result = read_result(settings.data_dir / row.folder, [settings.data_dir / image.path for image in images])
+    except (OSError, ValueError, UnreadableInstance) as error:
+        raise NotFound("The record of the report or an image of it cannot be read.") from error
     supersedes = read_superseded(settings.data_dir / result_path(uid, revision), uid, revision)
     if supersedes is None:
         raise NotFound("The record of the report is damaged.")
@@ -81,18 +96,38 @@ def _verified(
     return replace(result, report=report, key_images=key_images)
 
 
+@contextmanager
+def _folder_beside(folder: Path) -> Iterator[Path]:
+    """A folder that nobody else writes to; what is left of it is removed, and what killed processes left, too."""
+    for other in folder.parent.glob(f"*{_BEING_WRITTEN}"):
+        with suppress(FileNotFoundError):
+            if time.time() - other.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(other, ignore_errors=True)
+    being_written = Path(tempfile.mkdtemp(prefix=".", suffix=_BEING_WRITTEN, dir=folder.parent))
+    try:
+        yield being_written
+    finally:
+        shutil.rmtree(being_written, ignore_errors=True)
+
+
 def _queue(
-    engine: sa.Engine, jobs: JobQueue, study: index.StudyRow, created: float, being_written: Path, folder: Path
+    settings: Settings, engine: sa.Engine, jobs: JobQueue, study: index.StudyRow, report: Report, being_written: Path
 ) -> None:
-    """Revision, its rule, its folder and its job in one transaction."""
-    uid, revision = study.study_instance_uid, study.revision + 1
+    """Revision, its rule, its folder, its report and its job in one transaction.
+
+    The report is known at once: the worker may be busy with another study for minutes.
+    """
+    uid, created = study.study_instance_uid, report.created.timestamp()
+    place = result_path(uid, report.revision)
+    folder = settings.data_dir / place
     applied = index.get_applied_rule(engine, uid, study.revision)
     with engine.begin() as connection:
         if not ledger.queue_next_revision(connection, uid, study.revision, now=created):
-            raise StudyHasChanged("an image came in the meantime: wait for the next report")
+            raise StudyHasChanged("an image or another verdict came in the meantime: read the newest report")
         if applied is not None:
-            ledger.record_rule(connection, uid, revision, rule=applied.rule, destinations=applied.destinations)
+            ledger.record_rule(connection, uid, report.revision, rule=applied.rule, destinations=applied.destinations)
         # Of a revision that was never finished.
         shutil.rmtree(folder, ignore_errors=True)
         being_written.replace(folder)
-        jobs.submit_analysis(connection, uid, revision, created=created, priority=study.priority)
+        ledger.record_report(connection, uid, report.revision, folder=place, created=created, outcome=report.outcome)
+        jobs.submit_analysis(connection, uid, report.revision, created=created, priority=study.priority)

@@ -21,6 +21,10 @@ Answer = Literal["present", "absent", "indeterminate", "not_assessed"]
 Name = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64, pattern=r"^[^\\\x00-\x1f\x7f]+$")
 ]
+# One line, so that it is the same in every standard.
+Comment = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
 
 
 class _Record(BaseModel):
@@ -90,10 +94,11 @@ class Verdict(_Record):
 
 
 class Verification(_Record):
-    """Who vouches for a report, since it was created: name (PS3.5 6.2.1) and organisation of a person."""
+    """Who vouches for a report, since it was created: a person's name (PS3.5 6.2.1), organisation, and own words."""
 
     observer_name: Name
     organization: Name
+    comment: Comment | None = None
 
 
 class ReportedFinding(_Record):
@@ -182,6 +187,8 @@ class Report(_Record):
             silent["supersedes"] = {"verified"}
         if self.verification is None:
             silent["findings"] = {"__all__": {"verdict"}}
+        elif self.verification.comment is None:
+            silent["verification"] = {"comment"}
         return hashlib.sha256(self.model_dump_json(exclude=silent).encode()).hexdigest()
 
 

@@ -31,7 +31,7 @@ from dicom_gateway.report.content import (
     Verification,
 )
 from dicom_gateway.report.edition import Edition
-from dicom_gateway.report.headline import headline
+from dicom_gateway.report.headline import commented, headline
 from dicom_gateway.report.instance import DEVICE_NAME, MANUFACTURER, object_uid
 from dicom_gateway.report.language import ENGLISH, Language
 from dicom_gateway.report.local_codes import kind_code, measurement_code
@@ -392,7 +392,7 @@ def _diagnostic_report(result: StoredResult, shared: _Json, study: _Json) -> _Js
     report, language = result.report, result.edition.language
     uid = derive_uid(report.study_instance_uid, "diagnostic-report")
     revision = revision_in_words(report, language) + language.stop
-    sentences = [*headline(report, language), revision, language.told(report.disclaimer)]
+    sentences = [*headline(report, language), *commented(report, language), revision, language.told(report.disclaimer)]
     paragraphs = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
     spoken = f'lang="{language.tag}" xml:lang="{language.tag}"'
     resource = {

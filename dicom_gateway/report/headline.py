@@ -72,6 +72,13 @@ def limitations(report: Report, language: Language = ENGLISH) -> tuple[str, ...]
     return (_sentence(language, "Limited: {warnings}", warnings=language.semicolon.join(warnings)),)
 
 
+def commented(report: Report, language: Language = ENGLISH) -> tuple[str, ...]:
+    """What the person who verified the report said in words of their own, if anything; it is in no other language."""
+    if report.verification is None or report.verification.comment is None:
+        return ()
+    return (language.say("Comment of the verifying observer: {text}", text=report.verification.comment),)
+
+
 def not_assessed_by_reason(report: Report, language: Language = ENGLISH) -> dict[str, list[str]]:
     """Reason -> names of the kinds that were not assessed for it, in the order of the report."""
     groups: defaultdict[str, list[str]] = defaultdict(list)

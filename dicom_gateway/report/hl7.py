@@ -14,7 +14,7 @@ from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
 from dicom_gateway.report.content import Report, ReportedFinding, Verification
 from dicom_gateway.report.edition import Edition
-from dicom_gateway.report.headline import headline
+from dicom_gateway.report.headline import commented, headline
 from dicom_gateway.report.instance import DEVICE_NAME, object_uid
 from dicom_gateway.report.language import Language
 from dicom_gateway.report.local_codes import kind_code, measurement_code
@@ -158,6 +158,8 @@ def _observations(report: Report, edition: Edition) -> Iterator[tuple[dict[int, 
         yield _observation("ST", _coded(language, entry), "", _text(words)), ""
     for number, sentence in enumerate(headline(report, language), start=1):
         yield _observation("TX", _coded(language, codes.IMPRESSION), str(number), _text(sentence)), ""
+    for words in commented(report, language):
+        yield _observation("TX", _coded(language, codes.COMMENT), "1", _text(words)), ""
     yield _observation("TX", _coded(language, codes.COMMENT), "", _text(language.told(report.disclaimer))), ""
     for number, finding in enumerate(report.findings, start=1):
         yield _answer(finding, report, str(number), edition), language.told(finding.reason or "")

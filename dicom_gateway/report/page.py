@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dicom_gateway.report import printed
 from dicom_gateway.report.canvas import DIM, PANEL, RED, TEXT, Canvas
 from dicom_gateway.report.content import Report
-from dicom_gateway.report.headline import by_urgency, headline, not_assessed_by_reason
+from dicom_gateway.report.headline import by_urgency, commented, headline, not_assessed_by_reason
 from dicom_gateway.report.language import ENGLISH, Language
 from dicom_gateway.report.wording import finding_title, revision_in_words
 from imaging.render import Colour, Rgb
@@ -61,7 +61,7 @@ def _section(canvas: Canvas, title: str) -> None:
 
 def _headline(canvas: Canvas, report: Report, language: Language) -> None:
     _section(canvas, language.say(printed.IMPRESSION))
-    for sentence in headline(report, language):
+    for sentence in (*headline(report, language), *commented(report, language)):
         canvas.row([("•", 24, DIM), (sentence, canvas.inner_width - 24, TEXT)], 20)
         canvas.space(4)
 

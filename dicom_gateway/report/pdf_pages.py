@@ -19,7 +19,7 @@ from reportlab.platypus import Flowable, HRFlowable, Image, KeepTogether, Paragr
 
 from dicom_gateway.report import printed
 from dicom_gateway.report.content import Report
-from dicom_gateway.report.headline import by_urgency, headline, not_assessed_by_reason
+from dicom_gateway.report.headline import by_urgency, commented, headline, not_assessed_by_reason
 from dicom_gateway.report.language import ENGLISH, Language
 from dicom_gateway.report.typefaces import Typeface, printable, runs
 from dicom_gateway.report.wording import finding_title, revision_in_words
@@ -179,7 +179,8 @@ def _header(report: Report, source: Dataset, language: Language) -> list[Flowabl
 
 
 def _headline(report: Report, language: Language) -> list[Flowable]:
-    rows = [[_paragraph("•", 9.5, _DIM), _paragraph(sentence, 9.5)] for sentence in headline(report, language)]
+    sentences = (*headline(report, language), *commented(report, language))
+    rows = [[_paragraph("•", 9.5, _DIM), _paragraph(sentence, 9.5)] for sentence in sentences]
     return [*_section(language.say(printed.IMPRESSION)), _table_of(rows, (0.02, 0.98))]
 
 

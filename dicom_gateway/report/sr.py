@@ -25,7 +25,7 @@ from dicom_gateway.report import codes
 from dicom_gateway.report.codes import CodeEntry
 from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement, ReportedQuality
 from dicom_gateway.report.edition import Edition
-from dicom_gateway.report.headline import headline
+from dicom_gateway.report.headline import commented, headline
 from dicom_gateway.report.instance import (
     findings_kind,
     finish,
@@ -114,7 +114,8 @@ def _text(name: CodeEntry, value: str) -> TextContentItem:
 def _add_sections(root: ContentSequence, report: Report, by_uid: dict[str, Dataset], language: Language) -> None:
     """Impressions and image library before the groups, what was analysed after them; TID 1500 is extensible."""
     impressions = [_text(codes.IMPRESSION, sentence) for sentence in headline(report, language)]
-    impressions.append(_text(codes.COMMENT, language.told(report.disclaimer)))
+    comments = (*commented(report, language), language.told(report.disclaimer))
+    impressions += [_text(codes.COMMENT, words) for words in comments]
     sections = [container(codes.IMPRESSIONS, impressions)]
     key_uids = dict.fromkeys(f.key_sop_instance_uid for f in report.findings if f.key_sop_instance_uid)
     images = [by_uid[uid] for uid in key_uids if uid in by_uid]

@@ -22,6 +22,8 @@ from imaging.uids import derive_uid
 from models.findings import FindingKind, Laterality, Quantity
 
 Stated = Literal["present", "absent"]
+# What `read_question` takes, for forms and documents.
+QUESTION_PATTERN = rf"^({'|'.join(FindingKind)})(:[0-9]{{1,4}})?$"
 _METHOD = "reading by the verifying observer"
 _POSITIVE = ("present", "indeterminate")
 
@@ -61,8 +63,8 @@ def verified_report(
     """`report` as the next revision, which a person verified at `created`, with what they stated otherwise.
 
     A kind that is stated to be absent takes its lesions with it. Raises ContradictoryVerdict for a refused study, a
-    question that the report does not have, and a kind that would be present without any of its lesions or absent with
-    one.
+    question that the report does not have, and a kind that would be present without any of its lesions, or absent or
+    indeterminate with one.
     """
     if report.outcome == "refused":
         raise ContradictoryVerdict("the study was not analysed: there is nothing to verify")
@@ -78,9 +80,12 @@ def verified_report(
         study = Question(kind)
         lesions = [q for q in answers if q.kind == kind and q.lesion is not None]
         positive = [answers[q] for q in lesions if answers[q].presence in _POSITIVE]
+        named = any(stated.get(q) == answers[q].presence == "present" for q in lesions)
         lost = sum(before[q].presence in _POSITIVE for q in lesions) - len(positive)
-        if answers[study].presence == "absent" and positive:
-            raise ContradictoryVerdict(f"{kind} has a lesion but is absent: say that it is present, too")
+        if (answers[study].presence == "absent" and positive) or (answers[study].presence == "indeterminate" and named):
+            raise ContradictoryVerdict(
+                f"{kind} has a lesion but is {answers[study].presence}: say that it is present, too"
+            )
         if answers[study].presence in _POSITIVE and lost > 0 and not positive and study not in stated:
             raise ContradictoryVerdict(f"no lesion of {kind} is left: say whether it is present or absent")
         if answers[study].presence in _POSITIVE and lost > 0:

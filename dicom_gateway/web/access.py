@@ -13,6 +13,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from anyio import CapacityLimiter, to_thread
+from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -20,13 +21,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.events import Event, emit
-from dicom_gateway.users import hashed, matches, read_users
+from dicom_gateway.users import User, hashed, matches, read_users
 
 CHALLENGE = 'Basic realm="OneScan", charset="UTF-8"'
 _REMEMBERED_S = 600.0
 _REFUSALS, _REFUSALS_WITHIN_S = 10, 60.0
 _ADDRESSES = 10_000
 _MOST_WAITING = 50
+_LOGGED_IN = "logged_in"
 
 
 @dataclass(slots=True)
@@ -35,9 +37,9 @@ class _Users:
 
     path: Path
     _read_as: tuple[int, int, int] | None = None
-    _users: dict[str, bytes] = field(default_factory=dict)
+    _users: dict[str, User] = field(default_factory=dict)
 
-    def hashes(self) -> dict[str, bytes]:
+    def by_name(self) -> dict[str, User]:
         try:
             status = self.path.stat()
             now = (status.st_mtime_ns, status.st_size, status.st_ino)
@@ -73,8 +75,8 @@ class _Refusals:
 class RequireUser:
     """ASGI middleware: every request carries name and password of the users file; nothing behind it runs without.
 
-    Hashes are computed one at a time in a thread of their own. What was right is remembered by a keyed digest for
-    ten minutes, or until the file has another hash for it.
+    What is behind it is told by `logged_in`. Hashes are computed one at a time in a thread of their own. What was right
+    is remembered by a keyed digest for ten minutes, or until the file has another hash for it.
     """
 
     def __init__(self, app: ASGIApp, users_file: Path) -> None:
@@ -82,40 +84,50 @@ class RequireUser:
         self._users = _Users(users_file)
         self._refusals = _Refusals()
         self._key = secrets.token_bytes(32)
-        self._remembered: dict[bytes, tuple[bytes, float]] = {}
+        self._remembered: dict[bytes, tuple[str, bytes, float]] = {}
         self._one_at_a_time = CapacityLimiter(1)
-        self._nobody = hashed(secrets.token_hex(16))
+        self._nobody = User(hashed(secrets.token_hex(16)), vouches_as=None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
         authorization = Headers(scope=scope).get("authorization")
         address = scope["client"][0] if scope.get("client") else ""
-        refusal = await self._refusal(authorization, address, scope["path"])
-        await (refusal or self._app)(scope, receive, send)
+        user = await self._user(authorization, address, scope["path"])
+        if isinstance(user, Response):
+            return await user(scope, receive, send)
+        scope.setdefault("state", {})[_LOGGED_IN] = user
+        await self._app(scope, receive, send)
 
-    async def _refusal(self, authorization: str | None, address: str, path: str) -> Response | None:
+    async def _user(self, authorization: str | None, address: str, path: str) -> User | Response:
+        """Whose name and password these are, or the answer that says they are nobody's."""
         if authorization is None:
             return _refuse(path, HTTPStatus.UNAUTHORIZED, {"WWW-Authenticate": CHALLENGE})
-        hashes = self._users.hashes()
+        users = self._users.by_name()
         given = hmac.digest(self._key, authorization.encode("latin-1"), hashlib.sha256)
-        remembered, until = self._remembered.get(given, (b"", 0.0))
-        if remembered in hashes.values() and time.monotonic() < until:
-            return None
+        name, password_hash, until = self._remembered.get(given, ("", b"", 0.0))
+        if name in users and users[name].password_hash == password_hash and time.monotonic() < until:
+            return users[name]
         wait_s = self._refusals.wait_s(address, time.monotonic())
         if wait_s or self._one_at_a_time.statistics().tasks_waiting >= _MOST_WAITING:
             return _refuse(path, HTTPStatus.TOO_MANY_REQUESTS, {"Retry-After": str(wait_s or 1)})
         name, password = _credentials(authorization)
         # For a name that nobody has the answer takes as long as for a wrong password.
-        expected = hashes.get(name) or next(iter(hashes.values()), self._nobody)
-        right = await to_thread.run_sync(matches, password, expected, limiter=self._one_at_a_time)
-        if right and name in hashes:
-            self._remembered = {k: v for k, v in self._remembered.items() if v[1] > time.monotonic()}
-            self._remembered[given] = (expected, time.monotonic() + _REMEMBERED_S)
-            return None
+        user = users.get(name) or next(iter(users.values()), self._nobody)
+        right = await to_thread.run_sync(matches, password, user.password_hash, limiter=self._one_at_a_time)
+        if right and name in users:
+            self._remembered = {k: v for k, v in self._remembered.items() if v[2] > time.monotonic()}
+            self._remembered[given] = (name, user.password_hash, time.monotonic() + _REMEMBERED_S)
+            return user
         self._refusals.add(address, time.monotonic())
         emit(Event.WEB_LOGIN_REFUSED, level="warning", address=address)
         return _refuse(path, HTTPStatus.UNAUTHORIZED, {"WWW-Authenticate": CHALLENGE})
+
+
+def logged_in(request: Request) -> User | None:
+    """Who makes the request; None where no users file says who may."""
+    user: User | None = getattr(request.state, _LOGGED_IN, None)
+    return user
 
 
 def _credentials(authorization: str) -> tuple[str, bytes]:

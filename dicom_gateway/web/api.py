@@ -1,11 +1,13 @@
-"""The JSON API: studies, reports with their files, deliveries, health, replay."""
+"""The JSON API: studies, reports with their files, verification, deliveries, health, replay."""
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Path, Query, Response
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 
+from dicom_gateway.errors import StudyHasChanged
 from dicom_gateway.report.content import Report, report_schema
+from dicom_gateway.report.verification import ContradictoryVerdict
 from dicom_gateway.store.files import REPORT_NAME
 from dicom_gateway.store.index import StudyRow, counts, list_deliveries, list_refusals, list_reports, list_studies
 from dicom_gateway.store.schema import DeliveryState, StudyState
@@ -25,6 +27,7 @@ from dicom_gateway.web.replays import replay_delivery, replay_study
 from dicom_gateway.web.results import MEDIA_TYPES, SERVED_NAME, result_file
 from dicom_gateway.web.security import CUSTOM_HEADER, DestinationName, Revision, StudyUid, require_same_origin
 from dicom_gateway.web.site import CurrentSite, Site
+from dicom_gateway.web.verdicts import GivenVerdict, conflict, read_answers, verify, vouching
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "Not here"},
@@ -132,6 +135,26 @@ def post_delivery_replay(
 @router.get("/not-taken", summary="Images that were not taken, of studies of which nothing was")
 def get_not_taken(site: CurrentSite) -> list[NotTaken]:
     return [NotTaken.model_validate(row) for row in list_refusals(site.engine, None)]
+
+
+@router.post(
+    "/studies/{uid}/reports/{revision}/verification",
+    summary="Vouch for the newest report, as a person who has read the study: the next, verified revision",
+    dependencies=[Depends(require_same_origin)],
+    responses={
+        403: {"model": Problem, "description": "From a foreign page, or nobody who may vouch for it"},
+        409: {"model": Problem, "description": "Not the newest report, or a contradiction; nothing was changed"},
+    },
+)
+def post_verification(
+    request: Request, site: CurrentSite, uid: StudyUid, revision: Revision, verdict: GivenVerdict
+) -> Report:
+    site.report_row(uid, revision)
+    person = vouching(request, verdict.observer_name, verdict.organization, verdict.comment)
+    try:
+        return verify(site, uid, revision, person, read_answers(verdict.answers))
+    except (ContradictoryVerdict, StudyHasChanged) as error:
+        raise HTTPException(409, conflict(error)) from error
 
 
 @router.get("/report-schema", summary="JSON Schema of a report")

@@ -1,21 +1,24 @@
 """Server-rendered pages: study list, report, deliveries, rules, evidence, system."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from dicom_gateway import operate
 from dicom_gateway.dry_run import tally, try_rules
-from dicom_gateway.errors import NotFound
+from dicom_gateway.errors import NotFound, StudyHasChanged
 from dicom_gateway.evidence import known_about
 from dicom_gateway.report.content import Report
+from dicom_gateway.report.headline import commented
+from dicom_gateway.report.verification import ContradictoryVerdict
 from dicom_gateway.report.wording import rule_conditions, rule_outcome
 from dicom_gateway.settings import ANY_AE_TITLE, Settings
 from dicom_gateway.store.index import (
@@ -31,13 +34,15 @@ from dicom_gateway.store.index import (
     list_studies,
 )
 from dicom_gateway.store.schema import DeliveryState, StudyState
-from dicom_gateway.web.findings import arrange, in_short
+from dicom_gateway.web.access import logged_in
+from dicom_gateway.web.findings import arrange, changes, in_short, verdict
 from dicom_gateway.web.health import check_health
 from dicom_gateway.web.rendering import render
 from dicom_gateway.web.replays import replay_delivery, replay_study
 from dicom_gateway.web.results import dicom_objects, read_report
 from dicom_gateway.web.security import CUSTOM_HEADER, DestinationName, Revision, StudyUid, require_same_origin
 from dicom_gateway.web.site import CurrentSite, Site
+from dicom_gateway.web.verdicts import conflict, previewed, read_answers, verify, vouching, with_what_follows
 from dicom_gateway.web.wording import Words, delivery_state
 from models.errors import ManifestMismatch
 from models.manifest import load_manifest
@@ -49,15 +54,26 @@ _DELIVERIES_SHOWN = 200
 _TRIALS_SHOWN = 500
 _DAYS = (1, 7, 30, 90)
 BackTo = Literal["study", "deliveries"]
+Form = Mapping[str, str]
+_FORM_FIELDS = frozenset({"family_name", "given_name", "organization", "comment", "reviewed"})
+
+
+async def posted(request: Request) -> Form:
+    """Dependency: the fields of a form, whose names are not known beforehand."""
+    return {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyEntry:
-    """A line of the study list; `headline` is empty until there is a report, `urgent` names the kinds of its newest."""
+    """A line of the study list; `headline` is empty until there is a report, `urgent` names the kinds of its newest.
+
+    `verified_by` is the DICOM name of who verified the newest report, if anybody did.
+    """
 
     study: StudyRow
     headline: tuple[str, ...]
     urgent: tuple[str, ...]
+    verified_by: str | None
     deliveries: tuple[tuple[Words, int], ...]
 
 
@@ -97,13 +113,20 @@ def study_page(
     site: CurrentSite,
     uid: StudyUid,
     revision: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
+    correct: bool = False,
 ) -> HTMLResponse:
-    """The report of a study, by default its newest revision, or what the study is waiting for."""
+    """The report of a study, by default its newest revision, or what the study is waiting for.
+
+    The newest can be verified on it, and one that is verified once more where somebody wants to `correct` it.
+    """
     study = site.study(uid)
     reports = list_reports(site.engine, uid)
     row = site.report_row(uid, revision) if revision else next(iter(reports), None)
     report = _readable(site, row) if row else None
     base = f"/api/studies/{uid}/reports/{row.revision}" if row else ""
+    user = logged_in(request)
+    may_vouch = user is None or user.vouches_as is not None
+    can_be_verified = report is not None and _can_be_verified(study, report)
     return render(
         request,
         "study.html",
@@ -111,7 +134,13 @@ def study_page(
         report=report,
         report_missing=row is not None and report is None,
         reading=arrange(report) if report else None,
-        headline=in_short(report) if report else (),
+        headline=(*in_short(report), *commented(report)) if report else (),
+        verdict=verdict(report) if report else (),
+        automated=_newest_automated(site, reports, report) if report else None,
+        can_be_verified=can_be_verified,
+        may_vouch=may_vouch,
+        is_verifying=can_be_verified and may_vouch and (correct or report is None or report.verification is None),
+        user=user,
         revisions=[stored.revision for stored in reports],
         deliveries=list_deliveries(site.engine, uid),
         refusals=list_refusals(site.engine, uid),
@@ -199,6 +228,33 @@ def replay_delivery_form(
     return RedirectResponse("/deliveries" if back == "deliveries" else f"/studies/{uid}", 303)
 
 
+@router.post("/studies/{uid}/reports/{revision}/verification", dependencies=[Depends(require_same_origin)])
+def verify_form(
+    request: Request, site: CurrentSite, uid: StudyUid, revision: Revision, form: Annotated[Form, Depends(posted)]
+) -> Response:
+    """The button "Verify": what differs from the report or is said beside it is shown once more before it counts."""
+    report = read_report(site.settings, site.report_row(uid, revision))
+    name = "^".join(filter(None, (form.get("family_name"), form.get("given_name"))))
+    comment = " ".join(form.get("comment", "").split())
+    person = vouching(request, name, form.get("organization"), comment or None)
+    study = site.study(uid)
+    shown: dict[str, Any] = {"study": study, "report": report, "person": person, "form": form}
+    try:
+        if not _can_be_verified(study, report):
+            raise StudyHasChanged("this is not the newest report any more, or another one is being made: read that one")
+        answers = {question: answer for question, answer in form.items() if question not in _FORM_FIELDS and answer}
+        stated = with_what_follows(read_answers(answers), report)
+        after = previewed(report, person, stated)
+        found = changes(report, after)
+        if (found or comment) and "reviewed" not in form:
+            return render(request, "verdict.html", changes=found, headline=in_short(after), problem=None, **shown)
+        verify(site, uid, revision, person, stated)
+    except (ContradictoryVerdict, StudyHasChanged) as error:
+        status, problem = HTTPStatus.CONFLICT, conflict(error)
+        return render(request, "verdict.html", status, changes=(), headline=(), problem=problem, **shown)
+    return RedirectResponse(f"/studies/{uid}", 303)
+
+
 @router.get("/api")
 def api_page(request: Request) -> HTMLResponse:
     """What the JSON API offers, from its OpenAPI document."""
@@ -231,8 +287,23 @@ def _entry(site: Site, study: StudyRow) -> StudyEntry:
         study=study,
         headline=in_short(report) if report else (),
         urgent=report.urgent if report else (),
+        verified_by=report.verification.observer_name if report and report.verification else None,
         deliveries=_tally(deliveries),
     )
+
+
+def _can_be_verified(study: StudyRow, report: Report) -> bool:
+    """Whether it is the report of all images that are here, and nobody works on the study."""
+    is_newest = report.revision == study.revision and study.state is StudyState.REPORTED
+    return is_newest and report.outcome == "reported"
+
+
+def _newest_automated(site: Site, rows: Sequence[ReportRow], report: Report) -> int | None:
+    """The revision that a verified report was made of, however often it was verified since."""
+    if report.verification is None:
+        return None
+    earlier = (_readable(site, row) for row in rows if row.revision < report.revision)
+    return next((r.revision for r in earlier if r is not None and r.verification is None), None)
 
 
 def _readable(site: Site, row: ReportRow) -> Report | None:

@@ -67,6 +67,7 @@ _environment.globals |= {
     "presence_names": PRESENCE_NAMES,
     "software_version": software_version(),
     "study_states": wording.STUDY_STATES,
+    "verdict_choices": wording.VERDICT_CHOICES,
 }
 
 

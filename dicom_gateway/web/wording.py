@@ -45,6 +45,14 @@ DELIVERY_STATES = {
     "superseded": Words("Superseded", "waiting", "A newer report of the study was there before this one was sent."),
 }
 
+# What a person can say of an answer: what is stated, and its words; first what leaves the answer as it is.
+VERDICT_CHOICES = {
+    "present": (("", "Confirm"), ("absent", "Reject")),
+    "indeterminate": (("", "Leave open"), ("present", "Present"), ("absent", "Absent")),
+    "absent": (("", "Not found"), ("present", "Present")),
+    "not_assessed": (("", "Not assessed"), ("present", "Present"), ("absent", "Absent")),
+}
+
 EVIDENCE_GRADES = {
     "A": "measured on real CT with reference labels",
     "B": "tried on real CT without labels, or single cases",

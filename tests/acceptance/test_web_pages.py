@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from fastapi import Request, Response
+from verify_samples import STUDY, analysed_study
 from web_samples import NOW, deliver, open_site, publish, receive, sample_report, serving, site_settings
 
+from dicom_gateway import web
+from dicom_gateway.store import index
 from dicom_gateway.store.schema import DeliveryState
 from dicom_gateway.web.app import create_app
 from models.findings import FindingKind
@@ -17,6 +20,7 @@ from models.findings import FindingKind
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
+STATIC = Path(web.__file__).parent / "static"
 UID = "1.2.840.4711.1"
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -112,6 +116,42 @@ def test_a_waiting_page_becomes_the_report_and_a_read_one_only_says_that_it_is_s
     assert 'data-revision="1"' in dom and "8.4 x 6.1 mm" in dom
     announced = re.findall(r'<a id="newer"[^>]*>', dom)
     assert len(announced) == 1 and "hidden" not in announced[0]
+
+
+READS = "const set = (id, value) => { document.getElementById(id).value = value; };"
+REJECTS = 'document.querySelector("input[name=pleural_effusion][value=absent]").click();'
+NAMES = 'set("family_name", "Li"); set("given_name", "Wei"); set("organization", "Hospital");'
+VERIFIES = 'setTimeout(() => document.getElementById("verify-button").click(), 200);'
+
+
+@pytest.mark.parametrize(
+    ("acts", "shown", "revisions"),
+    [
+        ("", ["Confirms every answer as reported."], 1),
+        (REJECTS + VERIFIES, ["1 answer changed, all others confirmed as reported."], 1),
+        (NAMES + REJECTS + VERIFIES, ["This is what you verify", "Verify as Li, Wei, Hospital"], 1),
+        (NAMES + VERIFIES, ["Every automated answer was confirmed."], 2),
+    ],
+    ids=["looks", "names nobody", "rejects one answer", "confirms"],
+)
+def test_a_person_verifies_on_the_page(tmp_path: Path, acts: str, shown: list[str], revisions: int) -> None:
+    """What the page's own script does is followed by clicks; forms are sent by the browser, under the page's policy."""
+    with analysed_study(tmp_path) as worker:
+        app = create_app(worker.settings)
+
+        @app.middleware("http")
+        async def act(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+            if request.url.path != "/static/verify.js":
+                return await call_next(request)
+            script = (STATIC / "verify.js").read_text(encoding="utf-8")
+            acting = f'addEventListener("pageshow", () => {{ {READS} {acts} }});'
+            return Response(f"{script}\n{acting}", media_type="text/javascript")
+
+        with serving(app) as client:
+            dom, complaints = dump_dom(str(client.base_url.join(f"/studies/{STUDY}")), tmp_path / "profile")
+        assert complaints == ""
+        assert all(words in dom for words in shown)
+        assert len(index.list_reports(worker.engine, STUDY)) == revisions
 
 
 def test_the_evidence_page_renders_without_a_complaint_of_the_browser(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ from dicom_gateway.settings import ResultObject
 from models.findings import FindingKind
 
 EVERYTHING = get_args(ResultObject)
-READER = Verification(observer_name="Li^Wei=李^伟", organization="Test Hospital")
+COMMENT = "左肺下叶 ~ 5, ^&|\\ 随访"
+READER = Verification(observer_name="Li^Wei=李^伟", organization="Test Hospital", comment=COMMENT)
 NODULE, EFFUSION, PNEUMOTHORAX = (
     FindingKind.PULMONARY_NODULE,
     FindingKind.PLEURAL_EFFUSION,
@@ -115,6 +116,10 @@ def test_a_document_names_who_verified_it_and_what_it_supersedes(
     assert observer.VerificationDateTime == "20260110133005+0000"
     assert named(ds) == [(STUDY, automated.SeriesInstanceUID, automated.SOPClassUID, automated.SOPInstanceUID)]
     assert [i.PersonName for i in concepts(ds, "121008")] == ["Li^Wei=李^伟"]
+    if name != "marks":
+        (impressions,) = concepts(read_back(ds), "121072")
+        comment, _disclaimer = (i.TextValue for i in concepts(impressions, "121106"))
+        assert comment == f"Comment of the verifying observer: {COMMENT}"
 
 
 def test_what_the_person_says_stands_in_the_record_with_what_the_model_said(
@@ -162,6 +167,7 @@ def test_pages_say_who_verified(make_case: MakeCase, tmp_path: Path) -> None:
     text = words(document)
     for expected in ("VERIFIED BY Li Wei (李伟), Test Hospital", "NOT A MEDICAL DEVICE", "supersedes revision 1"):
         assert expected in text
+    assert "随访" in text
     assert "UNVERIFIED" not in text
     assert "not verified" not in text
     assert "rejected by the verifying observer" in text
@@ -195,6 +201,9 @@ def test_other_standards_say_final_and_a_second_verification_corrects(make_case:
     assert performers == ["Li Wei (李伟), Test Hospital"] * 4
     by_person = [line.split("|")[16] for line in encode_oru(first).decode().split("\r") if "|^Li^Wei" in line]
     assert by_person == ["^Li^Wei^^^^^L"] * 4
+    assert COMMENT in report["conclusion"]
+    escaped = "左肺下叶 \\R\\ 5, \\S\\\\T\\\\F\\\\E\\ 随访"
+    assert f"|Comment of the verifying observer: {escaped}|" in encode_oru(first).decode()
     assert report["resultsInterpreter"] == [{"type": "Practitioner", "display": "Li Wei (李伟), Test Hospital"}]
     second = verified(first, tmp_path, {Question(NODULE): "absent"})
     assert fhir_statuses(second) == {"amended"}
@@ -230,6 +239,18 @@ def test_what_cannot_be_true_together_is_refused(
         return
     with pytest.raises(ContradictoryVerdict, match=words):
         verified(case, tmp_path, stated)
+
+
+def test_a_lesion_of_an_open_kind_is_not_present_alone(make_case: MakeCase, tmp_path: Path) -> None:
+    case = make_case("findings")
+    opened = [
+        f.model_copy(update={"presence": "indeterminate"}) if f.kind == NODULE else f for f in case.report.findings
+    ]
+    case = replace(case, report=case.report.model_copy(update={"findings": tuple(opened)}))
+    with pytest.raises(ContradictoryVerdict, match="has a lesion but is indeterminate"):
+        verified(case, tmp_path, {Question(NODULE, 1): "present"})
+    after = verified(case, tmp_path, {Question(NODULE, 1): "present", Question(NODULE): "present"})
+    assert answers(after.report)["pulmonary_nodule:1"] == ("present", "edited")
 
 
 def test_a_refused_study_has_nothing_to_verify(make_case: MakeCase, tmp_path: Path) -> None:

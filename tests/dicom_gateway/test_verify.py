@@ -1,54 +1,29 @@
 """A person verifies a stored report: on a real index with the worker's own jobs, and by the command."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
-from conformance.conftest import MODEL, compose, full_findings, make_slices, make_volume, write_ct
-from running import make_settings, pacs
+from conformance.conftest import write_ct
+from running import pacs
 from typer.testing import CliRunner
+from verify_samples import STUDY, analysed_study, record, run_queued, stored
 from web_samples import serving
 
 from dicom_gateway import cli
 from dicom_gateway.errors import NotFound, StudyHasChanged
-from dicom_gateway.jobs.queue import JobQueue
-from dicom_gateway.pipeline import write_result
-from dicom_gateway.report.content import Report, Verification
+from dicom_gateway.report.content import Verification
 from dicom_gateway.report.instance import object_uid
-from dicom_gateway.report.key_images import render_key_images
-from dicom_gateway.report.outlines import outlines_of
-from dicom_gateway.report.source_headers import read_source_headers
-from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.verification import ContradictoryVerdict, Question
 from dicom_gateway.settings import Destination
-from dicom_gateway.store import index, ledger
-from dicom_gateway.store.files import StoredFile, result_path
-from dicom_gateway.store.schema import DeliveryState, StudyState, open_database
+from dicom_gateway.store import index
+from dicom_gateway.store.files import result_path
+from dicom_gateway.store.schema import DeliveryState, StudyState
 from dicom_gateway.verify import verify_study
 from dicom_gateway.web.app import create_app
-from dicom_gateway.worker import Worker, finished_outcome
 from models.findings import FindingKind
 
-STUDY = "1.2.3.4"
-CREATED = 1_768_048_205.125
 READER = Verification(observer_name="Li^Wei", organization="Test Hospital")
 EFFUSION = Question(FindingKind.PLEURAL_EFFUSION)
-
-
-def analysed(files, folder, revision, created):
-    """The made-up report in place of an analysis; of a verified revision, what stands there already."""
-    if outcome := finished_outcome(folder, created):
-        return outcome
-    volume = make_volume()
-    findings = full_findings(volume)
-    result = StoredResult(
-        report=compose(volume, findings, revision=revision, created=created, model=MODEL),
-        headers=read_source_headers(files),
-        outlines=outlines_of(findings, make_slices(volume)),
-        key_images=render_key_images(findings, volume),
-    )
-    write_result(result, folder)
-    return result.report.outcome
 
 
 @pytest.fixture
@@ -61,51 +36,8 @@ def peer():
 def worker(tmp_path, peer):
     destination = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=peer.port, objects=("sr",))
     elsewhere = destination.model_copy(update={"name": "elsewhere"})
-    settings = make_settings(tmp_path, destinations=(destination, elsewhere))
-    engine = open_database(settings.database)
-    jobs = JobQueue(engine)
-    working = Worker(settings=settings, engine=engine, jobs=jobs, analyse=analysed)
-    receive(working, tmp_path)
-    working.analyse_study(STUDY, 1, CREATED)
-    yield working
-    jobs.close()
-    engine.dispose()
-
-
-def receive(worker: Worker, tmp_path: Path) -> None:
-    folder = worker.settings.studies_dir / STUDY / "1.2.3.4.1"
-    with worker.engine.begin() as connection:
-        for number, path in enumerate(write_ct(folder), start=1):
-            record(connection, worker, path, number)
-        assert ledger.close_study(connection, STUDY, revision=1, last_received=30.0, now=CREATED)
-        ledger.record_rule(connection, STUDY, 1, rule="chests", destinations=("pacs",))
-
-
-def record(connection, worker, path, number):
-    header = ledger.InstanceHeader(
-        sop_instance_uid=f"1.2.3.4.1.{number}",
-        series_instance_uid="1.2.3.4.1",
-        study_instance_uid=STUDY,
-        patient_name="Test^Patient",
-        patient_id="P-1",
-        study_date="20260110",
-        description="",
-        accession_number="",
-    )
-    file = StoredFile(path=path.relative_to(worker.settings.data_dir), sha256="0" * 64, size_bytes=1)
-    return ledger.record_instance(
-        connection, header, file, calling_ae_title="CT1", association_count=number, now=float(number)
-    )
-
-
-def stored(worker: Worker, revision: int) -> Report:
-    folder = worker.settings.data_dir / result_path(STUDY, revision)
-    return Report.model_validate_json((folder / "report.json").read_bytes())
-
-
-def run_queued(worker: Worker, revision: int) -> None:
-    """What the worker does with the job that was queued."""
-    worker.analyse_study(STUDY, revision, stored(worker, revision).created.timestamp())
+    with analysed_study(tmp_path, destinations=(destination, elsewhere)) as working:
+        yield working
 
 
 def test_the_verified_revision_is_delivered_and_the_automated_one_kept(worker, peer):
@@ -182,6 +114,6 @@ def test_the_page_says_who_verified(worker):
     run_queued(worker, 2)
     with serving(create_app(worker.settings)) as client:
         verified, automated = (client.get(f"/studies/{STUDY}?revision={number}").text for number in (2, 1))
-    assert f"Verified by {READER.observer_name}, {READER.organization}" in verified
+    assert "by <b>Li, Wei</b>, Test Hospital" in verified
     assert "not verified by a physician" not in verified
     assert "not verified by a physician" in automated

@@ -15,11 +15,12 @@ from web_samples import open_site, publish, receive, sample_report, serving, sit
 from dicom_gateway import cli, operate
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.settings import Settings
-from dicom_gateway.users import hash_line, read_users, require_guarded
+from dicom_gateway.users import Person, hash_line, read_users, require_guarded
 from dicom_gateway.web import access
 from dicom_gateway.web.app import create_app
 
 UID = "1.2.3.1"
+READER = Person("Li^Wei=李^伟", "Test Hospital")
 ALICE = ("alice", "correct horse: battery \u00fc")
 
 
@@ -124,9 +125,11 @@ def test_a_right_password_is_hashed_once(client: httpx.Client, monkeypatch: pyte
 
 def test_a_line_that_is_made_is_read(tmp_path: Path) -> None:
     users = tmp_path / "users"
-    users.write_text(hash_line("Dr. A. Reader", "pass word") + "\n")
-    hashes = read_users(users)
-    assert bcrypt.checkpw(b"pass word", hashes["Dr. A. Reader"])
+    lines = hash_line("Dr. A. Reader", "pass word"), hash_line("li", "pass word", READER)
+    users.write_text("\n".join(lines), encoding="utf-8")
+    read = read_users(users)
+    assert [read[name].vouches_as for name in ("Dr. A. Reader", "li")] == [None, READER]
+    assert all(bcrypt.checkpw(b"pass word", user.password_hash) for user in read.values())
 
 
 def test_the_command_prints_the_line_and_nothing_else() -> None:
@@ -134,6 +137,13 @@ def test_the_command_prints_the_line_and_nothing_else() -> None:
     assert asked.exit_code == 0
     name, _, stored = asked.stdout.strip().partition(":")
     assert name == "alice" and bcrypt.checkpw(b"pass word", stored.encode())
+    who = ["--vouches-as", READER.name, "--organization", READER.organization]
+    named = CliRunner().invoke(cli.app, ["password", "li", *who], input="pass word\npass word\n")
+    assert named.stdout.strip().split(":")[2:] == [READER.name, READER.organization]
+    assert CliRunner().invoke(cli.app, ["password", "li", *who[:2]], input="x\nx\n").exit_code == 2
+    assert (
+        CliRunner().invoke(cli.app, ["password", "li", "--vouches-as", "a\\b", *who[2:]], input="x\nx\n").exit_code == 2
+    )
     assert "pass word" not in asked.output
     assert CliRunner().invoke(cli.app, ["password", "a:b"], input="x\nx\n").exit_code == 2
 
@@ -152,9 +162,29 @@ def test_a_password_that_bcrypt_would_cut_is_refused(password: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "# nobody\n", "alice\n", "alice:SECRET\n", line("alice", "x", 5), 2 * line("alice", "x")],
+    [
+        "",
+        "# nobody\n",
+        "alice\n",
+        "alice:SECRET\n",
+        line("alice", "x", 5),
+        2 * line("alice", "x"),
+        line("alice", "x").strip() + ":SECRET^Name",
+        line("alice", "x").strip() + ":SECRET\\Name:Hospital",
+        line("alice", "x").strip() + ":SECRET: ",
+    ],
     # Not the content itself: a hash is another one in each process that runs tests.
-    ids=["empty", "comment", "no hash", "plain password", "cheap hash", "the same name twice"],
+    ids=[
+        "empty",
+        "comment",
+        "no hash",
+        "plain password",
+        "cheap hash",
+        "the same name twice",
+        "no place",
+        "no name",
+        "blank",
+    ],
 )
 def test_a_file_that_protects_nothing_is_refused_and_not_quoted(tmp_path: Path, content: str) -> None:
     users = tmp_path / "users"
