@@ -463,7 +463,11 @@ def _policies() -> str:
         ("Role selection", "granted for storage commitment", "SCP for N-EVENT-REPORT"),
         ("Extended negotiation", "none", "none"),
         ("User identity", "name and passcode, asked for where `dicom_passcodes_file` is set", "none"),
-        ("TLS", "1.2 and 1.3, both sides show certificates, where the `dicom_tls_*` files are set", "none"),
+        (
+            "TLS",
+            "1.2 and 1.3, both sides show certificates, where the `dicom_tls_*` files are set",
+            "1.2 and 1.3 towards peers with a `tls_ca_file`; ours is shown where `tls_certificate_file` is set",
+        ),
     ]
     return _table(("", "acceptor (storage SCP)", "initiator (storage SCU)"), rows)
 

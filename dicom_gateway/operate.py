@@ -41,7 +41,7 @@ from dicom_gateway.settings import (
 )
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import DeliveryState, StudyState, create_tables, open_database, study
-from dicom_gateway.tls import TlsContext
+from dicom_gateway.tls import TlsContext, context_towards
 from dicom_gateway.users import read_users, require_guarded
 from models.errors import ModelError
 from models.manifest import load_manifest
@@ -489,7 +489,7 @@ def _check_source(settings: Settings, source: Source) -> Check:
         return Check(name=name, ok=False, detail=f"{source.ae_title} may not send images", advice=advice)
     try:
         query.ask(source, _NO_STUDY, calling_ae_title=settings.ae_title)
-    except DeliveryError as error:
+    except (DeliveryError, ConfigurationError) as error:
         advice = f"Check address and AE title; the peer must let {settings.ae_title} query."
         return Check(name=name, ok=False, detail=f"{source.address}: {error}", advice=advice)
     return Check(name=name, ok=True, detail=f"{source.address} answers queries")
@@ -515,7 +515,7 @@ def _call(settings: Settings, peer: AnyDestination) -> str:
             mail.connect(peer)
             return "takes mail"
         case Hl7Destination():
-            mllp.connect(peer.host, peer.port)
+            mllp.connect(peer.host, peer.port, tls=context_towards(peer))
             return "takes connections"
         case _:
             echo(peer, calling_ae_title=settings.ae_title)

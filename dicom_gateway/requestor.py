@@ -1,8 +1,12 @@
-"""The application entity that opens associations: who we say we are, and how long we wait."""
+"""The application entity that opens associations: who we say we are, how long we wait, and TLS."""
+
+import ssl
 
 from pynetdicom import AE
 
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_gateway.settings import Destination, Source
+from dicom_gateway.tls import context_towards
 
 
 def requestor(calling_ae_title: str, *, connection_timeout_s: float, response_timeout_s: float) -> AE:
@@ -13,3 +17,9 @@ def requestor(calling_ae_title: str, *, connection_timeout_s: float, response_ti
     entity.connection_timeout = entity.acse_timeout = connection_timeout_s
     entity.dimse_timeout = entity.network_timeout = response_timeout_s
     return entity
+
+
+def tls_arguments(peer: Destination | Source) -> tuple[ssl.SSLContext, str] | None:
+    """What `AE.associate` takes as `tls_args`. Raises ConfigurationError for files that cannot be used."""
+    context = context_towards(peer)
+    return None if context is None else (context, peer.host)

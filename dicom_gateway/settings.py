@@ -103,7 +103,29 @@ class _WantsObjects(_WantsReports):
         return value
 
 
-class Destination(_WantsObjects):
+class _OverTls(_Named):
+    """A peer that is called over TLS where it has certificates of its own."""
+
+    tls_ca_file: Path | None = Field(
+        default=None,
+        description="Certificates (PEM) of those who vouch for the peer, which is then called over TLS; its own is "
+        "to be for host. Unset: no TLS.",
+    )
+    tls_certificate_file: Path | None = Field(
+        default=None, description="Certificate chain (PEM) that is shown to a peer that asks for one."
+    )
+    tls_key_file: Path | None = Field(default=None, description="Its private key (PEM), without a password.")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_certificate_file and tls_key_file go together")
+        if self.tls_certificate_file is not None and self.tls_ca_file is None:
+            raise ValueError("tls_certificate_file without tls_ca_file: who vouches for the peer?")
+        return self
+
+
+class Destination(_WantsObjects, _OverTls):
     """A C-STORE peer that wants results, and the profile of what it is given."""
 
     kind: Literal["dicom"] = Field(default="dicom", description="'dicom': results are stored there by C-STORE.")
@@ -191,7 +213,7 @@ class FhirDestination(_OverHttp, _WantsReports):
     )
 
 
-class Hl7Destination(_WantsReports):
+class Hl7Destination(_WantsReports, _OverTls):
     """An HL7 v2 interface engine that wants reports."""
 
     objects: ClassVar[tuple[str, ...]] = ("hl7",)
@@ -287,7 +309,7 @@ AnyDestination = Annotated[
 ]
 
 
-class Source(_Named):
+class Source(_OverTls):
     """A sender that can be asked by C-FIND how many images of a study it has."""
 
     ae_title: AeTitle = Field(description="AE title that it sends with.")

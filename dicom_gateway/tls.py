@@ -1,4 +1,4 @@
-"""TLS of the DICOM port: both sides show a certificate (PS3.15 B.12, the Modified BCP 195 profile)."""
+"""TLS of the DICOM port and towards peers (PS3.15 B.12, the Modified BCP 195 profile)."""
 
 import ssl
 import threading
@@ -6,14 +6,41 @@ from pathlib import Path
 
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.events import Event, emit
-from dicom_gateway.settings import Settings
+from dicom_gateway.settings import Destination, Hl7Destination, Settings, Source
 
 # RFC 9325 section 4.2: forward secrecy and authenticated encryption only. TLS 1.3 has no others.
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
 
 
+def context_towards(peer: Destination | Hl7Destination | Source) -> ssl.SSLContext | None:
+    """The context for one connection to a peer, of its files as they are now; None where it is called without TLS.
+
+    The peer must show a certificate for its host. Raises ConfigurationError for files that cannot be used.
+    """
+    if peer.tls_ca_file is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _restrict(context)
+    try:
+        context.load_verify_locations(peer.tls_ca_file)
+        if peer.tls_certificate_file is not None:
+            context.load_cert_chain(peer.tls_certificate_file, peer.tls_key_file)
+    except OSError as error:
+        raise ConfigurationError(f"the tls files of {peer.name} cannot be used ({type(error).__name__})") from error
+    return context
+
+
+def _restrict(context: ssl.SSLContext) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_CIPHERS)
+    context.options |= ssl.OP_NO_RENEGOTIATION
+
+
 class TlsContext:
-    """The context of the settings' files, made again when one of them changes."""
+    """The context of the DICOM port, of the settings' files; made again when one of them changes.
+
+    Both sides show a certificate.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigurationError for files that cannot be used."""
@@ -44,9 +71,8 @@ class TlsContext:
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_ciphers(_CIPHERS)
-        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+        _restrict(context)
+        context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
         context.load_cert_chain(self._certificate, self._key)
         context.load_verify_locations(self._ca)
         context.verify_mode = ssl.CERT_REQUIRED

@@ -44,6 +44,7 @@ from dicom_gateway.settings import (
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import REPORT_NAME, result_path
 from dicom_gateway.store.schema import DeliveryState, ObjectOutcome, StudyState, open_database
+from dicom_gateway.tls import context_towards
 from imaging.errors import ImagingError
 from imaging.uids import derive_uid
 from models.errors import ModelError
@@ -226,7 +227,8 @@ class Worker:
                 )
                 fhir.send(bundle, peer.url, bearer_token=peer.bearer_token())
             case Hl7Destination():
-                mllp.send(encode_oru(read_result(folder, source_files, edition)), peer.host, peer.port)
+                message = encode_oru(read_result(folder, source_files, edition))
+                mllp.send(message, peer.host, peer.port, tls=context_towards(peer))
             case DicomwebDestination():
                 return shelf.send(encoder_of(folder, source_files, edition), peer, folder)
             case StowDestination():
@@ -253,7 +255,7 @@ class Worker:
             ledger.request_commitment(connection, transaction_uid, *key, instances=len(sent), now=time.time())
         try:
             commitment.request(peer, sent, transaction_uid=transaction_uid, calling_ae_title=self.settings.ae_title)
-        except (PeerRefused, PeerUnreachable) as error:
+        except (PeerRefused, PeerUnreachable, ConfigurationError) as error:
             with self.engine.begin() as connection:
                 ledger.answer_commitment(connection, transaction_uid, reason=str(error), now=time.time())
             emit(Event.RESULTS_NOT_COMMITTED, level="error", transaction_uid=transaction_uid, reason=str(error))

@@ -11,7 +11,7 @@ from dicom_gateway.settings import Source
 
 
 @contextmanager
-def query_scp(answers, status=0x0000, sop_class=FIND):
+def query_scp(answers, status=0x0000, sop_class=FIND, tls=None, **values):
     """`answers` has matches, as dictionaries of keywords, by (level, Series Instance UID asked for)."""
 
     def on_find(event):
@@ -28,9 +28,10 @@ def query_scp(answers, status=0x0000, sop_class=FIND):
     entity.require_called_aet = True
     entity.add_supported_context(sop_class)
     port = free_port()
-    entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_FIND, on_find)])
+    handlers = [(evt.EVT_C_FIND, on_find)]
+    entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers, ssl_context=tls)
     try:
-        yield Source(name="archive", ae_title="CT1", query_ae_title="ARCHIVE", host="127.0.0.1", port=port)
+        yield Source(name="archive", ae_title="CT1", query_ae_title="ARCHIVE", host="127.0.0.1", port=port, **values)
     finally:
         entity.shutdown()
 

@@ -2,12 +2,15 @@
 
 import json
 import re
+import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
+from typing import Any
 
 from pydicom import Dataset, dcmread
 
@@ -145,10 +148,14 @@ def stow_server(
 class Hl7Engine(socketserver.TCPServer):
     """Reads one message a connection and answers with `answer`, in pieces of one byte; None hangs up."""
 
-    def __init__(self, answer: bytes | None) -> None:
+    def __init__(self, answer: bytes | None, tls: ssl.SSLContext | None) -> None:
         super().__init__(("127.0.0.1", 0), _Hl7Handler)
-        self.answer = answer
+        self.answer, self.tls = answer, tls
         self.received: list[bytes] = []
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        return connection if self.tls is None else self.tls.wrap_socket(connection, server_side=True), address
 
 
 class _Hl7Handler(socketserver.StreamRequestHandler):
@@ -166,8 +173,8 @@ class _Hl7Handler(socketserver.StreamRequestHandler):
 
 
 @contextmanager
-def hl7_engine(answer: bytes | None) -> Iterator[Hl7Engine]:
-    with Hl7Engine(answer) as server:
+def hl7_engine(answer: bytes | None, tls: ssl.SSLContext | None = None) -> Iterator[Hl7Engine]:
+    with Hl7Engine(answer, tls) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

@@ -14,7 +14,7 @@ from pynetdicom.sop_class import Verification
 from dicom_gateway.deliver.attempt import Encode, prepared, require_taken, store_all
 from dicom_gateway.deliver.profile import proposed_contexts
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
-from dicom_gateway.requestor import requestor
+from dicom_gateway.requestor import requestor, tls_arguments
 from dicom_gateway.settings import Destination
 from dicom_gateway.store.schema import ObjectOutcome
 
@@ -66,7 +66,7 @@ def association_with(
 ) -> Iterator[Association]:
     """An association on which at least one of the SOP classes was accepted.
 
-    Raises PeerUnreachable or PeerRefused where there is none.
+    Raises PeerUnreachable or PeerRefused where there is none, ConfigurationError for TLS files that cannot be used.
     """
     entity = requestor(
         calling_ae_title, connection_timeout_s=CONNECTION_TIMEOUT_S, response_timeout_s=RESPONSE_TIMEOUT_S
@@ -76,7 +76,9 @@ def association_with(
         for syntax in transfer_syntaxes:
             entity.add_requested_context(sop_class, syntax)
     try:
-        association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title)
+        association = entity.associate(
+            destination.host, destination.port, ae_title=destination.ae_title, tls_args=tls_arguments(destination)
+        )
     except (socket.gaierror, UnicodeError) as error:
         raise PeerUnreachable("the host name cannot be resolved") from error
     if not association.is_established:
@@ -93,7 +95,7 @@ def _raise_why_not(association: Association) -> None:
         # Where every context is refused, pynetdicom ends the association by itself.
         raise PeerRefused(f"every {_CONTEXT_REFUSED}")
     if not association.is_rejected:
-        raise PeerUnreachable("no connection, or the association was aborted")
+        raise PeerUnreachable("no connection (or no TLS with it), or the association was aborted")
     answer = association.acceptor.primitive
     reason = f"association rejected (source {answer.result_source}, reason {answer.diagnostic})"
     raise PeerRefused(reason) if answer.result == _REJECTED_PERMANENT else PeerUnreachable(reason)

@@ -1,8 +1,9 @@
 """Results to an HL7 v2 interface engine: one message and its acknowledgement over MLLP."""
 
 import socket
+import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import hl7
 
@@ -18,31 +19,37 @@ _REJECTED = frozenset({"AE", "AR", "CE", "CR"})
 _ERROR_DIGITS = 4
 
 
-def send(message: bytes, host: str, port: int) -> None:
+def send(message: bytes, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
     """Send one message (segments end in carriage returns); it has been accepted (AA, CA) when this returns.
 
-    Raises PeerUnreachable without connection or answer, PeerRefused for every other acknowledgement (AE, AR, ...) and
-    for an answer that acknowledges something else. Of the answer only its codes are told: texts may quote the patient.
+    With `tls` over TLS. Raises PeerUnreachable without connection or answer or with a certificate that is not trusted,
+    PeerRefused for every other acknowledgement (AE, AR, ...) and for an answer that acknowledges something else. Of the
+    answer only its codes are told: texts may quote the patient.
     """
     control_id = message.split(b"|", 10)[9].decode()
-    with _connection(host, port) as connection:
+    with _connection(host, port, tls) as connection:
         connection.sendall(_START + message + _END)
         answer = _answer(connection)
     _require_accepted(answer, control_id)
 
 
-def connect(host: str, port: int) -> None:
+def connect(host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
     """Whether somebody listens there; MLLP has no question to ask. Raises PeerUnreachable."""
-    with _connection(host, port):
+    with _connection(host, port, tls):
         pass
 
 
 @contextmanager
-def _connection(host: str, port: int) -> Iterator[socket.socket]:
+def _connection(host: str, port: int, tls: ssl.SSLContext | None) -> Iterator[socket.socket]:
     try:
-        with socket.create_connection((host, port), timeout=CONNECTION_TIMEOUT_S) as connection:
+        with ExitStack() as open_sockets:
+            plain = open_sockets.enter_context(socket.create_connection((host, port), timeout=CONNECTION_TIMEOUT_S))
+            connection = plain if tls is None else tls.wrap_socket(plain, server_hostname=host)
+            open_sockets.enter_context(connection)
             connection.settimeout(RESPONSE_TIMEOUT_S)
             yield connection
+    except ssl.SSLCertVerificationError as error:
+        raise PeerUnreachable(f"its certificate is not trusted ({error.verify_message})") from error
     except (OSError, UnicodeError) as error:
         raise PeerUnreachable("no connection, or it ended before the acknowledgement") from error
 

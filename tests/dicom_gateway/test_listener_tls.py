@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 import trustme
+from certificates import Hospital
 from factories import make_ct_dataset, save_ct
 from peers import ASSOCIATE_AC, Peer, listening, reset_at_once, store_request
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
@@ -14,31 +15,6 @@ from structlog.testing import capture_logs
 
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.receive.statuses import StoreStatus
-
-
-class Hospital:
-    """A certificate authority, with the certificates it gave to the DICOM port and to its senders."""
-
-    def __init__(self, folder):
-        self.authority = trustme.CA()
-        self.files = {name: folder / f"{name}.pem" for name in ("certificate", "key", "ca")}
-        self.authority.cert_pem.write_to_path(self.files["ca"])
-        self.issue()
-
-    def issue(self) -> trustme.LeafCert:
-        """Put a new certificate of the port in place."""
-        issued = self.authority.issue_cert("localhost", "127.0.0.1")
-        self.files["certificate"].write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
-        self.files["key"].write_bytes(issued.private_key_pem.bytes())
-        return issued
-
-    def client(self, shown: trustme.CA | None = None) -> ssl.SSLContext:
-        """A sender's context, with a certificate of `shown`."""
-        context = ssl.create_default_context()
-        self.authority.configure_trust(context)
-        if shown is not None:
-            shown.issue_cert("ct.example.org").configure_cert(context)
-        return context
 
 
 @pytest.fixture
