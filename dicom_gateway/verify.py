@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from dicom_gateway.errors import NotFound, StudyHasChanged
 from dicom_gateway.events import Event, emit
-from dicom_gateway.jobs.queue import JobQueue
+from dicom_gateway.jobs.queue import STAT, JobQueue
 from dicom_gateway.operate import opened
 from dicom_gateway.pipeline import write_result
 from dicom_gateway.report.content import Report, Verification
@@ -115,7 +115,8 @@ def _queue(
 ) -> None:
     """Revision, its rule, its folder, its report and its job in one transaction.
 
-    The report is known at once: the worker may be busy with another study for minutes.
+    The report is known at once, for the worker may be busy with another study for minutes; then this one, which takes
+    it a moment, comes before those that wait for an analysis.
     """
     uid, created = study.study_instance_uid, report.created.timestamp()
     place = result_path(uid, report.revision)
@@ -130,4 +131,4 @@ def _queue(
         shutil.rmtree(folder, ignore_errors=True)
         being_written.replace(folder)
         ledger.record_report(connection, uid, report.revision, folder=place, created=created, outcome=report.outcome)
-        jobs.submit_analysis(connection, uid, report.revision, created=created, priority=study.priority)
+        jobs.submit_analysis(connection, uid, report.revision, created=created, priority=STAT)

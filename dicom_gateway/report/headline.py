@@ -73,7 +73,7 @@ def limitations(report: Report, language: Language = ENGLISH) -> tuple[str, ...]
 
 
 def commented(report: Report, language: Language = ENGLISH) -> tuple[str, ...]:
-    """What the person who verified the report said in words of their own, if anything; it is in no other language."""
+    """What the person who verified the report said in words of their own, if anything; they are never translated."""
     if report.verification is None or report.verification.comment is None:
         return ()
     return (language.say("Comment of the verifying observer: {text}", text=report.verification.comment),)

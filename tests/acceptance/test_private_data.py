@@ -33,7 +33,7 @@ from running import ROOT, free_port, wait_until
 
 from dicom_gateway.operate import list_parked
 from dicom_gateway.settings import Settings
-from dicom_gateway.users import hash_line
+from dicom_gateway.users import Person, hash_line
 from imaging.phantom import make_phantom
 from imaging.phantom_dicom import write_phantom
 
@@ -195,7 +195,7 @@ def wal(settings: Settings) -> list[bytes]:
 def configure(folder: Path, fhir_url: str) -> tuple[Settings, Path]:
     """A site with an unreachable and a refusing destination, and one user of the web port."""
     (folder / "token").write_text(TOKEN)
-    (folder / "users").write_text(hash_line("reader", PASSWORD))
+    (folder / "users").write_text(hash_line("reader", PASSWORD, Person("ZQ0040a075^X", "ZQ0040a027")))
     values = {
         "data_dir": str(folder / "data"),
         "dicom_host": "127.0.0.1",
@@ -243,9 +243,13 @@ def ended(client: httpx.Client) -> dict[str, str] | None:
 
 def visit(client: httpx.Client, uids: Iterator[str]) -> list[tuple[str, str]]:
     """Look at every page; what is not a page about a patient is given back with its address."""
+    verified = set()
     for uid in uids:
         for path in (f"/studies/{uid}", f"/api/studies/{uid}/report", f"/dicom-web/studies/{uid}/metadata"):
             assert client.get(path).status_code == 200
+        path, verdict = f"/api/studies/{uid}/reports/1/verification", {"comment": "ZQ00104000"}
+        verified.add(client.post(path, json=verdict, headers={"X-OneScan-Request": "1"}).status_code)
+    assert verified == {200, 409}
     for path in ("/", "/?search=ZQ00100010", "/deliveries", "/rules", "/dicom-web/studies?PatientID=ZQ00100020"):
         assert client.get(path).status_code == 200
     checked = client.post("/system/checks", headers={"Sec-Fetch-Site": "same-origin"})

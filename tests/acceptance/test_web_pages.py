@@ -118,23 +118,24 @@ def test_a_waiting_page_becomes_the_report_and_a_read_one_only_says_that_it_is_s
     assert len(announced) == 1 and "hidden" not in announced[0]
 
 
-READS = "const set = (id, value) => { document.getElementById(id).value = value; };"
+SET = "const set = (id, value) => { document.getElementById(id).value = value; };"
 REJECTS = 'document.querySelector("input[name=pleural_effusion][value=absent]").click();'
 NAMES = 'set("family_name", "Li"); set("given_name", "Wei"); set("organization", "Hospital");'
 VERIFIES = 'setTimeout(() => document.getElementById("verify-button").click(), 200);'
 
 
 @pytest.mark.parametrize(
-    ("acts", "shown", "revisions"),
+    ("acts", "then", "shown", "revisions"),
     [
-        ("", ["Confirms every answer as reported."], 1),
-        (REJECTS + VERIFIES, ["1 answer changed, all others confirmed as reported."], 1),
-        (NAMES + REJECTS + VERIFIES, ["This is what you verify", "Verify as Li, Wei, Hospital"], 1),
-        (NAMES + VERIFIES, ["Every automated answer was confirmed."], 2),
+        ("", "", ["Confirms every answer as reported."], 1),
+        (REJECTS + VERIFIES, "", ["1 answer changed, all others confirmed as reported."], 1),
+        (NAMES + REJECTS + VERIFIES, "", ["This is what you verify", "Verify as Li, Wei, Hospital"], 1),
+        (NAMES + REJECTS + VERIFIES, VERIFIES, ["Against the automated report:", "<b>Pleural effusion</b>"], 2),
+        (NAMES + VERIFIES, "", ["Every automated answer was confirmed."], 2),
     ],
-    ids=["looks", "names nobody", "rejects one answer", "confirms"],
+    ids=["looks", "names nobody", "rejects an answer", "rejects an answer for good", "confirms"],
 )
-def test_a_person_verifies_on_the_page(tmp_path: Path, acts: str, shown: list[str], revisions: int) -> None:
+def test_a_person_verifies_on_the_page(tmp_path: Path, acts: str, then: str, shown: list[str], revisions: int) -> None:
     """What the page's own script does is followed by clicks; forms are sent by the browser, under the page's policy."""
     with analysed_study(tmp_path) as worker:
         app = create_app(worker.settings)
@@ -144,7 +145,8 @@ def test_a_person_verifies_on_the_page(tmp_path: Path, acts: str, shown: list[st
             if request.url.path != "/static/verify.js":
                 return await call_next(request)
             script = (STATIC / "verify.js").read_text(encoding="utf-8")
-            acting = f'addEventListener("pageshow", () => {{ {READS} {acts} }});'
+            acting = f'if (document.getElementById("verify-note")) {{ {SET} {acts} }} else {{ {then} }}'
+            acting = f'addEventListener("pageshow", () => {{ {acting} }});'
             return Response(f"{script}\n{acting}", media_type="text/javascript")
 
         with serving(app) as client:

@@ -3,9 +3,14 @@
 // Keeps in this tab who verifies and what was chosen, and says beforehand what the button does. The form works without.
 (() => {
   const form = document.getElementById("verify");
+  if (!form) return;
   const button = document.getElementById("verify-button");
+  // A second click would be answered that the report is verified already.
+  form.addEventListener("submit", () => { button.disabled = true; });
+  addEventListener("pageshow", () => { button.disabled = false; });
+
   const note = document.getElementById("verify-note");
-  if (!form || !note) return;
+  if (!note) return;
   const aboutThePerson = ["family_name", "given_name", "organization"];
   const [person, choices] = ["person", form.action];
 
@@ -41,13 +46,8 @@
     }
   };
 
-  form.addEventListener("submit", () => {
-    keep();
-    // A second click would be answered that the report is verified already.
-    button.disabled = true;
-  });
+  form.addEventListener("submit", keep);
   addEventListener("pageshow", () => {
-    button.disabled = false;
     restore();
     tell();
   });
