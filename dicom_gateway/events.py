@@ -49,6 +49,7 @@ class Event(enum.StrEnum):
     SOURCE_NOT_ANSWERING = "source_not_answering"
     COMPLETION_FAILED = "completion_failed"
     WORKER_READY = "worker_ready"
+    EARLY_DECODING_FAILED = "early_decoding_failed"
     ANALYSIS_STARTED = "analysis_started"
     ANALYSIS_SUPERSEDED = "analysis_superseded"
     ANALYSIS_FINISHED = "analysis_finished"

@@ -71,14 +71,15 @@ def process_study(
     supersedes: SupersededReport | None = None,
     urgent_kinds: Collection[FindingKind] = (),
     unreadable_file_count: int = 0,
+    decoded: Path | None = None,
     on_stage: OnStage = lambda stage: None,
 ) -> StoredResult:
-    """Analyse one study. A refusal is a result too.
+    """Analyse one study. A refusal is a result too. `decoded` is as for `load_volume`.
 
     Raises ModelError for a model without an answer.
     """
     clock = StageClock(on_stage)
-    passed = first_series_through_the_gates(study, clock)
+    passed = first_series_through_the_gates(study, clock, decoded)
     detection = _detect(detector, passed, clock)
     key_images, outlines = {}, Outlines()
     with clock.stage("record"):
@@ -131,7 +132,7 @@ def write_result(result: StoredResult, folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in contents)
 
 
-def first_series_through_the_gates(study: Study, clock: "StageClock") -> Passed:
+def first_series_through_the_gates(study: Study, clock: "StageClock", decoded: Path | None = None) -> Passed:
     """The best series that passes both gates; the others are rejected with what the gates said."""
     selection = select_series(study)
     quality: tuple[QualityIssue, ...] = ()
@@ -139,7 +140,7 @@ def first_series_through_the_gates(study: Study, clock: "StageClock") -> Passed:
         quality = check_headers(selection.chosen)
         if not is_rejected(quality):
             with clock.stage("read"):
-                volume = _decoded(selection.chosen)
+                volume = _decoded(selection.chosen, decoded)
             if isinstance(volume, QualityIssue):
                 quality += (volume,)
             else:
@@ -155,10 +156,10 @@ def first_series_through_the_gates(study: Study, clock: "StageClock") -> Passed:
     return Passed(selection=selection, quality=quality, volume=None, lungs=None)
 
 
-def _decoded(series: Series) -> Volume | QualityIssue:
+def _decoded(series: Series, decoded: Path | None) -> Volume | QualityIssue:
     """The series' volume, or why its pixels refuse it: no repetition would decode them."""
     try:
-        return load_volume(series)
+        return load_volume(series, decoded)
     except ImagingError as error:
         return QualityIssue(check="pixels", verdict=Verdict.REJECT, message=str(error))
 

@@ -623,6 +623,10 @@ class Settings(BaseSettings):
         return self.data_dir / "studies"
 
     @property
+    def decoded_dir(self) -> Path:
+        return self.data_dir / "decoded"
+
+    @property
     def results_dir(self) -> Path:
         return self.data_dir / "results"
 

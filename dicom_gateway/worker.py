@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset
 from dicom_gateway.deliver import commitment, dimse, fhir, mllp, shelf, stow
 from dicom_gateway.deliver.attempt import Encode
 from dicom_gateway.deliver.notice import Notice
+from dicom_gateway.early_decoder import EarlyDecoder
 from dicom_gateway.errors import ConfigurationError, PeerRefused, PeerUnreachable
 from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs import engine as job_engine
@@ -365,6 +366,7 @@ def model_analysis(settings: Settings) -> Analyse:
             supersedes=read_superseded(folder, study.study_instance_uid, revision),
             urgent_kinds=settings.urgent_kinds,
             unreadable_file_count=len(unreadable),
+            decoded=settings.decoded_dir / study.study_instance_uid,
         )
         write_result(result, folder)
         return result.report.outcome
@@ -415,6 +417,8 @@ def run_worker(
         job_engine.start_worker(engine, settings.database, executor, work)
         keeper = Housekeeper(engine, jobs, executor, judge_after=time.monotonic() + DEAD_AFTER_S)
         threading.Thread(target=keeper.run, args=[stop], name="housekeeping", daemon=True).start()
+        early = EarlyDecoder(settings=settings, engine=engine)
+        threading.Thread(target=early.run, args=[stop], name="early decoder", daemon=True).start()
         emit(Event.WORKER_READY, executor=executor, destinations=len(settings.destinations))
         on_ready()
         stop.wait()

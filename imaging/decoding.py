@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from threading import Event, Timer
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ import numpy.typing as npt
 from imaging.codecs import decode_frame
 from imaging.errors import InconsistentSeries, UnreadableInstance
 from imaging.pixels import Rescale, StoredPixels, to_hu, to_hu_in_place
+
+if TYPE_CHECKING:  # a decoding process has no use for it, and would wait for pydicom
+    from imaging.headers import Slice
 
 MEMORY_LIMIT_BYTES = 1 << 30
 _MAXIMUM_PROCESSES = 4
@@ -57,6 +60,17 @@ class StoredPlane:
 
 
 Task = tuple[tuple[StoredPlane, ...], tuple[int, int]]
+
+
+def plane_of(index: int, image: "Slice") -> StoredPlane:
+    """The plane of an image that becomes slice `index` of a volume."""
+    return StoredPlane(
+        index=index,
+        path=image.path,
+        frame_number=image.frame_number,
+        pixels=image.pixels,
+        rescale=Rescale(slope=image.rescale_slope or 1.0, intercept=image.rescale_intercept or 0.0),
+    )
 
 
 def decode_into(

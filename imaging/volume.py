@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,14 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from imaging.decoding import StoredPlane, decode_into
+from imaging.ahead import read_decoded
+from imaging.decoding import StoredPlane, decode_into, plane_of
 from imaging.errors import InconsistentSeries, UnreadableInstance
 from imaging.geometry import Geometry, geometry_of_stack, slice_normal
 from imaging.headers import Series, Slice
 from imaging.odd_pixels import CODECS
 from imaging.pixels import AIR_HU as AIR_HU
-from imaging.pixels import Codec, Rescale, clear_unused_bits, to_hu_in_place
+from imaging.pixels import Codec, clear_unused_bits, to_hu_in_place
 
 _MAXIMUM_VOLUME_BYTES = 2 << 30
 _READING_THREADS = 2
@@ -58,9 +60,10 @@ class Volume:
         self.hu.setflags(write=False)
 
 
-def load_volume(series: Series) -> Volume:
+def load_volume(series: Series, decoded: Path | None = None) -> Volume:
     """Decode a series that passed `quality.check_headers` into one volume.
 
+    `decoded` is a folder that may have images of it which `ahead.decode_ahead` has decoded.
     Raises UnreadableInstance when pixels cannot be decoded and InconsistentSeries when they do not fit the headers.
     """
     slices = order_slices(series.slices)
@@ -70,22 +73,16 @@ def load_volume(series: Series) -> Volume:
     if odd := [s for s in slices if (s.rows, s.columns) != shape[1:]]:
         raise InconsistentSeries(f"{len(odd)} of {len(slices)} images are not of {shape[1]} x {shape[2]} pixels")
     hu = np.empty(shape, np.int16)
-    planes = [
-        StoredPlane(
-            index=index,
-            path=plane.path,
-            frame_number=plane.frame_number,
-            pixels=plane.pixels,
-            rescale=Rescale(slope=plane.rescale_slope or 1.0, intercept=plane.rescale_intercept or 0.0),
-        )
-        for index, plane in enumerate(slices)
-    ]
+    planes = [plane_of(index, image) for index, image in enumerate(slices)]
     native = [p for p in planes if p.pixels and p.pixels.codec is Codec.NATIVE]
     with ThreadPoolExecutor(_READING_THREADS) as pool:
         # Reading and arithmetic release the GIL; list() brings an exception of any file here.
         list(pool.map(lambda start: _read_into(hu, native[start::_READING_THREADS]), range(_READING_THREADS)))
-    if len(native) < len(planes):
-        decode_into(hu, [p for p in planes if p.pixels is None or p.pixels.codec is not Codec.NATIVE])
+    encoded = [p for p in planes if p.pixels is None or p.pixels.codec is not Codec.NATIVE]
+    if decoded is not None:
+        encoded = read_decoded(hu, encoded, decoded)
+    if encoded:
+        decode_into(hu, encoded)
     positions = np.array([s.image_position_patient for s in slices], dtype=np.float64)
     first = slices[0]
     geometry = geometry_of_stack(
