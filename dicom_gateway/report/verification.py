@@ -79,17 +79,19 @@ def verified_report(
     for kind in {question.kind for question in stated}:
         study = Question(kind)
         lesions = [q for q in answers if q.kind == kind and q.lesion is not None]
-        positive = [answers[q] for q in lesions if answers[q].presence in _POSITIVE]
+        positive = [q for q in lesions if answers[q].presence in _POSITIVE]
         named = any(stated.get(q) == answers[q].presence == "present" for q in lesions)
-        lost = sum(before[q].presence in _POSITIVE for q in lesions) - len(positive)
         if (answers[study].presence == "absent" and positive) or (answers[study].presence == "indeterminate" and named):
             raise ContradictoryVerdict(
                 f"{kind} has a lesion but is {answers[study].presence}: say that it is present, too"
             )
-        if answers[study].presence in _POSITIVE and lost > 0 and not positive and study not in stated:
+        counted = [q for q in lesions if before[q].presence in _POSITIVE and not _is_beside(before[q], before[study])]
+        left = [q for q in positive if q in counted or answers[q].presence == "present"]
+        if answers[study].presence not in _POSITIVE or left == counted:
+            continue
+        if not left and study not in stated:
             raise ContradictoryVerdict(f"no lesion of {kind} is left: say whether it is present or absent")
-        if answers[study].presence in _POSITIVE and lost > 0:
-            answers[study] = _without_lost(answers[study], positive, lost)
+        answers[study] = _recounted(answers[study], [answers[q] for q in left], len(left) - len(counted))
     findings = tuple(answers.values())
     return report.model_copy(
         update={
@@ -136,17 +138,22 @@ def _in_words(verdict: Verdict) -> str:
     return f"{answer} ({percentage(verdict.automated_probability)} %)"
 
 
-def _without_lost(study: ReportedFinding, left: Sequence[ReportedFinding], lost: int) -> ReportedFinding:
-    """The answer about the study without what it had of lesions that are none: sums, side, place and key slice.
+def _is_beside(lesion: ReportedFinding, study: ReportedFinding) -> bool:
+    """Whether a lesion may be none and the answer about the study, which others make present, does not count it."""
+    return study.presence == "present" and lesion.presence == "indeterminate"
 
-    Their number is counted down, for there may be more than are described.
+
+def _recounted(study: ReportedFinding, left: Sequence[ReportedFinding], more: int) -> ReportedFinding:
+    """The answer about the study with the lesions that a person left: without sums, with their side, place, key slice.
+
+    Their number changes by `more` (below 0: fewer), for there may be more than are described.
     """
     counts = [m for m in study.measurements if m.quantity == Quantity.LESION_COUNT]
     sides = sorted({lesion.laterality for lesion in left if lesion.laterality})
     shown = left[0] if left else None
     place = ("key_sop_instance_uid", "key_frame_number", "key_slice", "centre_mm")
     changed: dict[str, Any] = {
-        "measurements": tuple(m.model_copy(update={"value": m.value - lost}) for m in counts if m.value > lost),
+        "measurements": tuple(m.model_copy(update={"value": m.value + more}) for m in counts if m.value + more > 0),
         "laterality": Laterality.BILATERAL.value if len(sides) > 1 else next(iter(sides), None),
         "site": left[0].site if len(left) == 1 else None,
         **{name: getattr(shown, name, None) for name in place},

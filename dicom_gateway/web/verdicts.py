@@ -98,7 +98,8 @@ def with_what_follows(stated: Mapping[Question, Stated], report: Report) -> dict
         lesions = [f for f in report.findings if f.kind == kind and f.lesion is not None and f.presence != "absent"]
         rejected = [f for f in lesions if stated.get(Question(kind, f.lesion)) == "absent"]
         counted = next((m.value for m in study.measurements if m.quantity == Quantity.LESION_COUNT), 0)
-        if lesions and len(rejected) == max(len(lesions), counted):
+        described = sum(f.presence == study.presence for f in lesions)
+        if lesions and len(rejected) == len(lesions) and counted <= described:
             followed.setdefault(Question(kind), "absent")
     return followed
 

@@ -151,7 +151,7 @@ def full_findings(volume: Volume) -> list[Finding]:
             kinds.PULMONARY_NODULE,
             Presence.PRESENT,
             **sure,
-            measurements=(_m(Quantity.LESION_COUNT, 2, "1"),),
+            measurements=(_m(Quantity.LESION_COUNT, 1, "1"),),
         ),
         kinds.EMPHYSEMA: finding(
             kinds.EMPHYSEMA,

@@ -127,7 +127,7 @@ def test_what_the_person_says_stands_in_the_record_with_what_the_model_said(
 ) -> None:
     report = verified(make_case("findings"), tmp_path, OTHERWISE).report
     found = answers(report)
-    assert found["pulmonary_nodule"] == ("present", "edited")
+    assert found["pulmonary_nodule"] == ("present", "confirmed")
     assert found["pulmonary_nodule:1"] == ("present", "confirmed")
     assert found["pulmonary_nodule:2"] == ("absent", "rejected")
     assert found["pleural_effusion"] == found["pleural_effusion:1"] == ("absent", "rejected")
@@ -139,6 +139,29 @@ def test_what_the_person_says_stands_in_the_record_with_what_the_model_said(
     assert rejected.reason == "rejected by the verifying observer; the automated answer was present (99.0 %)"
     (count,) = next(f for f in report.findings if f.kind == "pulmonary_nodule" and f.lesion is None).measurements
     assert count.value == 1
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({}, 1),
+        ({Question(NODULE, 2): "absent"}, 1),
+        ({Question(NODULE, 2): "present"}, 2),
+        ({Question(NODULE, 1): "absent", Question(NODULE, 2): "present"}, 1),
+        ({Question(NODULE, 1): "absent"}, None),
+    ],
+)
+def test_a_doubtful_lesion_counts_when_a_person_says_so(
+    stated: Mapping[Question, Stated], expected: int | None, make_case: MakeCase, tmp_path: Path
+) -> None:
+    """Of a study with one nodule, and another that may be none."""
+    if expected is None:
+        with pytest.raises(ContradictoryVerdict, match="no lesion of pulmonary_nodule is left"):
+            verified(make_case("findings"), tmp_path, stated)
+        return
+    after = verified(make_case("findings"), tmp_path, stated).report.findings
+    study = next(f for f in after if (f.kind, f.lesion) == (NODULE, None))
+    assert (study.presence, [m.value for m in study.measurements]) == ("present", [expected])
 
 
 def test_rejected_lesions_are_neither_marked_nor_segmented_nor_shown(make_case: MakeCase, tmp_path: Path) -> None:
