@@ -10,6 +10,8 @@ from dicom_gateway.settings import Destination, Hl7Destination, Settings, Source
 
 # RFC 9325 section 4.2: forward secrecy and authenticated encryption only. TLS 1.3 has no others.
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
+# Unset, OpenSSL would ask at the terminal for that of a key which has one.
+_NO_PASSWORD = ""
 
 
 def context_towards(peer: Destination | Hl7Destination | Source) -> ssl.SSLContext | None:
@@ -24,7 +26,7 @@ def context_towards(peer: Destination | Hl7Destination | Source) -> ssl.SSLConte
     try:
         context.load_verify_locations(peer.tls_ca_file)
         if peer.tls_certificate_file is not None:
-            context.load_cert_chain(peer.tls_certificate_file, peer.tls_key_file)
+            context.load_cert_chain(peer.tls_certificate_file, peer.tls_key_file, password=_NO_PASSWORD)
     except OSError as error:
         raise ConfigurationError(f"the tls files of {peer.name} cannot be used ({type(error).__name__})") from error
     return context
@@ -73,7 +75,7 @@ class TlsContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         _restrict(context)
         context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
-        context.load_cert_chain(self._certificate, self._key)
+        context.load_cert_chain(self._certificate, self._key, password=_NO_PASSWORD)
         context.load_verify_locations(self._ca)
         context.verify_mode = ssl.CERT_REQUIRED
         return context

@@ -17,7 +17,7 @@ from imaging.uids import derive_uid
 
 _JSON = "application/dicom+json"
 _CONFLICT, _UNSUPPORTED_MEDIA_TYPE = 409, 415
-# PS3.18 Table 10.5.3-1, Referenced Transfer Syntax Not Supported; to C-STORE the number says something else.
+# PS3.18 Table I.2-2; to C-STORE the number says something else.
 _TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
 # A server that stores only may say so when it is searched.
 _NO_SEARCH = frozenset({405, 501})

@@ -121,7 +121,7 @@ def encode_seg(result: StoredResult) -> tuple[Dataset, ...]:
 
 
 def encode_labelmap(result: StoredResult) -> tuple[Dataset, ...]:
-    """The same segments as label maps (PS3.3 A.101), 8 bit and RLE Lossless; the same result gives the same bytes.
+    """The same segments as label maps, 8 bit and RLE Lossless; the same result gives the same bytes.
 
     A label map has one label a voxel: what overlaps lies in different instances, so that nothing of it is lost.
     Uncompressed they would be larger than LARGEST_OBJECT_BYTES, for which compressed ones are divided by slices.

@@ -7,6 +7,12 @@ from contextlib import contextmanager
 import pytest
 import trustme
 from certificates import Hospital
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from factories import make_ct_dataset
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
@@ -187,6 +193,14 @@ def test_files_that_cannot_be_used_are_named_by_their_destination(damaged, hospi
         spoil(hospital.files[damaged])
         with pytest.raises(ConfigurationError, match="the tls files of pacs"):
             deliver(at(104, **files(hospital)))
+
+
+def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(hospital):
+    key = load_pem_private_key(hospital.files["key"].read_bytes(), None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    hospital.files["key"].write_bytes(locked)
+    with pytest.raises(ConfigurationError, match="the tls files of pacs"):
+        deliver(at(104, **files(hospital)))
 
 
 def test_a_key_of_another_certificate(hospital):
