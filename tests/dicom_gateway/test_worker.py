@@ -8,6 +8,7 @@ from io import StringIO
 
 import pytest
 import sqlalchemy as sa
+from certificates import Hospital
 from pydicom import dcmread
 from pydicom.uid import (
     BasicTextSRStorage,
@@ -141,6 +142,29 @@ def test_a_report_goes_to_an_hl7_engine_as_a_message(worker):
     assert f"|{STUDY}|".encode() in message
     row = only_delivery(worker)
     assert (row.state, row.objects) == (DeliveryState.DELIVERED, ("hl7",))
+
+
+def test_tls_of_a_destination_with_certificates_that_come_later(worker, tmp_path):
+    """Files that cannot be read park the delivery; when they are there, a replay delivers over TLS."""
+    hospital = Hospital(tmp_path)
+    tls = {f"tls_{name}_file": file for name, file in hospital.files.items()}
+    key = hospital.files["key"].read_bytes()
+    hospital.files["key"].unlink()
+    with hl7_engine(acknowledgement("AA"), hospital.server()) as engine:
+        host, port = engine.server_address
+        worker = sending_to(worker, Hl7Destination(name="pacs", kind="hl7", host=host, port=port, **tls))
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+        row = only_delivery(worker)
+        assert (row.state, row.last_error) == (
+            DeliveryState.PARKED,
+            "the tls files of pacs cannot be used (FileNotFoundError)",
+        )
+        hospital.files["key"].write_bytes(key)
+        operate.replay(worker.settings, STUDY)
+        worker.deliver_report(STUDY, 1, "pacs", 2, 3)
+    assert only_delivery(worker).state is DeliveryState.DELIVERED
+    assert len(engine.received) == 1
 
 
 @pytest.mark.parametrize("kind", ["fhir", "stow", "hl7"])
