@@ -17,7 +17,7 @@ from dicom_gateway.deliver import attempt, dimse
 from dicom_gateway.deliver.profile import SOP_CLASSES, proposed_contexts, ways_of_sending
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicom_gateway.receive import admission, commitment, connection
+from dicom_gateway.receive import admission, commitment, connection, performed
 from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.report import (
     codes,
@@ -61,6 +61,19 @@ _COMMITMENT_STATUSES = {
     StoreStatus.INVALID_ARGUMENT_VALUE: "The data set cannot be parsed, or a UID is missing or not valid.",
     StoreStatus.NO_SUCH_ACTION: "Another Action Type ID than 1.",
     StoreStatus.UNRECOGNIZED_OPERATION: "Another operation, or this one in the context of another SOP class.",
+}
+_STEP_STATUSES = {
+    StoreStatus.SUCCESS: "What is told of the step is kept.",
+    StoreStatus.INVALID_ATTRIBUTE_VALUE: "A UID is missing or not valid, another status than the three, a step that "
+    "does not begin IN PROGRESS, or one of more than 100 studies.",
+    StoreStatus.PROCESSING_FAILURE: "The step is over and may no longer be updated, the data set cannot be parsed, or "
+    "an error that has no other status.",
+    StoreStatus.DUPLICATE_SOP_INSTANCE: "N-CREATE: the step is known already.",
+    StoreStatus.NO_SUCH_SOP_INSTANCE: "N-SET: a step that this calling AE title has not begun.",
+    StoreStatus.INVALID_SOP_INSTANCE: "The SOP Instance UID of the command is missing or not valid.",
+    StoreStatus.MISSING_ATTRIBUTE: "N-CREATE without a status or a study.",
+    StoreStatus.UNRECOGNIZED_OPERATION: "Another operation, N-GET for one.",
+    StoreStatus.RESOURCE_LIMITATION: "N-CREATE: 10,000 steps are known of the last week.",
 }
 # One status of each group of PS3.4 Table B.2-1 and PS3.7 Annex C.
 _ANSWERS = {
@@ -293,6 +306,10 @@ def tables() -> dict[str, str]:
             ("status", "name", "when"),
             ((_hexadecimal(status), status.name, when) for status, when in _COMMITMENT_STATUSES.items()),
         ),
+        "step statuses": _table(
+            ("status", "name", "when"),
+            ((_hexadecimal(status), status.name, when) for status, when in _STEP_STATUSES.items()),
+        ),
         "proposed contexts": _proposed_contexts(),
         "peer statuses": _peer_statuses(),
         "dicomweb resources": _dicomweb_resources(),
@@ -340,11 +357,12 @@ def _services() -> str:
         for uid in dict.fromkeys((*SOP_CLASSES.values(), str(StudyRootQueryRetrieveInformationModelFind)))
     ]
     rows.append((commitment.SOP_CLASS_UID, UID(commitment.SOP_CLASS_UID).name, "yes", "yes"))
+    rows.append((performed.SOP_CLASS_UID, UID(performed.SOP_CLASS_UID).name, "no", "yes"))
     return _table(("SOP class UID", "SOP class", "SCU", "SCP"), rows)
 
 
 def _accepted_contexts() -> str:
-    messages = f"{Verification.name}, {UID(commitment.SOP_CLASS_UID).name}"
+    messages = ", ".join(UID(uid).name for uid in admission.MESSAGE_SOP_CLASSES)
     rows = [(messages, UID(uid).name, str(uid)) for uid in admission.MESSAGE_SYNTAXES]
     stored = ", ".join(UID(sop_class).name for sop_class in admission.SOP_CLASSES)
     rows += [(stored, UID(uid).name, str(uid)) for uid in admission.TRANSFER_SYNTAXES]
@@ -462,7 +480,7 @@ def _policies() -> str:
         ("DIMSE and network timeout (s)", str(connection.IDLE_TIMEOUT_S), str(dimse.RESPONSE_TIMEOUT_S)),
         ("Role selection", "granted for storage commitment", "SCP for N-EVENT-REPORT"),
         ("Extended negotiation", "none", "none"),
-        ("User identity", "name and passcode, asked for where `dicom_passcodes_file` is set", "none"),
+        ("User identity", "name and passcode, asked for where `dicom_passcodes_file` is set, and confirmed", "none"),
         (
             "TLS",
             "1.2 and 1.3, both sides show certificates, where the `dicom_tls_*` files are set",

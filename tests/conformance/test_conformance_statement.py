@@ -12,7 +12,12 @@ from conformance.test_dicom_results import MakeCase, groups, named, read_back
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import SecondaryCaptureImageStorage, StorageCommitmentPushModel, Verification
+from pynetdicom.sop_class import (
+    ModalityPerformedProcedureStep,
+    SecondaryCaptureImageStorage,
+    StorageCommitmentPushModel,
+    Verification,
+)
 from running import free_port, make_settings
 
 from dicom_gateway.conformance import ATTRIBUTES, OBJECTS, STATEMENT, tables, write_tables
@@ -66,7 +71,7 @@ def test_every_requirement_of_the_statement_has_a_test() -> None:
 
 
 def test_every_status_that_is_answered_is_stated() -> None:
-    stated = tables()["store statuses"] + tables()["commitment statuses"]
+    stated = "".join(tables()[f"{kind} statuses"] for kind in ("store", "commitment", "step"))
     assert all(f"| 0x{status:04X} | {status.name} |" in stated for status in StoreStatus)
 
 
@@ -79,6 +84,7 @@ def test_the_stated_contexts_are_accepted_and_no_others(tmp_path: Path) -> None:
         peer = AE(ae_title="CT1")
         stated = [(sop_class, syntax) for sop_class in RECEIVED for syntax in TRANSFER_SYNTAXES]
         stated += [(Verification, ImplicitVRLittleEndian), (StorageCommitmentPushModel, ExplicitVRLittleEndian)]
+        stated.append((ModalityPerformedProcedureStep, ImplicitVRLittleEndian))
         others = [(RECEIVED[0], ExplicitVRBigEndian), (MRImageStorage, ImplicitVRLittleEndian)]
         for sop_class, syntax in (*stated, *others):
             peer.add_requested_context(sop_class, syntax)
