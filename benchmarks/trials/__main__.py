@@ -12,7 +12,7 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "benchmarks"), str(_ROOT / "tests")]
 
-from trials import destinations, kill, power, senders, storage  # noqa: E402
+from trials import destinations, kill, memory, power, senders, storage  # noqa: E402
 
 KINDS = {
     "kill-listener": (kill.kill_listener, 200),
@@ -22,6 +22,7 @@ KINDS = {
     "storage": (storage.fail_storage, 10),
     "senders": (senders.trouble, 30),
     "destinations": (destinations.trouble, 30),
+    "memory": (memory.stay_flat, 2),
 }
 
 
