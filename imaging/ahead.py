@@ -66,4 +66,5 @@ def _is_apart(image: Slice) -> bool:
 
 
 def _kept(folder: Path, path: Path) -> Path:
-    return folder / f"{path.stem}{_SUFFIX}"
+    # Two series of a study may hold images of one name.
+    return folder / f"{path.parent.name}_{path.stem}{_SUFFIX}"

@@ -47,7 +47,7 @@ def send(settings, *images, syntax=JPEGLSLossless):
 
 
 def decoded(settings):
-    return sorted(path.stem for path in settings.decoded_dir.glob("*/*"))
+    return sorted(path.stem.partition("_")[2] for path in settings.decoded_dir.glob("*/*.hu"))
 
 
 def uids(*images):

@@ -54,6 +54,19 @@ def test_files_that_are_not_of_the_image_are_not_used(tmp_path: Path, decoded: P
     np.testing.assert_array_equal(load_volume(series, decoded).hu, expected)
 
 
+def test_images_of_one_name_in_two_series_are_kept_apart(tmp_path: Path, decoded: Path) -> None:
+    series = []
+    for name, first in (("one", 1), ("other", 11)):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            save_compressed(tmp_path / name / f"{number}.dcm", JPEGLSLossless, first + number)
+        ((study,), _) = read_studies(sorted((tmp_path / name).iterdir()))
+        series.append(study.series[0])
+        decode_ahead(series[-1].slices, decoded)
+    for kept in series:
+        np.testing.assert_array_equal(load_volume(kept, decoded).hu, load_volume(kept).hu)
+
+
 def test_a_damaged_image_leaves_nothing(tmp_path: Path, decoded: Path) -> None:
     folder = tmp_path / "series"
     folder.mkdir()
