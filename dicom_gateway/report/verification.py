@@ -4,6 +4,7 @@ What the person does not touch is confirmed as it stands. What they call absent 
 answer it had before, but loses the numbers and the picture that were of something which is not there.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,8 +23,9 @@ from imaging.uids import derive_uid
 from models.findings import FindingKind, Laterality, Quantity
 
 Stated = Literal["present", "absent"]
-# What `read_question` takes, for forms and documents.
-QUESTION_PATTERN = rf"^({'|'.join(FindingKind)})(:[0-9]{{1,4}})?$"
+# What `read_question` takes, for forms and documents: one name for each question.
+QUESTION_PATTERN = rf"^({'|'.join(FindingKind)})(:[1-9][0-9]{{0,3}})?$"
+_SHOWN = 64
 _METHOD = "reading by the verifying observer"
 _POSITIVE = ("present", "indeterminate")
 
@@ -45,9 +47,9 @@ class Question:
 
 def read_question(text: str) -> Question:
     """The question that "pleural_effusion" or "pulmonary_nodule:2" names. Raises ContradictoryVerdict."""
-    kind, _, lesion = text.strip().partition(":")
-    if kind not in list(FindingKind) or (":" in text and not lesion.isdecimal()):
-        raise ContradictoryVerdict(f"{text}: no finding kind, nor KIND:N for a lesion of it")
+    if re.fullmatch(QUESTION_PATTERN, text) is None:
+        raise ContradictoryVerdict(f"{text[:_SHOWN]}: no finding kind, nor KIND:N for a lesion of it")
+    kind, _, lesion = text.partition(":")
     return Question(FindingKind(kind), int(lesion) if lesion else None)
 
 

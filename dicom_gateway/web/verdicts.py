@@ -81,9 +81,10 @@ def read_answers(answers: Mapping[str, str]) -> dict[Question, Stated]:
     """Question -> what is stated. Raises ContradictoryVerdict for what is neither."""
     stated: dict[Question, Stated] = {}
     for question, answer in answers.items():
+        named = read_question(question)
         if answer not in ("present", "absent"):
-            raise ContradictoryVerdict(f"{question}: neither present nor absent")
-        stated[read_question(question)] = "present" if answer == "present" else "absent"
+            raise ContradictoryVerdict(f"{named}: neither present nor absent")
+        stated[named] = "present" if answer == "present" else "absent"
     return stated
 
 

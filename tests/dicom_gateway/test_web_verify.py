@@ -140,6 +140,9 @@ def test_the_page_explains_what_it_refuses(worker: Worker, client: httpx.Client)
     refused = [
         ({"pulmonary_nodule:7": "absent"}, 409, "The report has no pulmonary nodule:7"),
         ({"emphysema": "perhaps"}, 409, "neither present nor absent"),
+        ({f"pulmonary_nodule:{'9' * 5000}": "absent"}, 409, "no finding kind"),
+        ({"pulmonary_nodule:01": "absent"}, 409, "no finding kind"),
+        ({f"{n}{'x' * 90}": "absent" for n in range(500)}, 409, "no finding kind"),
         ({"organization": ""}, 403, "say name and organisation"),
         ({"family_name": "a\\b"}, 422, "observer name cannot be taken"),
         ({"comment": "x" * 501}, 422, "comment cannot be taken"),
