@@ -165,8 +165,8 @@ def _quality_check(issue: ReportedQuality, language: Language) -> str:
     if issue.measured is None:
         return words
     if issue.limit is None:
-        return language.say("{words} (measured {n})", words=words, n=f"{issue.measured:g}")
-    measured, limit = f"{issue.measured:g}", f"{issue.limit:g}"
+        return language.say("{words} (measured {n})", words=words, n=f"{issue.measured:.10g}")
+    measured, limit = f"{issue.measured:.10g}", f"{issue.limit:.10g}"
     return language.say("{words} (measured {n}, limit {m})", words=words, n=measured, m=limit)
 
 

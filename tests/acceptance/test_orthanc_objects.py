@@ -11,7 +11,7 @@ import pytest
 from conformance.conftest import make_case as make_case  # the fixture
 from conformance.conftest import write_ct
 from conformance.test_dicom_results import complaints, read_back
-from conformance.test_result_objects import contradictions
+from conformance.test_whole_studies import contradictions
 from orthanc import orthanc
 from pydicom import dcmread
 from pydicom.dataset import Dataset

@@ -198,6 +198,32 @@ def test_every_number_is_read_back_to_the_digit(case: StoredResult) -> None:
         )
 
 
+def test_every_other_number_is_read_back_to_the_digit(make_case: MakeCase) -> None:
+    """Those that are no measurements: operating points, numbers of lesions, quality, and what was analysed."""
+    case = make_case("findings")
+    (noise,) = (issue for issue in case.report.quality if issue.limit is not None)
+    large = noise.model_copy(update={"measured": 1234567.89, "limit": 0.01})
+    report = case.report.model_copy(update={"quality": (large,), "revision": 17})
+    sr = read_back(encode_sr(replace(case, report=report))[0])
+    by_uid = group_by_tracking_uid(sr)
+    for finding in report.findings:
+        group = by_uid[finding.tracking_uid]
+        points = [i.TextValue for i in items(group) if i.get("TextValue", "").startswith("operating point")]
+        assert points == ([f"operating point: {finding.operating_point}"] if finding.operating_point else [])
+        suffix = f":{finding.lesion}" if finding.lesion else ""
+        assert named(group, "112039")[0].TextValue == f"finding:{finding.kind}{suffix}"
+    (record,) = (node for node in sr.ContentSequence if code(node.ConceptNameCodeSequence)[0] == "STUDY_RECORD")
+    said = {code(i.ConceptNameCodeSequence)[0]: i.TextValue for i in items(record)}
+    assert said["REVISION"] == "Revision 17"
+    assert said["QUALITY_CHECK"].endswith("(measured 1234567.89, limit 0.01)")
+    assert said["UNREADABLE_FILES"] == "1"
+    series = report.analysed_series
+    assert series is not None
+    slice_mm, row_mm, column_mm = (f"{mm:g}" for mm in series.spacing_mm)
+    for words in (f"{series.slice_count} slices", f"{slice_mm} x {row_mm} x {column_mm} mm"):
+        assert words in said["ANALYSED_SERIES"]
+
+
 def test_an_answer_keeps_its_meaning(case: StoredResult) -> None:
     answers = {
         "present": ("52101004", "SCT"),

@@ -1,8 +1,9 @@
-"""Segmentations lie where the lesions are, on whatever grid, as highdicom, SimpleITK and plain arithmetic read them."""
+"""Segmentations and marks lie where the lesions are, on any grid, as highdicom, SimpleITK and plain arithmetic read."""
 
 import io
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import highdicom as hd
@@ -15,6 +16,7 @@ from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 
 from dicom_gateway.report import segmentation
 from dicom_gateway.report.content import Report, ReportedFinding, ReportedModel
+from dicom_gateway.report.marks import encode_marks
 from dicom_gateway.report.objects import part_10
 from dicom_gateway.report.outlines import Outlines, outlines_of
 from dicom_gateway.report.segmentation import encode_labelmap, encode_seg, segments_by_tracking_uid
@@ -238,6 +240,38 @@ def test_simpleitk_puts_the_segments_where_the_lesions_are(name: str, tmp_path: 
         indices = np.argwhere(sitk.GetArrayFromImage(image) > 0)[:, ::-1]
         found = np.array([image.TransformIndexToPhysicalPoint(i) for i in indices.tolist()])
         assert dice(found, points) > 0.99
+
+
+def inside(corners: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """(rows, columns) pixels whose centres are inside a closed polyline of (column, row), 0 at the corner of the first
+    pixel (PS3.3 C.18.6.1), by the even-odd rule."""
+    row, column = np.mgrid[0:rows, 0:columns] + 0.5
+    crossed = np.zeros((rows, columns), dtype=int)
+    for (x0, y0), (x1, y1) in pairwise(corners.tolist()):
+        if y0 != y1:
+            crossed += ((y0 > row) != (y1 > row)) & (column < x0 + (row - y0) * (x1 - x0) / (y1 - y0))
+    return crossed % 2 == 1
+
+
+@pytest.mark.parametrize("frames", [False, True], ids=["single frames", "enhanced"])
+@pytest.mark.parametrize("name", GRIDS)
+def test_marks_lie_on_the_lesions_of_the_slice_they_name(name: str, frames: bool) -> None:
+    """As highdicom reads them; where a slice lies is taken from the source, not from the order of the slices."""
+    slices = slices_of(name, frames=frames)
+    result, truth, _ = make_result(slices)
+    planes = {
+        (s.sop_instance_uid, s.frame_number): (s, plane) for s, plane in zip(slices, voxels_mm(slices), strict=True)
+    }
+    groups = hd.sr.srread(io.BytesIO(part_10(*encode_marks(result)))).content.get_planar_roi_measurement_groups()
+    assert [group.tracking_uid for group in groups] == list(truth)
+    for group in groups:
+        (image,) = group.roi.ContentSequence
+        (reference,) = image.ReferencedSOPSequence
+        source, plane = planes[reference.ReferencedSOPInstanceUID, reference.get("ReferencedFrameNumber")]
+        normal = np.cross(*np.reshape(source.image_orientation_patient, (2, 3)))
+        above_mm = (truth[group.tracking_uid] - source.image_position_patient) @ normal
+        expected = truth[group.tracking_uid][np.abs(above_mm) < 0.01]
+        assert dice(plane[inside(group.roi.value, source.rows, source.columns)], expected) > 0.99
 
 
 @pytest.mark.parametrize("frames", [False, True], ids=["single frames", "enhanced"])
