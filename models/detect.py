@@ -217,14 +217,18 @@ class _Reading:
         outlined = [f.region for f in pneumothorax if f.lesion is not None and f.region is not None]
         if outlined:
             left, right = left.copy(), right.copy()
+        outlined_voxels = 0
         for air in outlined:
             for lung in (left, right):
+                outlined_voxels += int((lung[air.box] & air.mask).sum())
                 lung[air.box] &= ~air.mask
         measurements = emphysema_indices(self._volume.hu, left, right, self._volume.geometry)
         if not measurements:
             return self.not_assessed(kind)
         presence, reason = _emphysema_presence(measurements[0].value, sharp_kernel)
-        if outlined and presence is not Presence.ABSENT:
+        low_voxels = int((self._volume.hu[left | right] < EMPHYSEMA_HU).sum()) if outlined else 0
+        # An outline misses part of its pneumothorax, but hardly more than it holds.
+        if outlined and presence is not Presence.ABSENT and low_voxels <= outlined_voxels:
             presence = Presence.INDETERMINATE
             reason = "; ".join(filter(None, (reason, "air of the pneumothorax may be counted as emphysema")))
         seen = [m.laterality for m in measurements if m.quantity is Quantity.LUNG_VOLUME and m.value >= _SEEN_LUNG_ML]

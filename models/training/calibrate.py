@@ -20,10 +20,8 @@ from models.training.studies import SMALLEST_ML
 METHOD = "logistic study head, Platt scaling (temperature and bias) on held-out simulation"
 _FALSE_POSITIVE_RATE = 0.10
 _MISS_RATE = 0.05
-# Probabilities fitted to some thirty studies are too rough to insist on one half, but for what vessels and compressed
-# lung look like as well.
+# Probabilities fitted to some sixty studies are too rough to insist on one half.
 _LEAST_PRESENT = 0.3
-_LEAST_PRESENT_GROUND_GLASS = 0.5
 _RIDGE = 0.02
 _VOXEL_THRESHOLD = 0.5
 
@@ -94,8 +92,7 @@ def operating_point(head: StudyHead, found: Sequence[Answer], kind: FindingKind)
     )
     score = {id(a): point.probability(study_logit(head, a)) for a in of_kind}
     outlined = [a for a in negative if a.found_at(threshold) >= minimum_ml]
-    least = _LEAST_PRESENT_GROUND_GLASS if kind is FindingKind.GROUND_GLASS_OPACITY else _LEAST_PRESENT
-    present = max([least, *(score[id(a)] + 0.02 for a in outlined if not a.simulated)])
+    present = max([_LEAST_PRESENT, *(score[id(a)] + 0.02 for a in outlined if not a.simulated)])
     simulated = sorted(score[id(a)] for a in outlined if a.simulated)
     allowed = int(_FALSE_POSITIVE_RATE * sum(a.simulated for a in negative))
     if len(simulated) > allowed:
@@ -114,9 +111,12 @@ def _platt(head: StudyHead, found: Sequence[Answer]) -> tuple[float, float]:
     """(temperature, bias) so that sigmoid((logit + bias) / temperature) fits; (1, 0) where nothing can be fitted."""
     logits = torch.tensor([[study_logit(head, a)] for a in found]).reshape(-1, 1)
     _, truth = _table(found)
-    if not 0 < truth.sum() < len(truth):
+    positives, count = float(truth.sum()), len(truth)
+    if not 0 < positives < count:
         return 1.0, 0.0
-    slope, offset = _logistic(logits, truth)
+    # Platt's targets: few studies cannot make sure of either answer.
+    target = torch.where(truth > 0, (positives + 1) / (positives + 2), 1 / (count - positives + 2))
+    slope, offset = _logistic(logits, target)
     temperature = 1.0 / max(float(slope), 0.1)
     return temperature, float(offset) * temperature
 

@@ -324,6 +324,44 @@ def test_gas_of_the_stomach_is_no_lung(detector: Detector) -> None:
     assert "only one lung" in (emphysema.reason or "")
 
 
+@pytest.mark.parametrize(("pneumothorax_mm", "expected"), [(30.0, Presence.PRESENT), (75.0, Presence.INDETERMINATE)])
+def test_emphysema_beside_a_pneumothorax(detector: Detector, pneumothorax_mm: float, expected: Presence) -> None:
+    """Holes of 10 % in both lungs, and before the left one air of which the network outlines all; other air is lung."""
+    kind, nodule = FindingKind.PNEUMOTHORAX, FindingKind.PULMONARY_NODULE
+    known = detector.manifest
+    manifest = known.model_copy(
+        update={
+            "lesions": (kind,),
+            "operating_points": {kind: known.operating_points[nodule]},
+            "evidence": {kind: known.evidence[nodule]},
+            "not_assessed": {other: "not learned" for other in FindingKind if other is not kind},
+        }
+    )
+    volume, _ = _thorax(np.eye(3), None)
+    hu, lung = volume.hu.copy(), volume.hu == -850
+    hu[lung & (np.random.default_rng(1).random(hu.shape) < 0.1)] = -960
+    points = volume.geometry.index_to_patient(np.moveaxis(np.indices(hu.shape), 0, -1))
+    hu[lung & (points[..., 0] > 0) & (points[..., 1] < pneumothorax_mm - 80)] = -1000
+    filled = Volume(hu, volume.geometry, "1", volume.sop_instance_uids, volume.frame_numbers)
+    lungs = segment_lungs(filled)
+
+    def outlined(grid_hu: np.ndarray) -> HeadOutputs:
+        body = np.pad(grid_hu[0, 0, 1:-1, 1:-1, 1:-1], 1, constant_values=0)
+        y, x = np.indices(body.shape)[1:]
+        inner = (np.abs(y - y.mean()) < 40) & (np.abs(x - x.mean()) < 56)
+        air = ((body < -930) & inner).astype(np.float32)
+        return HeadOutputs(
+            anatomy=np.zeros(air.shape, np.uint8), lesions=air[None], study_logits=np.array([9.0], np.float32)
+        )
+
+    session = SimpleNamespace(manifest=manifest, run=outlined)
+    findings = Detector(session).detect(filled, lungs, sharp_kernel=False).findings  # type: ignore[arg-type]
+    answer = next(f for f in findings if f.kind is FindingKind.EMPHYSEMA)
+    assert next(f for f in findings if f.kind is kind).presence is Presence.PRESENT
+    assert answer.presence is expected
+    assert ("pneumothorax" in (answer.reason or "")) is (expected is Presence.INDETERMINATE)
+
+
 def test_a_score_that_a_small_move_changes_is_no_answer(detector: Detector) -> None:
     """One bright voxel of the network's grid: the second look is smoother and dims it."""
     volume, _ = _thorax(np.eye(3), None)
