@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from dicom_gateway import operate
@@ -59,8 +59,15 @@ _FORM_FIELDS = frozenset({"family_name", "given_name", "organization", "comment"
 
 
 async def posted(request: Request) -> Form:
-    """Dependency: the fields of a form, whose names are not known beforehand."""
-    return {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
+    """Dependency: the fields of a form, whose names are not known beforehand; none of ours has a file.
+
+    Raises HTTPException 400 for a field that is there twice: of two answers to a question neither is the person's.
+    """
+    async with request.form(max_files=0) as form:
+        fields = {name: value for name, value in form.items() if isinstance(value, str)}
+        if len(fields) != len(form.multi_items()):
+            raise HTTPException(400, "A field of the form is there twice.")
+        return fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -154,6 +154,12 @@ def test_the_page_explains_what_it_refuses(worker: Worker, client: httpx.Client)
     assert is_untouched(worker)
 
 
+def test_no_form_of_ours_has_a_file_or_a_field_twice(worker: Worker, client: httpx.Client) -> None:
+    for more in ({"data": LI | {"pneumothorax": ["present", ""]}}, {"data": LI, "files": {"comment": b"x"}}):
+        assert client.post(FORM, headers=FROM_OUR_PAGE, **more).status_code == 400
+    assert is_untouched(worker)
+
+
 @pytest.mark.parametrize("headers", [
     {}, {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "none"},
