@@ -494,14 +494,30 @@ def replay(
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything that is parked.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Analyse a study that has its report once more, as with a new model.")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Start parked work again: one job, all parked jobs of a study, or everything that is parked."""
+    """Start parked work again: one job, all parked jobs of a study, or everything that is parked.
+
+    With --again: another revision of a report that is out, which supersedes it and goes to its destinations.
+    """
+    from dicom_gateway.errors import NotFound, StudyHasChanged
+    from dicom_gateway.operate import analyse_again
     from dicom_gateway.operate import replay as replay_parked
 
-    if (what is None) is not everything:
+    if (what is None) is not everything or (again and what is None):
         err.print("[red]Name a job or a study, or say --all.[/] See `onescan status`.")
         raise typer.Exit(USAGE_ERROR)
+    if again and what is not None:
+        try:
+            revision = analyse_again(Settings.load(config), what)
+        except (NotFound, StudyHasChanged) as error:
+            err.print(f"[red]{escape(str(error))}[/]", highlight=False)
+            raise typer.Exit(1) from error
+        out.print(f"queued: revision {revision}")
+        return
     replayed = replay_parked(Settings.load(config), what)
     if not replayed:
         err.print(f"[red]Nothing parked{f' under {what}' if what else ''}.[/] See `onescan status`.")

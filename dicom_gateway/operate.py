@@ -21,7 +21,7 @@ from rich.table import Table
 
 from dicom_gateway import dry_run, query
 from dicom_gateway.deliver.dimse import echo
-from dicom_gateway.errors import ConfigurationError, DeliveryError, PeerRefused
+from dicom_gateway.errors import ConfigurationError, DeliveryError, NotFound, PeerRefused, StudyHasChanged
 from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs.engine import prepare_jobs
 from dicom_gateway.jobs.housekeeping import newest_beat_age_s
@@ -143,6 +143,31 @@ def replay(settings: Settings, what: str | None) -> tuple[str, ...]:
     for job_id in started:
         emit(Event.REPLAYED, job=job_id)
     return started
+
+
+def analyse_again(settings: Settings, study_instance_uid: str) -> int:
+    """Queue another analysis of a study that has its report, as with a new model; the number of its revision.
+
+    The report that it has is kept, and superseded by the other one, which goes to the same destinations. Raises
+    NotFound without such a study, StudyHasChanged where it has no report yet, ConfigurationError as `service_status`.
+    """
+    with opened(settings) as (engine, jobs):
+        row = index.get_study(engine, study_instance_uid)
+        if row is None:
+            raise NotFound("There is no such study.")
+        revision, now = row.revision + 1, time.time()
+        applied = index.get_applied_rule(engine, study_instance_uid, row.revision)
+        with engine.begin() as connection:
+            if not ledger.queue_next_revision(connection, study_instance_uid, row.revision, now=now):
+                raise StudyHasChanged("the study is not at rest: it has no report of its newest revision")
+            if applied is not None:
+                destinations = applied.destinations
+                ledger.record_rule(
+                    connection, study_instance_uid, revision, rule=applied.rule, destinations=destinations
+                )
+            job_id = jobs.submit_analysis(connection, study_instance_uid, revision, created=now, priority=row.priority)
+    emit(Event.REPLAYED, job=job_id)
+    return revision
 
 
 def try_rules(

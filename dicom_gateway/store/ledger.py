@@ -211,13 +211,13 @@ def change_study(
 
 
 def queue_next_revision(connection: sa.Connection, study_instance_uid: str, revision: int, *, now: float) -> bool:
-    """REPORTED -> QUEUED with the next revision, of the same images, if it is still at this one; whether it was."""
+    """REPORTED or REFUSED -> QUEUED with the next revision, of the same images, if still at this; whether it was."""
     done = connection.execute(
         sa.update(study)
         .where(
             study.c.study_instance_uid == study_instance_uid,
             study.c.revision == revision,
-            study.c.state == StudyState.REPORTED,
+            study.c.state.in_((StudyState.REPORTED, StudyState.REFUSED)),
         )
         .values(state=StudyState.QUEUED, revision=revision + 1, queued_at=now)
     )

@@ -21,10 +21,11 @@ from receivers import acknowledgement, fhir_server, hl7_engine, stow_server
 from rich.console import Console
 from running import make_settings, pacs
 from structlog.testing import capture_logs
+from typer.testing import CliRunner
 from web_samples import sample_report
 from worker_samples import CREATED, STUDY, receive, reported
 
-from dicom_gateway import operate
+from dicom_gateway import cli, operate
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.objects import part_10
@@ -407,6 +408,33 @@ def test_the_report_of_a_study_with_a_late_image_names_the_one_before_it(worker,
     worker.deliver_report(STUDY, 2, "pacs", 1, 3)
     (sent,) = encode("sr", ())
     assert sent.SOPInstanceUID in peer.received
+
+
+def test_a_study_is_analysed_again_on_request_and_the_report_that_was_out_is_superseded(worker, peer, tmp_path):
+    worker = replace(worker, analyse=model_analysis(worker.settings))
+    config = tmp_path / "onescan.toml"
+    config.write_text(f'data_dir = "{worker.settings.data_dir}"\n', encoding="utf-8")
+    again = ["replay", STUDY, "--again", "--config", str(config)]
+    assert CliRunner().invoke(cli.app, again).exit_code == 1, "nobody knows the study"
+    revision = receive(worker)
+    assert CliRunner().invoke(cli.app, again).exit_code == 1, "it has no report yet"
+    worker.analyse_study(STUDY, revision, CREATED)
+    first, second = (worker.settings.data_dir / result_path(STUDY, number) for number in (1, 2))
+    before = {path.name: path.read_bytes() for path in first.iterdir()}
+    with worker.engine.begin() as connection:
+        ledger.record_rule(connection, STUDY, 1, rule="chests", destinations=("pacs",))
+    done = CliRunner().invoke(cli.app, again)
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "queued: revision 2")
+    assert CliRunner().invoke(cli.app, again).exit_code == 1, "it is queued already"
+    study = index.get_study(worker.engine, STUDY)
+    assert (study.state, study.revision, study.rule) == (StudyState.QUEUED, 2, "chests")
+    worker.analyse_study(STUDY, 2, CREATED + 9)
+    assert index.get_study(worker.engine, STUDY).state is StudyState.REFUSED
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == before
+    old, new = (dcmread(folder / "findings.sr.dcm") for folder in (first, second))
+    (series,) = new.PredecessorDocumentsSequence[0].ReferencedSeriesSequence
+    assert [s.ReferencedSOPInstanceUID for s in series.ReferencedSOPSequence] == [old.SOPInstanceUID]
+    assert deliver(worker, "pacs", 2).state is DeliveryState.DELIVERED
 
 
 @pytest.mark.parametrize(
