@@ -21,7 +21,7 @@ from imaging.volume import Volume
 from models.agreement import averaged
 from models.detect import Detector, unfamiliar
 from models.findings import FindingKind, Laterality, Presence, Quantity
-from models.manifest import Familiarity, NoduleNetwork
+from models.manifest import Familiarity, ModelManifest, NoduleNetwork
 from models.measured import RULES
 from models.session import HeadOutputs, ModelSession
 
@@ -217,19 +217,22 @@ def test_what_may_be_a_nodule_is_pointed_at(detector: Detector) -> None:
     assert any(f.region is not None and ball[f.region.box][f.region.mask].mean() > 0.9 for f in lesions)
 
 
-def test_ground_glass_in_lungs_without_air_is_left_open(detector: Detector) -> None:
-    """The same opacity in lungs after a full breath and at rest; the lesion network sees it in both."""
-    kind, nodule = FindingKind.GROUND_GLASS_OPACITY, FindingKind.PULMONARY_NODULE
-    known = detector.manifest
-    manifest = known.model_copy(
+def _asked_for(kind: FindingKind, known: ModelManifest) -> ModelManifest:
+    """The manifest of a model that answers to `kind` as the known one does to nodules, and to nothing else."""
+    return known.model_copy(
         update={
             "lesions": (kind,),
-            "operating_points": {kind: known.operating_points[nodule]},
-            "evidence": {kind: known.evidence[nodule]},
+            "operating_points": {kind: known.operating_points[FindingKind.PULMONARY_NODULE]},
+            "evidence": {kind: known.evidence[FindingKind.PULMONARY_NODULE]},
             "not_assessed": {other: "not learned" for other in FindingKind if other is not kind},
         }
     )
-    session = SimpleNamespace(manifest=manifest, run=detector.session.run)
+
+
+def test_ground_glass_in_lungs_without_air_is_left_open(detector: Detector) -> None:
+    """The same opacity in lungs after a full breath and at rest; the lesion network sees it in both."""
+    kind = FindingKind.GROUND_GLASS_OPACITY
+    session = SimpleNamespace(manifest=_asked_for(kind, detector.manifest), run=detector.session.run)
     volume, _ = _thorax(np.eye(3), (75.0, 20.0, 50.0))
     answers = []
     for lung_hu in (-850, -690):
@@ -327,16 +330,7 @@ def test_gas_of_the_stomach_is_no_lung(detector: Detector) -> None:
 @pytest.mark.parametrize(("pneumothorax_mm", "expected"), [(30.0, Presence.PRESENT), (75.0, Presence.INDETERMINATE)])
 def test_emphysema_beside_a_pneumothorax(detector: Detector, pneumothorax_mm: float, expected: Presence) -> None:
     """Holes of 10 % in both lungs, and before the left one air of which the network outlines all; other air is lung."""
-    kind, nodule = FindingKind.PNEUMOTHORAX, FindingKind.PULMONARY_NODULE
-    known = detector.manifest
-    manifest = known.model_copy(
-        update={
-            "lesions": (kind,),
-            "operating_points": {kind: known.operating_points[nodule]},
-            "evidence": {kind: known.evidence[nodule]},
-            "not_assessed": {other: "not learned" for other in FindingKind if other is not kind},
-        }
-    )
+    kind = FindingKind.PNEUMOTHORAX
     volume, _ = _thorax(np.eye(3), None)
     hu, lung = volume.hu.copy(), volume.hu == -850
     hu[lung & (np.random.default_rng(1).random(hu.shape) < 0.1)] = -960
@@ -354,7 +348,7 @@ def test_emphysema_beside_a_pneumothorax(detector: Detector, pneumothorax_mm: fl
             anatomy=np.zeros(air.shape, np.uint8), lesions=air[None], study_logits=np.array([9.0], np.float32)
         )
 
-    session = SimpleNamespace(manifest=manifest, run=outlined)
+    session = SimpleNamespace(manifest=_asked_for(kind, detector.manifest), run=outlined)
     findings = Detector(session).detect(filled, lungs, sharp_kernel=False).findings  # type: ignore[arg-type]
     answer = next(f for f in findings if f.kind is FindingKind.EMPHYSEMA)
     assert next(f for f in findings if f.kind is kind).presence is Presence.PRESENT
