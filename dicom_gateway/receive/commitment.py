@@ -8,12 +8,11 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import sqlalchemy as sa
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.filereader import read_file_meta_info
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 from pynetdicom import build_role
@@ -21,6 +20,7 @@ from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from dicom_gateway.events import Event, emit
+from dicom_gateway.receive.data_sets import parse_data_set
 from dicom_gateway.receive.pdu import CommandSet
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.requestor import requestor
@@ -71,7 +71,7 @@ def parse_request(
         raise StoreRefused(StoreStatus.NO_SUCH_ACTION, "Only storage commitment is an action here")
     if command.sop_instance_uid != SOP_INSTANCE_UID:
         raise StoreRefused(StoreStatus.NO_SUCH_SOP_INSTANCE, "Not the instance of storage commitment")
-    information = _information(encoded, transfer_syntax)
+    information = parse_data_set(encoded, transfer_syntax, StoreStatus.INVALID_ARGUMENT_VALUE)
     request = CommitmentRequest(
         calling_ae_title=calling_ae_title,
         transaction_uid=_text(information, "TransactionUID"),
@@ -88,7 +88,7 @@ def parse_request(
 
 def parse_report(encoded: bytes, transfer_syntax: str) -> CommitmentReport:
     """The information of an N-EVENT-REPORT request (PS3.4 Table J.3-2). Raises StoreRefused for anything else."""
-    information = _information(encoded, transfer_syntax)
+    information = parse_data_set(encoded, transfer_syntax, StoreStatus.INVALID_ARGUMENT_VALUE)
     failed = _items(information, "FailedSOPSequence")
     reasons = [item.get("FailureReason") for item in failed]
     return CommitmentReport(
@@ -96,16 +96,6 @@ def parse_report(encoded: bytes, transfer_syntax: str) -> CommitmentReport:
         failed=len(failed),
         failure_reasons=tuple(sorted({reason if isinstance(reason, int) else 0 for reason in reasons})),
     )
-
-
-def _information(encoded: bytes, transfer_syntax: str) -> Dataset:
-    try:
-        information = read_dataset(BytesIO(encoded), bool(UID(transfer_syntax).is_implicit_VR), True)
-        # Now, not when a value is wanted: the parser fails in many ways on damaged bytes, and its messages quote them.
-        information.walk(lambda _data_set, _element: None)
-    except Exception as error:
-        raise StoreRefused(StoreStatus.INVALID_ARGUMENT_VALUE, "Not a data set of storage commitment") from error
-    return information
 
 
 def _items(information: Dataset, keyword: str) -> Sequence:

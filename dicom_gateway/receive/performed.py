@@ -9,16 +9,14 @@ import json
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 
 import sqlalchemy as sa
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import UID
 from pynetdicom.sop_class import CTImageStorage, EnhancedCTImageStorage, ModalityPerformedProcedureStep
 
 from dicom_gateway.events import Event, emit
+from dicom_gateway.receive.data_sets import parse_data_set
 from dicom_gateway.receive.pdu import Command, CommandSet
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.store.schema import performed_step, performed_step_study
@@ -63,12 +61,7 @@ class StepMessage:
 
 def parse_step(encoded: bytes, transfer_syntax: str) -> StepMessage:
     """The attribute or modification list of an N-CREATE or N-SET (PS3.4 Table F.7.2-1). Raises StoreRefused."""
-    try:
-        data_set = read_dataset(BytesIO(encoded), bool(UID(transfer_syntax).is_implicit_VR), True)
-        # Now, not when a value is wanted: the parser fails in many ways on damaged bytes, and its messages quote them.
-        data_set.walk(lambda _data_set, _element: None)
-    except Exception as error:
-        raise StoreRefused(StoreStatus.PROCESSING_FAILURE, "Not a data set of the agreed syntax") from error
+    data_set = parse_data_set(encoded, transfer_syntax, StoreStatus.PROCESSING_FAILURE)
     status = data_set.get("PerformedProcedureStepStatus") or None
     if status is not None and status not in list(StepState):
         raise StoreRefused(StoreStatus.INVALID_ATTRIBUTE_VALUE, "Not a Performed Procedure Step Status")

@@ -1,0 +1,20 @@
+"""Data sets that requests carry beside images, as of storage commitment and of performed procedure steps."""
+
+from io import BytesIO
+
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.uid import UID
+
+from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
+
+
+def parse_data_set(encoded: bytes, transfer_syntax: str, otherwise: StoreStatus) -> Dataset:
+    """All of a data set in one of the uncompressed little endian syntaxes. Raises StoreRefused with `otherwise`."""
+    try:
+        data_set = read_dataset(BytesIO(encoded), bool(UID(transfer_syntax).is_implicit_VR), True)
+        # Now, not when a value is wanted: the parser fails in many ways on damaged bytes, and its messages quote them.
+        data_set.walk(lambda _data_set, _element: None)
+    except Exception as error:
+        raise StoreRefused(otherwise, "Not a data set of the agreed syntax") from error
+    return data_set
