@@ -108,8 +108,8 @@ class SliceTrial(_Record):
 class Trial(_Record):
     """One measured row of evidence. Counts are studies that got an answer; rates are None where there were none.
 
-    An indeterminate answer is neither a find nor a false alarm; `indeterminate` counts them, `not_assessed` the
-    studies that got no answer. Intervals are of 95 %.
+    An indeterminate answer is neither a find nor a false alarm; `indeterminate` counts them, `indeterminate_positive`
+    those about studies with the finding, `not_assessed` the studies that got no answer. Intervals are of 95 %.
     """
 
     data: Text
@@ -124,6 +124,7 @@ class Trial(_Record):
     specificity_interval: Interval | None = None
     auroc_interval: Interval | None = None
     indeterminate: Count = 0
+    indeterminate_positive: Count = 0
     not_assessed: Count = 0
     agreement: tuple[Agreement, ...] = ()
     lesions: LesionTrial | None = None

@@ -8,8 +8,10 @@ from models.findings import EvidenceGrade, FindingKind
 from models.manifest import Evidence, ModelManifest, Trial
 
 GRADE_A_STUDIES = 10
-# Below these, pooled over all trials, an answer would mislead more than it helps.
+# Below these, pooled over all trials, an answer would mislead more than it helps. What is left open misleads nobody,
+# but an answer that mostly leaves open is none.
 _LEAST_SENSITIVITY = 0.5
+_LEAST_FOUND = 1 / 3
 _LEAST_SPECIFICITY = 0.8
 _LEAST_POSITIVES = 3
 
@@ -47,7 +49,9 @@ def _against(trials: Sequence[Trial], which: str) -> str | None:
     negative = sum(t.negative for t in trials)
     found = round(sum(t.positive * (t.sensitivity or 0.0) for t in trials))
     cleared = round(sum(t.negative * (t.specificity or 0.0) for t in trials))
-    if positive >= _LEAST_POSITIVES and found < _LEAST_SENSITIVITY * positive:
+    decided = positive - sum(t.indeterminate_positive for t in trials)
+    too_few = found < _LEAST_SENSITIVITY * decided or found < _LEAST_FOUND * positive
+    if positive >= _LEAST_POSITIVES and too_few:
         return f"this model found it in {found} of {positive} {which}studies with it: too few to answer"
     if (not which or negative >= _LEAST_POSITIVES) and cleared < _LEAST_SPECIFICITY * negative:
         return f"this model named it in {negative - cleared} of {negative} {which}studies without it"

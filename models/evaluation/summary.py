@@ -87,6 +87,7 @@ def trial(kind: FindingKind, data: str, records: Sequence[Record]) -> Trial | No
         specificity_interval=wilson(clean, len(negative)),
         auroc_interval=None if area is None else auroc_interval(area, len(scored.positive), len(scored.negative)),
         indeterminate=sum(a.presence is Presence.INDETERMINATE for a in given),
+        indeterminate_positive=sum(a.presence is Presence.INDETERMINATE for a in positive),
         not_assessed=len(known) - len(given),
         agreement=agreements(given),
         lesions=_lesion_trial(given),

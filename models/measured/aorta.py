@@ -65,7 +65,10 @@ class AorticDiameters:
 
 
 def aortic_dilatation(anatomy: Anatomy) -> tuple[Finding, ...]:
-    """Greatest diameters of ascending aorta (above the root), arch and descending aorta; 40 mm is dilated."""
+    """Greatest diameters of ascending aorta (above the root), arch and descending aorta.
+
+    40 mm is dilated; what differs from it by no more than the error of the measurement is left open.
+    """
     kind = FindingKind.AORTIC_DILATATION
     found = anatomy.once(measure_aorta)
     if isinstance(found, str):
@@ -81,7 +84,7 @@ def aortic_dilatation(anatomy: Anatomy) -> tuple[Finding, ...]:
             kind,
             presence,
             method="mean of greatest and least width perpendicular to the centreline of the network's outline, border "
-            f"by attenuation, without the root; present from {DILATED_MM:g} mm",
+            f"by attenuation, without the root; present from {DILATED_MM + _REPEATABILITY_MM:g} mm",
             reason=reason,
             site=site,
             measurements=(
@@ -97,7 +100,7 @@ def aortic_dilatation(anatomy: Anatomy) -> tuple[Finding, ...]:
 
 
 def _presence(diameter_mm: float, missing: str) -> tuple[Presence, str | None]:
-    if diameter_mm >= DILATED_MM:
+    if diameter_mm >= DILATED_MM + _REPEATABILITY_MM:
         band = next(band for band in _BANDS_MM if diameter_mm >= band)
         return Presence.PRESENT, "; ".join(filter(None, (f"{band:g} mm or more", missing)))
     reasons = []

@@ -34,6 +34,23 @@ def test_an_answer_is_withheld_by_its_pooled_figures(trials, reason) -> None:
         assert reason in found[KIND]
 
 
+@pytest.mark.parametrize(("left_open", "is_withheld"), [(0, True), (2, False), (6, True)])
+def test_what_is_left_open_is_no_miss_but_no_answer_either(left_open: int, is_withheld: bool) -> None:
+    """4 of 10 found; or 4 of 8 decided; or 3 of 10 found though they are 3 of 4 decided."""
+    found = 0.3 if left_open == 6 else 0.4
+    trial = Trial(
+        data="made up",
+        simulated=True,
+        positive=10,
+        negative=0,
+        sensitivity=found,
+        specificity=None,
+        indeterminate=left_open,
+        indeterminate_positive=left_open,
+    )
+    assert (KIND in withheld({KIND: Evidence(grade=EvidenceGrade.C, trials=(trial,))})) is is_withheld
+
+
 @pytest.mark.parametrize(
     ("negative", "specificity", "reason"), [(3, 1 / 3, "2 of 3 real"), (2, 0.5, None), (3, 1.0, None)]
 )
