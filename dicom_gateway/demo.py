@@ -2,6 +2,7 @@
 
 import json
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -58,7 +59,12 @@ class Answer:
 
 
 def run_demo(console: Console, *, once: bool, seed: int) -> int:
-    """Run the demo; 0 when the report agrees with the truth, 1 when it does not or does not come."""
+    """Run the demo; 0 when the report agrees with the truth, 1 when it does not or does not come.
+
+    However it is told to end, its service ends with it and its data are removed.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="onescan-demo-") as name, _progress(console) as progress:
         folder = Path(name)
         task = progress.add_task("making a phantom patient")
