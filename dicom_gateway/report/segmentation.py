@@ -317,6 +317,9 @@ def _segmentation(
     for item in (*ds.DimensionOrganizationSequence, *ds.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization
     ds.CodingSchemeIdentificationSequence = [private_coding_scheme()]
+    # highdicom shares these elements with the sources, and finish() would name the persons there, too.
+    for keyword in ("PatientName", "ReferringPhysicianName"):
+        ds.pop(keyword, None)
     return finish(ds, result, form.series_description)
 
 
