@@ -156,15 +156,9 @@ def analyse_again(settings: Settings, study_instance_uid: str) -> int:
         if row is None:
             raise NotFound("There is no such study.")
         revision, now = row.revision + 1, time.time()
-        applied = index.get_applied_rule(engine, study_instance_uid, row.revision)
         with engine.begin() as connection:
             if not ledger.queue_next_revision(connection, study_instance_uid, row.revision, now=now):
                 raise StudyHasChanged("the study is not at rest: it has no report of its newest revision")
-            if applied is not None:
-                destinations = applied.destinations
-                ledger.record_rule(
-                    connection, study_instance_uid, revision, rule=applied.rule, destinations=destinations
-                )
             job_id = jobs.submit_analysis(connection, study_instance_uid, revision, created=now, priority=row.priority)
     emit(Event.REPLAYED, job=job_id)
     return revision

@@ -121,12 +121,9 @@ def _queue(
     uid, created = study.study_instance_uid, report.created.timestamp()
     place = result_path(uid, report.revision)
     folder = settings.data_dir / place
-    applied = index.get_applied_rule(engine, uid, study.revision)
     with engine.begin() as connection:
         if not ledger.queue_next_revision(connection, uid, study.revision, now=created):
             raise StudyHasChanged("an image or another verdict came in the meantime: read the newest report")
-        if applied is not None:
-            ledger.record_rule(connection, uid, report.revision, rule=applied.rule, destinations=applied.destinations)
         # Of a revision that was never finished.
         shutil.rmtree(folder, ignore_errors=True)
         being_written.replace(folder)

@@ -13,14 +13,13 @@ from pathlib import Path
 import sqlalchemy as sa
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
-from pydicom.sequence import Sequence
 from pydicom.uid import UID
 from pynetdicom import build_role
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from dicom_gateway.events import Event, emit
-from dicom_gateway.receive.data_sets import parse_data_set
+from dicom_gateway.receive.data_sets import items_of, parse_data_set
 from dicom_gateway.receive.pdu import CommandSet
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.requestor import requestor
@@ -30,6 +29,7 @@ from dicom_gateway.store.schema import DeliveryState, commitment, instance
 from imaging.uids import is_safe_uid
 
 SOP_CLASS_UID = str(StorageCommitmentPushModel)
+_INVALID = StoreStatus.INVALID_ARGUMENT_VALUE
 # PS3.4 J.4: the one well-known instance of the class.
 SOP_INSTANCE_UID = "1.2.840.10008.1.20.1.1"
 _REQUEST_ACTION_TYPE = 1
@@ -71,38 +71,31 @@ def parse_request(
         raise StoreRefused(StoreStatus.NO_SUCH_ACTION, "Only storage commitment is an action here")
     if command.sop_instance_uid != SOP_INSTANCE_UID:
         raise StoreRefused(StoreStatus.NO_SUCH_SOP_INSTANCE, "Not the instance of storage commitment")
-    information = parse_data_set(encoded, transfer_syntax, StoreStatus.INVALID_ARGUMENT_VALUE)
+    information = parse_data_set(encoded, transfer_syntax, _INVALID)
     request = CommitmentRequest(
         calling_ae_title=calling_ae_title,
         transaction_uid=_text(information, "TransactionUID"),
         references=tuple(
             (_text(item, "ReferencedSOPClassUID"), _text(item, "ReferencedSOPInstanceUID"))
-            for item in _items(information, "ReferencedSOPSequence")
+            for item in items_of(information, "ReferencedSOPSequence", _INVALID)
         ),
     )
     uids = (request.transaction_uid, *(uid for reference in request.references for uid in reference))
     if not request.references or not all(map(is_safe_uid, uids)):
-        raise StoreRefused(StoreStatus.INVALID_ARGUMENT_VALUE, "A UID is missing or not valid")
+        raise StoreRefused(_INVALID, "A UID is missing or not valid")
     return request
 
 
 def parse_report(encoded: bytes, transfer_syntax: str) -> CommitmentReport:
     """The information of an N-EVENT-REPORT request (PS3.4 Table J.3-2). Raises StoreRefused for anything else."""
-    information = parse_data_set(encoded, transfer_syntax, StoreStatus.INVALID_ARGUMENT_VALUE)
-    failed = _items(information, "FailedSOPSequence")
+    information = parse_data_set(encoded, transfer_syntax, _INVALID)
+    failed = items_of(information, "FailedSOPSequence", _INVALID)
     reasons = [item.get("FailureReason") for item in failed]
     return CommitmentReport(
         transaction_uid=_text(information, "TransactionUID"),
         failed=len(failed),
         failure_reasons=tuple(sorted({reason if isinstance(reason, int) else 0 for reason in reasons})),
     )
-
-
-def _items(information: Dataset, keyword: str) -> Sequence:
-    items = information.get(keyword)
-    if items is not None and not isinstance(items, Sequence):
-        raise StoreRefused(StoreStatus.INVALID_ARGUMENT_VALUE, "Not a data set of storage commitment")
-    return items or Sequence()
 
 
 def _text(data_set: Dataset, keyword: str) -> str:

@@ -4,6 +4,7 @@ from io import BytesIO
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
+from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
@@ -18,3 +19,11 @@ def parse_data_set(encoded: bytes, transfer_syntax: str, otherwise: StoreStatus)
     except Exception as error:
         raise StoreRefused(otherwise, "Not a data set of the agreed syntax") from error
     return data_set
+
+
+def items_of(data_set: Dataset, keyword: str, otherwise: StoreStatus) -> Sequence:
+    """The items of a sequence, none where it is missing. Raises StoreRefused with `otherwise` for what is none."""
+    items = data_set.get(keyword)
+    if items is not None and not isinstance(items, Sequence):
+        raise StoreRefused(otherwise, "A sequence that is none")
+    return items or Sequence()

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
 from pynetdicom.sop_class import CTImageStorage, EnhancedCTImageStorage, ModalityPerformedProcedureStep
 
 from dicom_gateway.events import Event, emit
-from dicom_gateway.receive.data_sets import parse_data_set
+from dicom_gateway.receive.data_sets import items_of, parse_data_set
 from dicom_gateway.receive.pdu import Command, CommandSet
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.store.schema import performed_step, performed_step_study
 from imaging.uids import is_safe_uid
 
 SOP_CLASS_UID = str(ModalityPerformedProcedureStep)
+_INVALID = StoreStatus.INVALID_ATTRIBUTE_VALUE
 MAXIMUM_STEP_BYTES = 4 << 20
 # A step says nothing any more of a study that comes a week later; neither does one that was never ended.
 _FORGOTTEN_AFTER_S = 7 * 86400.0
@@ -64,10 +64,12 @@ def parse_step(encoded: bytes, transfer_syntax: str) -> StepMessage:
     data_set = parse_data_set(encoded, transfer_syntax, StoreStatus.PROCESSING_FAILURE)
     status = data_set.get("PerformedProcedureStepStatus") or None
     if status is not None and status not in list(StepState):
-        raise StoreRefused(StoreStatus.INVALID_ATTRIBUTE_VALUE, "Not a Performed Procedure Step Status")
-    studies = {_uid(item, "StudyInstanceUID") for item in _items(data_set, "ScheduledStepAttributesSequence")}
+        raise StoreRefused(_INVALID, "Not a Performed Procedure Step Status")
+    studies = {
+        _uid(item, "StudyInstanceUID") for item in items_of(data_set, "ScheduledStepAttributesSequence", _INVALID)
+    }
     made: dict[str, set[str]] = {}
-    for series in _items(data_set, "PerformedSeriesSequence"):
+    for series in items_of(data_set, "PerformedSeriesSequence", _INVALID):
         if images := set(_images(series)):
             made.setdefault(_uid(series, "SeriesInstanceUID"), set()).update(images)
     in_order = {series: tuple(sorted(images)) for series, images in made.items()}
@@ -79,22 +81,15 @@ def parse_step(encoded: bytes, transfer_syntax: str) -> StepMessage:
 
 
 def _images(series: Dataset) -> Iterator[str]:
-    for item in _items(series, "ReferencedImageSequence"):
+    for item in items_of(series, "ReferencedImageSequence", _INVALID):
         if str(item.get("ReferencedSOPClassUID", "")) in _IMAGES:
             yield _uid(item, "ReferencedSOPInstanceUID")
-
-
-def _items(data_set: Dataset, keyword: str) -> Sequence:
-    items = data_set.get(keyword)
-    if items is not None and not isinstance(items, Sequence):
-        raise StoreRefused(StoreStatus.INVALID_ATTRIBUTE_VALUE, "A sequence that is none")
-    return items or Sequence()
 
 
 def _uid(data_set: Dataset, keyword: str) -> str:
     value = str(data_set.get(keyword) or "")
     if not is_safe_uid(value):
-        raise StoreRefused(StoreStatus.INVALID_ATTRIBUTE_VALUE, "A UID is missing or not valid")
+        raise StoreRefused(_INVALID, "A UID is missing or not valid")
     return value
 
 
@@ -123,7 +118,7 @@ def _create(connection: sa.Connection, uid: str, told: StepMessage, calling_ae_t
     if told.state is None or not told.studies:
         raise StoreRefused(StoreStatus.MISSING_ATTRIBUTE, "No status, or no study")
     if told.state is not StepState.IN_PROGRESS or len(told.studies) > _MAXIMUM_STUDIES:
-        raise StoreRefused(StoreStatus.INVALID_ATTRIBUTE_VALUE, "A step begins IN PROGRESS, of few studies")
+        raise StoreRefused(_INVALID, "A step begins IN PROGRESS, of few studies")
     forgotten = sa.select(performed_step.c.sop_instance_uid).where(performed_step.c.updated < now - _FORGOTTEN_AFTER_S)
     connection.execute(sa.delete(performed_step_study).where(performed_step_study.c.sop_instance_uid.in_(forgotten)))
     connection.execute(sa.delete(performed_step).where(performed_step.c.updated < now - _FORGOTTEN_AFTER_S))

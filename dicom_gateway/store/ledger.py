@@ -211,7 +211,10 @@ def change_study(
 
 
 def queue_next_revision(connection: sa.Connection, study_instance_uid: str, revision: int, *, now: float) -> bool:
-    """REPORTED or REFUSED -> QUEUED with the next revision, of the same images, if still at this; whether it was."""
+    """REPORTED or REFUSED -> QUEUED with the next revision, of the same images, if still at this; whether it was.
+
+    The rule that decided about this revision decides about the next one, too.
+    """
     done = connection.execute(
         sa.update(study)
         .where(
@@ -221,7 +224,17 @@ def queue_next_revision(connection: sa.Connection, study_instance_uid: str, revi
         )
         .values(state=StudyState.QUEUED, revision=revision + 1, queued_at=now)
     )
-    return done.rowcount == 1
+    if done.rowcount != 1:
+        return False
+    carried = sa.select(
+        applied_rule.c.study_instance_uid,
+        sa.literal(revision + 1),
+        applied_rule.c.rule,
+        applied_rule.c.destinations,
+    ).where(applied_rule.c.study_instance_uid == study_instance_uid, applied_rule.c.revision == revision)
+    columns = ["study_instance_uid", "revision", "rule", "destinations"]
+    connection.execute(sa.insert(applied_rule).from_select(columns, carried))
+    return True
 
 
 def record_report(
