@@ -314,24 +314,25 @@ class _Reading:
             presence, reason, doubtful = Presence.INDETERMINATE, _UNFAMILIAR, []
         elif doubtful and not sure:
             presence, reason = Presence.INDETERMINATE, _DOUBTFUL_NODULE
+
+        def cut_of(nodule: Nodule) -> float:
+            return mass_cut if nodule in masses else cut
+
         parts = tuple(
-            self._nodule_finding(presence, n, nodule, mass_cut if nodule in masses else cut)
+            self._nodule_finding(presence, n, nodule, cut_of(nodule))
             for n, nodule in enumerate(sure[:_MAXIMUM_LESIONS], start=1)
         )
         open_parts = tuple(
-            self._nodule_finding(
-                Presence.INDETERMINATE, n, nodule, mass_cut if nodule in masses else cut, "may be no nodule"
-            )
+            self._nodule_finding(Presence.INDETERMINATE, n, nodule, cut_of(nodule), "may be no nodule")
             for n, nodule in enumerate(doubtful[:_MAXIMUM_DOUBTFUL], start=len(parts) + 1)
         )
         if len(sure) > len(parts):
             reason = "; ".join(filter(None, (reason, f"the {len(parts)} largest of {len(sure)} are described")))
         surest = max(sure or doubtful, key=lambda nodule: nodule.probability, default=None)
         probability = surest.probability if surest else 0.0
-        study_cut = mass_cut if surest in masses else cut
+        study_cut = cut_of(surest) if surest else cut
         study = self._study_finding(kind, presence, reason, probability, study_cut, parts or open_parts, len(sure))
-        parts += open_parts
-        return (study, *parts)
+        return (study, *parts, *open_parts)
 
     def _beside_no_fluid(self, kind: FindingKind, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
         """Without the rim of an effusion: lung compressed by fluid is as dense as an opacity."""
