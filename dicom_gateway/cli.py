@@ -1,5 +1,6 @@
 """The command `onescan`."""
 
+import gc
 import os
 import re
 import sys
@@ -96,6 +97,8 @@ def _analyze(paths: list[Path], out_dir: Path, unpacked: Path, settings: Setting
     from imaging.headers import read_studies
     from imaging.preprocess import preload
 
+    # Hundreds of thousands of objects of the libraries would be walked again and again while they load.
+    gc.disable()
     preload()
     with _progress() as progress:
         reading = progress.add_task("reading headers", total=None)
@@ -111,15 +114,16 @@ def _analyze(paths: list[Path], out_dir: Path, unpacked: Path, settings: Setting
         if not studies:
             err.print(f"[red]No DICOM study found[/] in {', '.join(map(str, paths))} ({len(files)} files looked at).")
             return 1
-        detector = _detector(settings)
+        session = _session(settings)
         from dicom_gateway.analyze import FINDINGS_TABLE, analyze_studies, write_findings_table
+        from models.detect import Detector
 
         task = progress.add_task("analysing", total=len(studies))
         ended = []
         for study in analyze_studies(
             studies,
             out_dir,
-            detector,
+            Detector(session),
             unreadable_file_count=len(unreadable),
             on_stage=lambda stage: progress.update(task, description=f"analysing: {stage}"),
         ):
@@ -129,25 +133,26 @@ def _analyze(paths: list[Path], out_dir: Path, unpacked: Path, settings: Setting
                 progress.console.print(f"  {line}", highlight=False)
             ended.append(study)
             progress.advance(task)
+            if len(ended) < len(studies):
+                gc.collect()
+    gc.freeze()
     write_findings_table(out_dir / FINDINGS_TABLE, ended)
     reported = sum(study.outcome == "reported" for study in ended)
     out.print(f"{reported} of {len(ended)} studies reported into {out_dir}. {_RESEARCH}")
     return 0 if reported == len(ended) else 1
 
 
-def _detector(settings: Settings):  # type: ignore[no-untyped-def]  # naming the type would import onnxruntime
-    from models.detect import Detector
+def _session(settings: Settings):  # type: ignore[no-untyped-def]  # naming the type would import onnxruntime
     from models.errors import ModelError
     from models.session import ModelSession
 
     try:
-        session = ModelSession.open(
+        return ModelSession.open(
             settings.model_dir, settings.execution_provider, threads=settings.inference_threads or None
         )
     except ModelError as error:
         err.print(f"[red]The model cannot be used:[/] {error}")
         raise typer.Exit(USAGE_ERROR) from error
-    return Detector(session)
 
 
 @app.command()
@@ -246,7 +251,7 @@ def _evaluate(cases, out_dir: Path, settings: Settings, *, write_evidence: bool,
     from models.evaluation.page import PAGE_NAME, write_page
     from models.evaluation.tables import write_tables
 
-    detector = answering_everything(_detector(settings).session)
+    detector = answering_everything(_session(settings))
     records = []
     with _progress() as progress:
         task = progress.add_task("evaluating", total=len(cases))

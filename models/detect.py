@@ -50,7 +50,7 @@ from models.measure import (
     volume_mm3,
 )
 from models.measured import RULES
-from models.nodules.detector import Judge, Nodule, described, judge_candidates, outline_nodules
+from models.nodules.detector import Judged, Nodule, described, judge_candidates, outline_nodules
 from models.nodules.outline import NoduleType, type_of
 from models.session import HeadOutputs, ModelSession
 
@@ -112,6 +112,9 @@ class Detector:
     def detect(self, volume: Volume, lungs: Lungs, *, sharp_kernel: bool) -> Detection:
         """Findings of every kind. Raises models.errors.BadOutput when the network's answer is none."""
         started = time.perf_counter()
+        # First, because MONAI may still be loading, and `prepare` waits for it.
+        judged = self._judged(volume, lungs)
+        sought = time.perf_counter()
         wanted = self.manifest.input
         grid = prepare(
             volume,
@@ -126,9 +129,8 @@ class Detector:
         inferred = time.perf_counter()
         reading = _Reading(self, volume, lungs, grid, looks)
         found: dict[FindingKind, tuple[Finding, ...]] = {}
-        if self.manifest.nodules is not None and FindingKind.PULMONARY_NODULE not in self.manifest.withheld:
-            found[FindingKind.PULMONARY_NODULE] = reading.nodules(self.session)
-        sought = time.perf_counter()
+        if judged is not None:
+            found[FindingKind.PULMONARY_NODULE] = reading.nodules(judged)
         for kind in self.manifest.lesions:
             if kind not in self.manifest.withheld and kind not in found:
                 found[kind] = reading.network_findings(kind)
@@ -148,12 +150,19 @@ class Detector:
             quality=reading.quality(),
             blood_pool=anatomy.blood_pool,
             timings_s={
-                "preprocess": prepared - started,
+                "nodules": sought - started,
+                "preprocess": prepared - sought,
                 "infer": inferred - prepared,
-                "nodules": sought - inferred,
-                "measure": measured - sought,
+                "measure": measured - inferred,
             },
         )
+
+    def _judged(self, volume: Volume, lungs: Lungs) -> Judged | None:
+        """The candidates for nodules; None where this model answers nothing about nodules of that size."""
+        network = self.manifest.nodules
+        if network is None or FindingKind.PULMONARY_NODULE in self.manifest.withheld:
+            return None
+        return judge_candidates(self.session, network, volume, lungs)
 
     def _graded(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
         """With the grade of the kind's evidence; what was never tried on labelled studies is simulation at best."""
@@ -289,7 +298,7 @@ class _Reading:
         study = self._study_finding(kind, presence, reason, study_probability, cut, parts, len(candidates))
         return (study, *parts)
 
-    def nodules(self, judge: Judge) -> tuple[Finding, ...]:
+    def nodules(self, judged: Judged) -> tuple[Finding, ...]:
         """What is found at about 1 mm, and the masses of the whole thorax.
 
         The study's answer, then the ten largest, then the likeliest of those that may as well be something else.
@@ -297,7 +306,6 @@ class _Reading:
         kind, network = FindingKind.PULMONARY_NODULE, self._manifest.nodules
         if network is None:
             raise ValueError("this model has no network for nodules")
-        judged = judge_candidates(judge, network, self._volume, self._lungs)
         least, cut = network.absent_probability, network.present_probability
         masses, mass_cut = self._masses()
         small = outline_nodules(self._volume, self._lungs, judged, least, network.minimum_diameter_mm)
