@@ -477,7 +477,11 @@ def _policies() -> str:
             str(connection.HALF_OPEN_TIMEOUT_S),
             str(dimse.CONNECTION_TIMEOUT_S),
         ),
-        ("DIMSE and network timeout (s)", str(connection.IDLE_TIMEOUT_S), str(dimse.RESPONSE_TIMEOUT_S)),
+        (
+            "DIMSE and network timeout (s)",
+            f"{connection.IDLE_TIMEOUT_S}; {connection.IDLE_AFTER_AN_IMAGE_S} after an image",
+            str(dimse.RESPONSE_TIMEOUT_S),
+        ),
         ("Role selection", "granted for storage commitment", "SCP for N-EVENT-REPORT"),
         ("Extended negotiation", "none", "none"),
         ("User identity", "name and passcode, asked for where `dicom_passcodes_file` is set, and confirmed", "none"),

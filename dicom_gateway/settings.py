@@ -416,7 +416,7 @@ class Settings(BaseSettings):
     missing_images_wait_s: Seconds = Field(
         default=300.0,
         description="Seconds of silence after which a study is analysed without the images that its source has "
-        "and has not sent, or while a performed procedure step of its modality goes on.",
+        "and has not sent, while a performed procedure step of its modality goes on, or after its association broke.",
     )
     calling_networks: Networks = Field(
         default=(), description="Networks that may send, as 10.1.0.0/16 or 10.1.2.3. Empty: every address."

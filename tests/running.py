@@ -56,6 +56,7 @@ def make_settings(folder: Path, **values: Any) -> Settings:
         "calling_ae_titles": ("*",),
         "quiet_period_s": 0.5,
         "quiet_period_single_image_s": 1.0,
+        "missing_images_wait_s": 2.0,
         "minimum_free_space_mb": 1,
         "delivery_backoff_s": 0.5,
     }

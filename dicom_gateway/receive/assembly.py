@@ -1,6 +1,6 @@
 """When a study is complete: its modality made no more of it, its source has no more, or it has been quiet for a while.
 
-Never while an association is sending it.
+Not while an association is sending it, as long as it brings something new now and then.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +16,7 @@ from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.query import ANSWER_WITHIN_S, SourceCount
 from dicom_gateway.receive.expected import Comparison, Standing, compare, compare_made
 from dicom_gateway.receive.performed import Step, steps_of
+from dicom_gateway.receive.reception import LONGEST_PAUSE_S
 from dicom_gateway.settings import Rule, Source
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.schema import StudyState, study
@@ -38,7 +39,7 @@ class QuietRules:
     """How long, in seconds, a study must be quiet.
 
     The second value is for one association per image, the third for a study that lacks images which its source has or
-    its modality has made, or goes on making.
+    its modality has made, or goes on making, or whose association broke.
     """
 
     quiet_period_s: float
@@ -50,7 +51,8 @@ class QuietRules:
 class ReceivingStudy:
     """What completeness depends on. Times are UTC epoch seconds, and only ever compared for being the same.
 
-    `largest_association` is the most images of the study that one association has sent.
+    `last_released` is 0 unless the association that sent the latest image has ended well, `largest_association` the
+    most images of the study that one association has sent.
     """
 
     study_instance_uid: str
@@ -75,6 +77,9 @@ def quiet_needed_s(row: ReceivingStudy, rules: QuietRules, standing: Standing = 
             return quiet_s if one_image_each or row.revision > 1 else 0.0
         case Standing.PART | Standing.IN_PROGRESS:
             return max(quiet_s, rules.missing_images_wait_s)
+        case _ if row.last_released == 0.0:
+            # An association that ended well says that its sender had no more, one that broke that it had.
+            return max(quiet_s, rules.missing_images_wait_s)
         case Standing.ASKED:
             return max(quiet_s, ANSWER_WITHIN_S)
         case _:
@@ -83,11 +88,20 @@ def quiet_needed_s(row: ReceivingStudy, rules: QuietRules, standing: Standing = 
 
 @dataclass(slots=True)
 class _Watched:
-    """A study between two looks at it: as it was, how long it has been like that, and what its source said since."""
+    """A study between two looks at it: as it was, how long nothing happened to it, and what its source said since.
+
+    `unchanged_s` is how long it has had no new image, whatever else its senders did.
+    """
 
     row: ReceivingStudy
+    unchanged_s: float = 0.0
     quiet_s: float = 0.0
     answer: Future[Comparison] | None = None
+
+    def forget_answer(self) -> None:
+        if self.answer is not None:
+            self.answer.cancel()
+        self.answer = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -125,17 +139,24 @@ class Assembly:
         for uid, watched in self._watched.items():
             comparison = self._comparison(watched, steps.get(uid, ())) if uid in quiet else _NOT_ASKED
             complete = watched.quiet_s >= quiet_needed_s(watched.row, self.rules, comparison.standing)
-            if uid not in open_studies and complete and self._close(watched.row, comparison, now):
+            if complete and self._close(watched.row, comparison, now):
                 closed.append(uid)
         return tuple(closed)
 
     def _look(self, row: ReceivingStudy, is_open: bool, passed_s: float) -> _Watched:
         watched = self._watched.get(row.study_instance_uid)
-        if watched is None or is_open or watched.row != row:
-            if watched is not None and watched.answer is not None:
-                watched.answer.cancel()
+        if watched is None or (watched.row.revision, watched.row.last_received) != (row.revision, row.last_received):
+            if watched is not None:
+                watched.forget_answer()
             return _Watched(row)
-        watched.quiet_s += passed_s
+        watched.unchanged_s += passed_s
+        # A sender may bring again what we have before it brings the rest, or pause, but not for ever.
+        if (is_open or watched.row != row) and watched.unchanged_s < LONGEST_PAUSE_S:
+            watched.forget_answer()
+            watched.quiet_s = 0.0
+        else:
+            watched.quiet_s += passed_s
+        watched.row = row
         return watched
 
     def _comparison(self, watched: _Watched, steps: tuple[Step, ...]) -> Comparison:

@@ -22,12 +22,14 @@ from dicom_gateway.receive.admission import MAXIMUM_PDU_BYTES, Accepted, Admissi
 from dicom_gateway.receive.commitment import Commitments
 from dicom_gateway.receive.pdu import AbortReason, Command, CommandSet, PduType, ProtocolError
 from dicom_gateway.receive.performed import PerformedSteps
-from dicom_gateway.receive.reception import Incoming, Reception, refusal_of, release_study
+from dicom_gateway.receive.reception import LONGEST_PAUSE_S, Incoming, Reception, refusal_of, release_study
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 
 HALF_OPEN_TIMEOUT_S = 10.0
 PDU_TIMEOUT_S = 30.0
+# Until its first image; after that a scanner may be between two acquisitions.
 IDLE_TIMEOUT_S = 60.0
+IDLE_AFTER_AN_IMAGE_S = LONGEST_PAUSE_S
 # Slower than this over a whole image, after the first minute, is no network of a hospital.
 LEAST_BYTES_PER_S = 1000
 _MAXIMUM_REQUEST_BYTES = 1 << 20
@@ -147,6 +149,7 @@ class Association:
         self._on_established = on_established
         self._accepted: Accepted | None = None
         self._image: _Image | None = None
+        self._idle_timeout_s = IDLE_TIMEOUT_S
         self._message: _Message | None = None
         self._command = bytearray()
 
@@ -172,7 +175,7 @@ class Association:
             if self._image is not None and self._image.incoming is not None:
                 self._image.incoming.discard()
             try:
-                release_study(self._reception, self)
+                release_study(self._reception, self, broke=True)
             finally:
                 self._reception.associations.close(self)
                 self._admission.end(self)
@@ -206,7 +209,7 @@ class Association:
 
     def _answer_pdu(self) -> bool:
         """Read one PDU and do what it asks for; whether the association goes on."""
-        self._stream.wait(time.monotonic() + IDLE_TIMEOUT_S)
+        self._stream.wait(time.monotonic() + self._idle_timeout_s)
         deadline = time.monotonic() + PDU_TIMEOUT_S
         kind, length = self._pdu_header(deadline)
         if kind == PduType.DATA:
@@ -315,6 +318,7 @@ class Association:
             if image.incoming is not None:
                 with self._refusing(image):
                     image.incoming.keep()
+                    self._idle_timeout_s = IDLE_AFTER_AN_IMAGE_S
             self._image = None
             status, comment = StoreStatus.SUCCESS, ""
             if image.refusal is not None:

@@ -20,6 +20,9 @@ from dicom_gateway.settings import Settings
 from dicom_gateway.store import files, ledger
 from imaging.uids import is_safe_uid
 
+# A scanner may pause as long between two images of one association. Without a new image for longer than that, nothing
+# that the senders of a study do counts as sending it.
+LONGEST_PAUSE_S = 300.0
 _LOCKS = 64
 _SPACE_CHECKED_EVERY_BYTES = 32 << 20
 
@@ -239,15 +242,15 @@ def priority_of(calling_ae_title: str, settings: Settings) -> int:
     return STAT if calling_ae_title in settings.stat_calling_ae_titles else ROUTINE
 
 
-def release_study(reception: Reception, association: Hashable) -> None:
+def release_study(reception: Reception, association: Hashable, *, broke: bool = False) -> None:
     """Note that the association has sent all it will of what it is sending, before that is forgotten of it.
 
-    The other way round the study would look quiet in between.
+    The other way round the study would look quiet in between. Of one that `broke` there may be more to come.
     """
     sent = reception.associations.sending(association)
     if sent:
         with reception.writing(), reception.engine.begin() as connection:
-            ledger.mark_released(connection, sent, time.time())
+            ledger.mark_released(connection, sent, 0.0 if broke else time.time())
 
 
 def encode_file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str, calling_ae_title: str) -> bytes:

@@ -80,8 +80,6 @@ def record_instance(
     new = _insert_or_ignore(connection, instance, _new_instance(header, file, revision, now))
     if not new:
         _require_same(connection, header, file)
-        if not reopened:
-            connection.execute(sa.update(study).where(key).values(last_received=now))
         return Receipt(revision=row["revision"], duplicate=True, reopened=False)
     largest = association_count if reopened else max(row["largest_association"], association_count)
     connection.execute(
@@ -93,6 +91,7 @@ def record_instance(
             priority=min(row["priority"], priority),
             instance_count=row["instance_count"] + 1,
             last_received=now,
+            last_released=0.0,
             largest_association=largest,
             error=None,
         )
@@ -126,7 +125,10 @@ def record_refusal(
 
 
 def mark_released(connection: sa.Connection, study_instance_uids: frozenset[str], now: float) -> None:
-    """Note that the association that sent these studies has ended or gone on to another study."""
+    """Note that the association that sent these studies has ended well or gone on to another study at `now`.
+
+    0: that it broke, as it is for every new image until its association has ended.
+    """
     connection.execute(
         sa.update(study)
         .where(study.c.study_instance_uid.in_(study_instance_uids), study.c.state == StudyState.RECEIVING)
@@ -410,6 +412,7 @@ _COUNT_INSTANCE = (
         instance_count=study.c.instance_count + 1,
         priority=sa.case((study.c.priority < sa.bindparam("urgency"), study.c.priority), else_=sa.bindparam("urgency")),
         last_received=sa.bindparam("now"),
+        last_released=0.0,
         largest_association=sa.case(
             (study.c.largest_association > sa.bindparam("sent"), study.c.largest_association),
             else_=sa.bindparam("sent"),
@@ -429,7 +432,7 @@ def _new_study(header: InstanceHeader, calling_ae_title: str, priority: int, now
         "instance_count": 0,
         "first_received": now,
         "last_received": now,
-        "last_released": now,
+        "last_released": 0.0,
         "largest_association": 0,
         "patient_name": header.patient_name,
         "patient_id": header.patient_id,

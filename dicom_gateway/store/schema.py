@@ -74,7 +74,9 @@ study = sa.Table(
     sa.Column("calling_ae_title", sa.String(16), nullable=False),
     sa.Column("instance_count", sa.Integer, nullable=False),
     sa.Column("first_received", sa.Float, nullable=False),
+    # Of a new image: one that is sent again changes nothing.
     sa.Column("last_received", sa.Float, nullable=False, index=True),
+    # 0 while the association that sent the latest image has not ended, and where it broke.
     sa.Column("last_released", sa.Float, nullable=False),
     sa.Column("largest_association", sa.Integer, nullable=False),
     sa.Column("queued_at", sa.Float, nullable=True),

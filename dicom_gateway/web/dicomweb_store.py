@@ -112,7 +112,7 @@ class Upload:
         """Forget a part that has not come whole; nothing more will be sent."""
         if self._part is not None:
             self._part.discard()
-        release_study(self._reception, self)
+        release_study(self._reception, self, broke=not self._ended)
         self._reception.associations.close(self)
 
     def _begin(self) -> None:

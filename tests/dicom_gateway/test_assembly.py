@@ -1,9 +1,12 @@
 """When a study is complete, as pure rules and on a real index."""
 
+import itertools
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import make_settings
 
@@ -18,7 +21,7 @@ from dicom_gateway.receive.assembly import (
     quiet_needed_s,
 )
 from dicom_gateway.receive.expected import Comparison, Standing, compare
-from dicom_gateway.receive.reception import OpenAssociations
+from dicom_gateway.receive.reception import LONGEST_PAUSE_S, OpenAssociations
 from dicom_gateway.settings import Source
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import StoredFile, instance_path
@@ -33,14 +36,14 @@ WALL = 1_000_000.0
 series_counts = st.dictionaries(st.sampled_from(["1.1", "1.2", "1.3"]), st.integers(1, 4))
 
 
-def receiving(revision=1, largest_association=10):
+def receiving(revision=1, largest_association=10, last_released=100.0):
     return ReceivingStudy(
         study_instance_uid=STUDY,
         revision=revision,
         priority=100,
         calling_ae_title="CT1",
         last_received=100.0,
-        last_released=100.0,
+        last_released=last_released,
         largest_association=largest_association,
     )
 
@@ -60,15 +63,18 @@ def receiving(revision=1, largest_association=10):
         (receiving(revision=2, largest_association=1), Standing.UNKNOWN, 120.0),
         (receiving(revision=2, largest_association=1), Standing.PART, 120.0),
         (receiving(revision=900), Standing.UNKNOWN, LONGEST_QUIET_S),
+        (receiving(last_released=0.0), Standing.UNKNOWN, 60.0),
+        (receiving(last_released=0.0), Standing.BEGUN_ARE_WHOLE, 60.0),
+        (receiving(last_released=0.0), Standing.ALL, 0.0),
     ],
 )
 def test_quiet_that_is_needed(row, standing, needed_s):
     assert quiet_needed_s(row, RULES, standing) == needed_s
 
 
-@given(st.integers(1, 2000), st.integers(1, 500), st.sampled_from(Standing))
-def test_every_study_is_complete_some_day(revision, largest, standing):
-    needed_s = quiet_needed_s(receiving(revision, largest), RULES, standing)
+@given(st.integers(1, 2000), st.integers(1, 500), st.sampled_from([0.0, 100.0]), st.sampled_from(Standing))
+def test_the_quiet_that_is_needed_has_a_limit(revision, largest, released, standing):
+    needed_s = quiet_needed_s(receiving(revision, largest, released), RULES, standing)
     assert 0.0 <= needed_s <= max(LONGEST_QUIET_S, RULES.missing_images_wait_s)
     if standing not in (Standing.ALL, Standing.ALL_MADE):
         assert needed_s >= quiet_needed_s(receiving(1, largest), RULES)
@@ -136,7 +142,7 @@ def jobs(engine):
     queue.close()
 
 
-def record(engine, number, now, association_count=2, study_instance_uid=STUDY, calling_ae_title="CT1"):
+def record(engine, number, now, association_count=2, study_instance_uid=STUDY, calling_ae_title="CT1", released=True):
     header = ledger.InstanceHeader(
         sop_instance_uid=derive_uid("assembly", str(number)),
         series_instance_uid="1.2",
@@ -150,9 +156,17 @@ def record(engine, number, now, association_count=2, study_instance_uid=STUDY, c
     path = instance_path(study_instance_uid, "1.2", header.sop_instance_uid)
     file = StoredFile(path=path, sha256="0" * 64, size_bytes=1)
     with engine.begin() as connection:
-        return ledger.record_instance(
+        receipt = ledger.record_instance(
             connection, header, file, calling_ae_title=calling_ae_title, association_count=association_count, now=now
         )
+        if released:
+            ledger.mark_released(connection, frozenset({study_instance_uid}), now)
+        return receipt
+
+
+def broke(engine):
+    with engine.begin() as connection:
+        ledger.mark_released(connection, frozenset({STUDY}), 0.0)
 
 
 class Clock:
@@ -238,6 +252,78 @@ def test_release_starts_the_quiet_period_again(engine, jobs):
         ledger.mark_released(connection, frozenset({STUDY}), clock.wall)
     assert clock.run(5.0) == []
     assert clock.run(1.0) == [STUDY]
+
+
+def test_an_association_that_broke_leaves_time_to_send_the_rest(engine, jobs):
+    clock = Clock(engine, jobs)
+    record(engine, 1, now=clock.wall, released=False)
+    assert clock.run(10.0, open_studies={STUDY}) == []
+    broke(engine)
+    assert clock.run(50.0) == []
+    # Sent again from its beginning: what we have, then the rest.
+    for number in (1, 2):
+        record(engine, number, now=clock.wall, released=False)
+        assert clock.run(10.0, open_studies={STUDY}) == []
+    assert index.get_study(engine, STUDY).instance_count == 2
+    with engine.begin() as connection:
+        ledger.mark_released(connection, frozenset({STUDY}), clock.wall)
+    assert clock.run(5.0) == []
+    assert clock.run(1.0) == [STUDY]
+
+
+def test_an_association_that_pauses_is_still_sending_for_some_minutes(engine, jobs):
+    clock = Clock(engine, jobs)
+    for number in range(2):
+        record(engine, number, now=clock.wall, released=False)
+        assert clock.run(LONGEST_PAUSE_S - 1.0, open_studies={STUDY}) == []
+    assert clock.run(900.0, open_studies={STUDY}) == [STUDY]
+
+
+def test_a_study_that_is_sent_again_and_again_is_complete_some_day(engine, jobs):
+    clock = Clock(engine, jobs, answer=lambda: SourceCount(series={"1.2": 4}))
+    closed = []
+    for number in (0, 1, 2) * 40:
+        record(engine, number, now=clock.wall)
+        closed += clock.run(10.0)
+    assert closed == [STUDY]
+    assert index.get_shortfall(engine, STUDY, 1) == index.Shortfall(received=3, expected=4)
+
+
+# What a sender may do for ever without ever sending anything new, each for some seconds.
+nothing_new = st.lists(
+    st.tuples(st.sampled_from(["open", "away", "duplicate", "released", "broke"]), st.integers(1, 90)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(nothing_new, st.sampled_from([None, 1, 2]), st.booleans())
+def test_every_study_is_complete_some_day(nothing_new, of_source, is_released):
+    with tempfile.TemporaryDirectory() as folder:
+        engine = open_database(make_settings(Path(folder)).database)
+        jobs = JobQueue(engine)
+        clock = Clock(engine, jobs, answer=of_source and (lambda: SourceCount(series={"1.2": of_source})))
+        record(engine, 1, now=clock.wall, released=is_released)
+        began, closed_after_s = clock.wall, None
+        for happens, seconds in itertools.cycle(nothing_new):
+            match happens:
+                case "duplicate":
+                    record(engine, 1, now=clock.wall)
+                case "released" | "broke":
+                    last = clock.wall if happens == "released" else 0.0
+                    with engine.begin() as connection:
+                        ledger.mark_released(connection, frozenset({STUDY}), last)
+            open_studies = {STUDY} if happens == "open" else ()
+            if clock.run(seconds, open_studies):
+                closed_after_s = clock.wall - began
+                break
+            assert clock.wall - began <= LONGEST_PAUSE_S + max(RULES.missing_images_wait_s, 90.0)
+        jobs.close()
+        engine.dispose()
+    assert closed_after_s >= (0.0 if of_source == 1 else RULES.quiet_period_s)
+    if nothing_new[0][0] == "open":
+        assert closed_after_s >= min(nothing_new[0][1], LONGEST_PAUSE_S)
 
 
 def test_one_association_an_image_waits_longer(engine, jobs):

@@ -4,6 +4,7 @@ import itertools
 import resource
 import struct
 import threading
+import time
 import zlib
 from collections import Counter
 from contextlib import ExitStack
@@ -52,6 +53,7 @@ from dicom_gateway.receive.listener import start_listener
 from dicom_gateway.receive.reception import Reception
 from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.store import files, index, ledger
+from dicom_gateway.store.schema import open_database, study
 from imaging.uids import derive_uid
 
 UNEXPECTED_PDU, UNRECOGNIZED_PDU, UNEXPECTED_PARAMETER, INVALID_PARAMETER = (2, 2), (2, 1), (2, 5), (2, 6)
@@ -303,6 +305,38 @@ def test_associations_that_fall_silent_are_aborted(settings, impatient, sent):
         assert peer.abort_reason() == (2, 0)
         wait_until(lambda: [log for log in logs if log["event"] == "association_aborted"], "the event")
     assert nothing_left(settings)
+
+
+def test_after_its_first_image_a_scanner_may_pause_for_longer(settings, impatient, monkeypatch):
+    images = [make_ct_dataset(InstanceNumber=number) for number in (1, 2, 3)]
+    with listening(settings) as engine, Peer(settings) as peer:
+        peer.associate()
+        for image in images[:2]:
+            assert peer.ask(store_request(image)).Status == StoreStatus.SUCCESS
+            time.sleep(2 * connection.IDLE_TIMEOUT_S)
+        monkeypatch.setattr(connection, "IDLE_AFTER_AN_IMAGE_S", 0.5)
+        assert peer.ask(store_request(images[2])).Status == StoreStatus.SUCCESS
+        assert peer.abort_reason() == (2, 0)
+        assert index.get_study(engine, images[0].StudyInstanceUID).instance_count == 3
+
+
+@pytest.mark.parametrize(
+    ("ending", "ended_well"), [(Peer.release, True), (Peer.abort, False), (lambda peer: peer.socket.close(), False)]
+)
+def test_how_an_association_ended_is_noted_with_what_it_sent(settings, ending, ended_well):
+    engine = open_database(settings.database)
+    reception = Reception(settings=settings, engine=engine)
+    port = start_listener(reception)
+    with Peer(settings) as peer:
+        peer.associate()
+        assert peer.ask(store_request(make_ct_dataset())).Status == StoreStatus.SUCCESS
+        ending(peer)
+        wait_until(lambda: not reception.associations.studies(), "the end of the association")
+    port.shutdown()
+    with engine.connect() as connected:
+        last_released = connected.scalar(sa.select(study.c.last_released))
+    engine.dispose()
+    assert (last_released > 0) == ended_well
 
 
 def test_an_image_that_trickles_is_given_up(settings, monkeypatch):
