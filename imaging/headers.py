@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import file_digest
 from io import BytesIO
 from pathlib import Path
 from struct import pack
@@ -22,11 +23,12 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from imaging.elements import ElementScanner
-from imaging.errors import UnreadableInstance
+from imaging.elements import ElementScanner, scan_file_meta
+from imaging.errors import BrokenDataSet, UnreadableInstance
 from imaging.file_scan import PixelPlace, ScannedFile, scan_file
 from imaging.geometry import Point
 from imaging.odd_pixels import padding_range
+from imaging.patients import PATIENT_KEYWORDS, PatientIdentity, patient_of
 from imaging.pixels import StoredPixels
 
 # Hospital headers break value rules all the time; pydicom's warnings would quote patient data.
@@ -42,6 +44,7 @@ def _tags(*keywords: str) -> frozenset[int]:
 # Every element that is asked of a CT image below.
 _WANTED = _tags(
     "SpecificCharacterSet",
+    *PATIENT_KEYWORDS,
     *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality", "SeriesNumber"),
     *("StudyDescription", "SeriesDescription", "BodyPartExamined", "ProtocolName", "ConvolutionKernel"),
     *("ContrastBolusAgent", "Manufacturer", "InstanceNumber", "ImageType", "AcquisitionNumber"),
@@ -61,6 +64,8 @@ _OF_EACH_IMAGE = {
     _INSTANCE_NUMBER: b"IS",
 }
 _CT_IMAGE_STORAGE = CTImageStorage.encode() + bytes(len(CTImageStorage) % 2)
+# More than file meta information has, unless it holds private information.
+_FILE_META_BYTES = 1 << 14
 _OWN_GROUPS = _tags(*_FUNCTIONAL_GROUPS)
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0"
 # What of these pydicom and we are sure to read alike.
@@ -100,7 +105,8 @@ class Slice:
 class Series:
     """A series with its CT planes in file order; of other instances (SR, SEG ...) only the files are known.
 
-    `left_out_localizers` counts localizer planes that selection removed from among axial ones.
+    `left_out_localizers` counts localizer planes that selection removed from among axial ones. `patients` holds each
+    patient that its files name.
     """
 
     series_instance_uid: str
@@ -115,6 +121,7 @@ class Series:
     slices: tuple[Slice, ...]
     manufacturer: str | None = None
     left_out_localizers: int = 0
+    patients: frozenset[PatientIdentity] = frozenset()
 
     @property
     def instance_count(self) -> int:
@@ -123,7 +130,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """The series of one Study Instance UID. Patient identity is left in the files on purpose."""
+    """The series of one Study Instance UID. What names the patient is left in the files on purpose."""
 
     study_instance_uid: str
     study_description: str | None
@@ -143,7 +150,8 @@ def read_studies(
 ) -> tuple[tuple[Study, ...], tuple[UnreadableFile, ...]]:
     """Headers of `files` grouped by study and series, both in order of first appearance.
 
-    The same instance found twice (same SOP Instance UID at the same position) counts once.
+    The same instance found twice in its series counts once; other data under the same SOP Instance UID stay beside it,
+    for a gate to see.
     """
     studies: dict[str, _StudyParts] = {}
     unreadable: list[UnreadableFile] = []
@@ -214,6 +222,7 @@ def _instance_header(file: Path, ds: Dataset, place: PixelPlace | None) -> Insta
         manufacturer=_text(_value(ds, "Manufacturer")),
         files=(file,),
         slices=planes,
+        patients=frozenset({patient_of(ds)}),
     )
     return InstanceHeader(
         study_instance_uid=str(uids["StudyInstanceUID"]),
@@ -362,14 +371,26 @@ class _StudyParts:
     def __init__(self, first: InstanceHeader) -> None:
         self._first = first
         self._series: dict[str, list[Series]] = {}
-        self._seen: set[tuple[str, Point | None]] = set()
+        self._files: dict[tuple[str, str], Path] = {}
+        self._digests: dict[tuple[str, str], set[bytes]] = {}
 
     def add(self, instance: InstanceHeader) -> None:
-        planes = instance.series.slices
-        key = (instance.sop_instance_uid, planes[0].image_position_patient if planes else None)
-        if key not in self._seen:
-            self._seen.add(key)
-            self._series.setdefault(instance.series.series_instance_uid, []).append(instance.series)
+        (file,) = instance.series.files
+        series_instance_uid = instance.series.series_instance_uid
+        if self._is_new((series_instance_uid, instance.sop_instance_uid), file):
+            self._series.setdefault(series_instance_uid, []).append(instance.series)
+
+    def _is_new(self, key: tuple[str, str], file: Path) -> bool:
+        """Whether no file of these UIDs held the same; only where one comes again are the bytes read."""
+        if key not in self._files:
+            self._files[key] = file
+            return True
+        if key not in self._digests:
+            self._digests[key] = {_digest_of_data_set(self._files[key])}
+        digest = _digest_of_data_set(file)
+        is_new = digest not in self._digests[key]
+        self._digests[key].add(digest)
+        return is_new
 
     def study(self) -> Study:
         return Study(
@@ -384,7 +405,19 @@ def _joined(parts: Sequence[Series]) -> Series:
         parts[0],
         files=tuple(file for part in parts for file in part.files),
         slices=tuple(plane for part in parts for plane in part.slices),
+        patients=frozenset().union(*(part.patients for part in parts)),
     )
+
+
+def _digest_of_data_set(file: Path) -> bytes:
+    """Without preamble and file meta information, which every program that copies a file writes anew."""
+    with file.open("rb") as opened:
+        try:
+            _, start = scan_file_meta(opened.read(_FILE_META_BYTES))
+        except BrokenDataSet:
+            start = 0
+        opened.seek(start)
+        return file_digest(opened, "sha256").digest()
 
 
 def _value(ds: Dataset, keyword: str) -> Any:

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from imaging.geometry import slice_normal
 from imaging.headers import Series, Slice
 from imaging.lungs import Lungs
+from imaging.patients import agree
 from imaging.volume import Volume, order_slices
 
 
@@ -65,11 +66,13 @@ def is_rejected(issues: Sequence[QualityIssue]) -> bool:
 
 
 def check_headers(series: Series) -> tuple[QualityIssue, ...]:
-    """Whether the planes of `series` form one regular, untilted axial stack, and how thick it is.
+    """Whether the planes of `series` form one regular, untilted axial stack of one patient, and how thick it is.
 
     The first group of problems (something missing or mixed) hides the ones that would follow from it.
     """
     slices = series.slices
+    if not agree(series.patients):
+        return (_reject("patient", "the images of the series name more than one patient"),)
     for group in (_missing, _mixed, _stack):
         issues = tuple(group(slices))
         if is_rejected(issues):

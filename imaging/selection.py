@@ -9,6 +9,7 @@ import numpy as np
 
 from imaging.geometry import Point, slice_normal
 from imaging.headers import Series, Slice, Study
+from imaging.patients import is_one_patient
 
 _MINIMUM_SLICES = 20
 _MAXIMUM_ANGLE_TO_AXIAL_DEG = 20.0
@@ -58,11 +59,15 @@ class Selection:
 
 
 def select_series(study: Study) -> Selection:
-    """Rank the series that could be a chest CT by their headers; reject the others, each with its reason."""
+    """Rank the series that could be a chest CT by their headers; reject the others, each with its reason.
+
+    A study that names more than one patient has none: nobody could know of whom its report would be.
+    """
+    one_patient = is_one_patient({patient for series in study.series for patient in series.patients})
     suitable: list[Series] = []
     unsuitable: list[Rejection] = []
     for series in map(_without_localizers, study.series):
-        reason = _why_unsuitable(series)
+        reason = _why_unsuitable(series) if one_patient else "the images of the study name more than one patient"
         if reason is None:
             suitable.append(series)
         else:

@@ -348,6 +348,7 @@ SENTENCES: dict[str, str] = {
     "orientation": "图像方向",
     "mixed_images": "图像混杂",
     "sop_instance_uid": "实例UID",
+    "patient": "患者",
     "acquisition": "采集",
     "duplicate_positions": "位置重复",
     "slice_gaps": "层面缺失",
@@ -599,6 +600,7 @@ RECORD: dict[str, str] = {
     "this model named it in {n} of {m} studies without it": "本模型在{m}例不含此所见的检查中误报{n}例",
     "this model named it in {n} of {m} real studies without it": "本模型在{m}例不含此所见的真实检查中误报{n}例",
     # Quality gates
+    "the images of the series name more than one patient": "序列的图像标有不止一名患者",
     "{text_keyword} missing or invalid in {n} of {m} images": "{m}幅图像中有{n}幅的{text_keyword}缺失或无效",
     "a position or orientation is not a finite number": "位置或方向不是有限数值",
     "ImageOrientationPatient is not a pair of orthogonal unit vectors": ("ImageOrientationPatient不是一对正交单位向量"),
@@ -671,6 +673,7 @@ RECORD: dict[str, str] = {
     "image {n} is {text_size} pixels, not {text_other}": "第{n}幅图像为{text_size}像素，而非{text_other}",
     "a volume needs at least two images with position and orientation": "至少需要两幅带有位置和方向的图像才能构成容积",
     # Series that are not analysed
+    "the images of the study name more than one patient": "检查的图像标有不止一名患者",
     "modality {text_modality} is not CT": "设备类型{text_modality}不是CT",
     "no CT images (a report, dose sheet or screen capture)": "无CT图像（为报告、剂量单或屏幕截图）",
     "localizer (scout)": "定位像",

@@ -21,6 +21,7 @@ from pydicom.uid import UID
 
 from dicom_gateway.report.source_text import decode_text
 from imaging.errors import UnreadableInstance
+from imaging.patients import is_one_patient, patient_of
 from imaging.uids import is_safe_uid
 
 CHARACTER_SET = "ISO_IR 192"
@@ -36,12 +37,17 @@ _OPTIONAL_TEXT = (
 _DATES = ("StudyDate", "PatientBirthDate")
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _OTHER = ("StudyTime", "PatientSex", "PatientAge", "SpecificCharacterSet")
+_REQUIRED_OF_PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
+_OPTIONAL_OF_PATIENT = ("IssuerOfPatientID", "PatientAge")
 _READ = (*_REQUIRED_TEXT, *_OPTIONAL_TEXT, *_DATES, *_UIDS, *_OTHER)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceHeaders:
-    """Sanitised headers of one study's instances, in Unicode (ISO_IR 192), without pixels; at least one."""
+    """Sanitised headers of one study's instances, in Unicode (ISO_IR 192), without pixels; at least one.
+
+    All name one patient, or none where the files name several.
+    """
 
     instances: tuple[Dataset, ...]
 
@@ -69,10 +75,30 @@ def read_source_headers(
     if not headers:
         raise UnreadableInstance("no file has the headers a result needs")
     study_instance_uid = headers[0].StudyInstanceUID
-    of_study = {str(h.SOPInstanceUID): h for h in headers if h.StudyInstanceUID == study_instance_uid}
+    headers = sorted(
+        (header for header in headers if header.StudyInstanceUID == study_instance_uid),
+        key=lambda header: str(header.SOPInstanceUID),
+    )
+    _name_one_patient(headers)
+    of_study = {str(header.SOPInstanceUID): header for header in headers}
     if instances is not None and len(of_study) < len(instances):
         raise UnreadableInstance("not every image that was analysed can be read again")
-    return SourceHeaders(tuple(of_study[uid] for uid in sorted(of_study)))
+    return SourceHeaders(tuple(of_study.values()))
+
+
+def _name_one_patient(headers: Collection[Dataset]) -> None:
+    """What some images leave out the others tell. Of several patients none is named: their study is refused.
+
+    Its results hold nothing that belonged to one of them, and shall not reach the wrong one.
+    """
+    one = is_one_patient({patient_of(header) for header in headers})
+    for keyword in (*_REQUIRED_OF_PATIENT, *_OPTIONAL_OF_PATIENT):
+        told = next((header[keyword].value for header in headers if one and header.get(keyword)), "")
+        for header in headers:
+            if told or keyword not in _OPTIONAL_OF_PATIENT:
+                setattr(header, keyword, told)
+            else:
+                header.pop(keyword, None)
 
 
 def _read(path: Path) -> Dataset | None:

@@ -37,6 +37,9 @@ _PLAIN = {
     "Manufacturer": b"OneScan tests ",
     "StudyDescription": b"CT CHEST",
     "SeriesDescription": b"Thorax 1.0",
+    "PatientName": b"Doe^Jane",
+    "PatientID": b"4711",
+    "PatientSex": b"F ",
     "ContrastBolusAgent": b"Iohexol ",
     "BodyPartExamined": b"CHEST ",
     "SliceThickness": b"1.25",
@@ -168,6 +171,9 @@ _CASES: list[tuple[dict[str, bytes | None], dict[str, str]]] = [
         ({"SOPClassUID": value}, {})
         for value in (EnhancedCTImageStorage.encode(), b"1.2.840.10008.5.1.4.1.1.7\0", None)
     ),
+    *(({"PatientName": value}, {}) for value in (b"", b"\0 ", _CHINESE.encode("gb18030"), b"Doe=\\Jane", None)),
+    *(({"PatientID": value}, {}) for value in (b"", b"12\\34 ", b"\xff\xfe", None)),
+    ({}, {"PatientID": "UN", "PatientName": "SH"}),
     *(({"Rows": value}, {}) for value in (b"\2", b"\2\0\2\0", b"", None)),
     ({"Rows": pack("<I", 2)}, {"Rows": "UL"}),
     ({"Rows": b"2 "}, {"Rows": "IS"}),
