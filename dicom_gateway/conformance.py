@@ -57,7 +57,7 @@ _COMMITMENT_STATUSES = {
     StoreStatus.SUCCESS: "The request is taken; N-EVENT-REPORT: the result is noted.",
     StoreStatus.PROCESSING_FAILURE: "An error that has no other status.",
     StoreStatus.NO_SUCH_SOP_INSTANCE: "Another instance than 1.2.840.10008.1.20.1.1; N-EVENT-REPORT: a transaction of "
-    "which we know nothing.",
+    "which we know nothing, or another AE title than that of the destination that was asked.",
     StoreStatus.INVALID_ARGUMENT_VALUE: "The data set cannot be parsed, or a UID is missing or not valid.",
     StoreStatus.NO_SUCH_ACTION: "Another Action Type ID than 1.",
     StoreStatus.UNRECOGNIZED_OPERATION: "Another operation, or this one in the context of another SOP class.",

@@ -54,6 +54,7 @@ class Event(enum.StrEnum):
     ANALYSIS_SUPERSEDED = "analysis_superseded"
     ANALYSIS_FINISHED = "analysis_finished"
     ANALYSIS_FAILED = "analysis_failed"
+    ANALYSIS_OVERDUE = "analysis_overdue"
     REPORT_VERIFIED = "report_verified"
     DELIVERED = "delivered"
     DELIVERY_DELAYED = "delivery_delayed"

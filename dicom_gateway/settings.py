@@ -502,6 +502,11 @@ class Settings(BaseSettings):
     worker_concurrency: Annotated[int, Field(ge=1, le=64)] = Field(
         default=1, description="Studies analysed at the same time by one worker."
     )
+    analysis_timeout_s: Seconds = Field(
+        default=1800.0,
+        description="Seconds that an analysis may take; the worker that hangs longer is started again, and the study "
+        "parked when that has happened four times.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least serious log event that is written: debug, info, warning or error."
     )

@@ -1,6 +1,7 @@
 """The jobs of the worker: analyse a study revision, deliver a report; and the process that runs them."""
 
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,6 +16,7 @@ import sqlalchemy as sa
 import structlog
 from pydantic import ValidationError
 from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 
 from dicom_gateway.deliver import commitment, dimse, fhir, mllp, shelf, stow
 from dicom_gateway.deliver.attempt import Encode
@@ -47,7 +49,6 @@ from dicom_gateway.store.files import REPORT_NAME, result_path
 from dicom_gateway.store.schema import DeliveryState, ObjectOutcome, StudyState, open_database
 from dicom_gateway.tls import context_towards
 from imaging.errors import ImagingError
-from imaging.uids import derive_uid
 from models.errors import ModelError
 
 LONGEST_DELAY_S = 3600.0
@@ -81,9 +82,10 @@ class Worker:
             ]
             emit(Event.ANALYSIS_STARTED, files=len(files))
             try:
-                outcome = self.analyse(
-                    files, self.settings.data_dir / folder, revision, datetime.fromtimestamp(created, UTC)
-                )
+                with self._limited(study_instance_uid, revision):
+                    outcome = self.analyse(
+                        files, self.settings.data_dir / folder, revision, datetime.fromtimestamp(created, UTC)
+                    )
             except Exception as error:  # noqa: BLE001  # edge: any failure parks this study, not the worker
                 self._fail(study_instance_uid, revision, error)
                 return
@@ -156,6 +158,33 @@ class Worker:
                 to=StudyState.ANALYSING,
                 since=(StudyState.QUEUED, StudyState.ANALYSING),
             )
+
+    @contextmanager
+    def _limited(self, study_instance_uid: str, revision: int) -> Iterator[None]:
+        """End this process where what is done in here takes longer than it may: a thread that hangs cannot be ended.
+
+        The job is taken up again, and parked with the reason when that has happened too often.
+        """
+        limit_s = self.settings.analysis_timeout_s
+        reason = f"the analysis took longer than analysis_timeout_s ({limit_s:g} s)"
+
+        def end() -> None:
+            emit(Event.ANALYSIS_OVERDUE, level="error", **about, reason=reason)
+            try:
+                with self.engine.begin() as connection:
+                    analysing = StudyState.ANALYSING
+                    ledger.change_study(connection, **about, to=analysing, since=(analysing,), error=reason)
+            finally:
+                os._exit(1)
+
+        about: Any = {"study_instance_uid": study_instance_uid, "revision": revision}
+        timer = threading.Timer(limit_s, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _fail(self, study_instance_uid: str, revision: int, error: Exception) -> None:
         # Of other errors the class only: a message may quote header values.
@@ -251,14 +280,15 @@ class Worker:
         if not sent or not isinstance(peer, Destination) or not peer.storage_commitment:
             return
         key = (row.study_instance_uid, row.revision, row.destination)
-        transaction_uid = derive_uid("commitment", *map(str, key), str(row.attempts))
+        # Random: whoever could guess it could answer for the destination.
+        transaction_uid = str(generate_uid(prefix=None))
         with self.engine.begin() as connection:
             ledger.request_commitment(connection, transaction_uid, *key, instances=len(sent), now=time.time())
         try:
             commitment.request(peer, sent, transaction_uid=transaction_uid, calling_ae_title=self.settings.ae_title)
         except (PeerRefused, PeerUnreachable, ConfigurationError) as error:
             with self.engine.begin() as connection:
-                ledger.answer_commitment(connection, transaction_uid, reason=str(error), now=time.time())
+                ledger.answer_commitment(connection, transaction_uid, [peer.name], reason=str(error), now=time.time())
             emit(Event.RESULTS_NOT_COMMITTED, level="error", transaction_uid=transaction_uid, reason=str(error))
 
     def _try_again(self, row: index.DeliveryRow, attempt: int, attempts_left: int, reason: str) -> None:

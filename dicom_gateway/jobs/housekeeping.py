@@ -11,7 +11,7 @@ from dicom_gateway.events import Event, emit
 from dicom_gateway.jobs import engine as job_engine
 from dicom_gateway.jobs.queue import ANALYSE, JobQueue, parse_job_id
 from dicom_gateway.store import ledger
-from dicom_gateway.store.schema import StudyState, worker_heartbeat
+from dicom_gateway.store.schema import StudyState, study, worker_heartbeat
 
 BEAT_S = 5.0
 DEAD_AFTER_S = 30.0
@@ -99,6 +99,9 @@ def park_given_up(engine: sa.Engine, jobs: JobQueue) -> None:
         with engine.begin() as connection:
             if job.kind == ANALYSE:
                 since = (StudyState.QUEUED, StudyState.ANALYSING)
+                # A worker that ended itself has said why.
+                told = sa.select(study.c.error).where(study.c.study_instance_uid == uid, study.c.revision == revision)
+                reason = connection.scalar(told) or reason
                 ledger.change_study(connection, uid, revision, to=StudyState.FAILED, since=since, error=reason)
             else:
                 ledger.park_unsent(connection, uid, revision, destination, now=time.time(), reason=reason)

@@ -23,7 +23,7 @@ from dicom_gateway.receive.data_sets import items_of, parse_data_set
 from dicom_gateway.receive.pdu import CommandSet
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.requestor import requestor
-from dicom_gateway.settings import Settings, Source
+from dicom_gateway.settings import Destination, Settings, Source
 from dicom_gateway.store import ledger
 from dicom_gateway.store.schema import DeliveryState, commitment, instance
 from imaging.uids import is_safe_uid
@@ -174,15 +174,17 @@ class Commitments:
             )
         return None
 
-    def told(self, report: CommitmentReport) -> None:
+    def told(self, report: CommitmentReport, calling_ae_title: str) -> None:
         """Note what a destination says of results of ours. Raises StoreRefused where it was not asked."""
+        destinations = [peer for peer in self._settings.destinations if isinstance(peer, Destination)]
+        asked = [peer.name for peer in destinations if peer.ae_title == calling_ae_title.strip()]
         reason = None
         if report.failed:
             reasons = ", ".join(f"0x{reason:04X}" for reason in report.failure_reasons)
             reason = f"{report.failed} objects are not committed ({reasons})"
         now = time.time()
         with self._engine.begin() as connection:
-            delivery = ledger.answer_commitment(connection, report.transaction_uid, reason=reason, now=now)
+            delivery = ledger.answer_commitment(connection, report.transaction_uid, asked, reason=reason, now=now)
             if delivery is None:
                 raise StoreRefused(StoreStatus.NO_SUCH_SOP_INSTANCE, "A transaction that nobody asked for")
             if reason is not None:

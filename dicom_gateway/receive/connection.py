@@ -351,7 +351,7 @@ class Association:
                     request = commitment.parse_request(command, bytes(message.data_set), transfer_syntax, calling)
                     result = self._commitments.take(request)
                 case commitment.SOP_CLASS_UID, Command.N_EVENT_REPORT_RQ:
-                    self._commitments.told(commitment.parse_report(bytes(message.data_set), transfer_syntax))
+                    self._commitments.told(commitment.parse_report(bytes(message.data_set), transfer_syntax), calling)
                 case performed.SOP_CLASS_UID, Command.N_CREATE_RQ | Command.N_SET_RQ:
                     self._steps.take(command, bytes(message.data_set), transfer_syntax, calling)
                 case _:

@@ -1,5 +1,6 @@
 """Changes of the index, each a function of one open transaction: the caller decides what commits together."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -341,8 +342,7 @@ def request_commitment(
     instances: int,
     now: float,
 ) -> None:
-    """Note that a destination is about to be asked for storage commitment; the same request again begins anew."""
-    connection.execute(sa.delete(requested_commitment).where(requested_commitment.c.transaction_uid == transaction_uid))
+    """Note that a destination is about to be asked for storage commitment."""
     connection.execute(
         sa.insert(requested_commitment).values(
             transaction_uid=transaction_uid,
@@ -357,16 +357,19 @@ def request_commitment(
 
 
 def answer_commitment(
-    connection: sa.Connection, transaction_uid: str, *, reason: str | None, now: float
+    connection: sa.Connection, transaction_uid: str, destinations: Collection[str], *, reason: str | None, now: float
 ) -> tuple[str, int, str] | None:
-    """Note that a destination has committed, or with a `reason` that it has not.
+    """Note that one of these destinations has committed, or with a `reason` that it has not.
 
-    Returns the key of the delivery, None where nobody asked.
+    Returns the key of the delivery, None where none of them was asked.
     """
     state = CommitmentState.COMMITTED if reason is None else CommitmentState.NOT_COMMITTED
     row = connection.execute(
         sa.update(requested_commitment)
-        .where(requested_commitment.c.transaction_uid == transaction_uid)
+        .where(
+            requested_commitment.c.transaction_uid == transaction_uid,
+            requested_commitment.c.destination.in_(destinations),
+        )
         .values(state=state, reason=reason, updated=now)
         .returning(
             requested_commitment.c.study_instance_uid,

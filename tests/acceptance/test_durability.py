@@ -275,6 +275,25 @@ def test_everything_killed_again_and_again(tmp_path):
     assert set(peer.received) == {key for uid in uids for key in results(settings, uid)}
 
 
+def test_a_study_whose_analysis_hangs_is_parked_with_the_reason(tmp_path):
+    uid = write_study(tmp_path / "out", "hangs")
+    settings = make_settings(tmp_path, analysis_timeout_s=0.5)
+    with role(settings, "listener"):
+        assert storescu(settings, tmp_path / "out").returncode == 0
+        for _ in range(4):
+            worker = start_role(settings, "worker", own_worker(tmp_path, 3600))
+            assert worker.wait(60) == 1
+            end(worker)
+        with role(settings, "worker", own_worker(tmp_path, 3600)):
+            wait_until(lambda: in_state(settings, StudyState.FAILED), "the study to be given up")
+    assert len(analyses(tmp_path)) == 4
+    (parked,) = list_parked(settings)
+    assert (parked.study_instance_uid, parked.error) == (
+        uid,
+        "the analysis took longer than analysis_timeout_s (0.5 s)",
+    )
+
+
 def test_a_study_that_kills_its_worker_is_parked_and_replayable(tmp_path):
     uid = write_study(tmp_path / "out", "poison")
     with pacs() as peer:

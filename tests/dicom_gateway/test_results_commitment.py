@@ -1,7 +1,6 @@
 """Storage commitment of our results: the destination is asked after it has them, and answers to our DICOM port."""
 
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 from orthanc import orthanc
@@ -67,9 +66,9 @@ def pacs_that_takes_requests(port, asked, sop_classes=(Comprehensive3DSRStorage,
         server.shutdown()
 
 
-def tell(settings, information, event_type):
+def tell(settings, information, event_type, calling="PACS"):
     """N-EVENT-REPORT as a PACS sends it, on an association of its own."""
-    entity = AE("PACS")
+    entity = AE(calling)
     entity.add_requested_context(StorageCommitmentPushModel)
     role = build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)
     association = entity.associate("127.0.0.1", settings.dicom_port, ae_title=settings.ae_title, ext_neg=[role])
@@ -94,6 +93,8 @@ def test_what_the_destination_says_is_noted(tmp_path, is_committed):
             DeliveryState.DELIVERED,
             CommitmentState.REQUESTED,
         )
+        assert tell(worker.settings, information, 1, calling="CT1") == 0x0112
+        assert row_of(worker).commitment is CommitmentState.REQUESTED
         if not is_committed:
             information.FailedSOPSequence = [information.ReferencedSOPSequence.pop()]
             information.FailedSOPSequence[0].FailureReason = 0x0112
@@ -137,14 +138,13 @@ def test_orthanc_commits_what_it_was_given(tmp_path):
     peer = {"AET": "ONESCAN", "Host": "127.0.0.1", "Port": dicom_port, "AllowStorageCommitment": True}
     with (
         orthanc(tmp_path, DicomModalities={"onescan": peer}) as (_url, orthanc_port),
-        working(tmp_path, dicom_port=dicom_port) as worker,
+        working(
+            tmp_path, dicom_port=dicom_port, destinations=(destination(orthanc_port, ae_title="ORTHANC"),)
+        ) as worker,
     ):
-        peers = (destination(orthanc_port, ae_title="ORTHANC"),)
-        worker = replace(worker, settings=worker.settings.model_copy(update={"destinations": peers}))
-        worker.analyse_study(STUDY, receive(worker, 2), CREATED)
-        worker.deliver_report(STUDY, 2, "pacs", 1, 3)
+        worker.deliver_report(STUDY, 1, "pacs", 1, 3)
 
         def committed():
-            return index.get_delivery(worker.engine, STUDY, 2, "pacs").commitment is CommitmentState.COMMITTED
+            return row_of(worker).commitment is CommitmentState.COMMITTED
 
         wait_until(committed, "Orthanc commits")
