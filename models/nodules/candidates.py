@@ -16,7 +16,7 @@ from models.nodules.resize import halved, linear, mostly
 
 Hu = npt.NDArray[np.float32]
 
-MAXIMUM_CANDIDATES = 400
+MAXIMUM_CANDIDATES = 300
 PATCH_VOXELS = 24
 COARSE_STEP = 2
 WINDOW_HU = (-1000.0, 400.0)
@@ -31,6 +31,9 @@ _GROWN_MM = 3.0
 _LARGEST_HOLE_MM2 = 1500.0
 _LEAST_RESPONSE_HU = 30.0
 _LEAST_ROUNDNESS = 0.12
+# Vessels make many small blobs and few large ones. Of 61 solid nodules from 4 mm up in 8 simulated scans this power of the
+# scale keeps 2 more among the best 300; a higher one loses small nodules to the larger blobs of vessels beside them.
+_LARGER_FIRST = 0.3
 _SAME_PLACE_MM = 3.0
 
 
@@ -105,7 +108,7 @@ def _blobs(
     keep = roundness > _LEAST_ROUNDNESS
     z, y, x = voxels[keep].T
     factor = 2.0 if shift else 1.0
-    return voxels[keep] * factor + shift, np.sqrt(response[z, y, x]) * roundness[keep]
+    return voxels[keep] * factor + shift, np.sqrt(response[z, y, x]) * roundness[keep] * sigma_mm**_LARGER_FIRST
 
 
 def _curvature(values: Hu) -> Hu:

@@ -43,7 +43,8 @@ _COUNTED_MM = 6.0
 _MINIMUM_DIAMETER_MM = 4.0
 _FALSE_PER_SCAN = 1.0
 _LIKELIER_THAN_NOT = 0.5
-_ABSENT_FALSE_PER_SCAN = 4.0
+# Only the three likeliest of the doubtful ones are described.
+_ABSENT_FALSE_PER_SCAN = 6.0
 _PER_SCENE = 14
 
 
