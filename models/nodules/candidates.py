@@ -32,7 +32,7 @@ _LARGEST_HOLE_MM2 = 1500.0
 _LEAST_RESPONSE_HU = 30.0
 _LEAST_ROUNDNESS = 0.12
 # Vessels make many small blobs and few large ones. Of 61 solid nodules from 4 mm up in 8 simulated scans this power of
-# the scale keeps 2 more among the best 300; a higher one loses small nodules to the larger blobs of vessels beside them.
+# the scale keeps 2 more among the best 300; a higher one loses small nodules to larger blobs of vessels beside them.
 _LARGER_FIRST = 0.3
 _SAME_PLACE_MM = 3.0
 
