@@ -9,6 +9,7 @@ import shutil
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import sqlalchemy as sa
 from pydicom.filereader import read_file_meta_info
@@ -38,9 +39,21 @@ class EarlyDecoder:
     _looked_at: dict[str, int] = field(default_factory=dict)
     _tried: dict[str, set[Path]] = field(default_factory=dict)
 
+    def clear(self) -> None:
+        """Forget what was decoded before a restart, which a power cut may have left damaged.
+
+        Before anything is analysed; not where another worker decodes, for that has done it.
+        """
+        with self._lock_file() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            shutil.rmtree(self.settings.decoded_dir, ignore_errors=True)
+
     def run(self, stop: threading.Event) -> None:
         """Look every LOOK_EVERY_S until `stop` is set; of workers that share a data folder only one does."""
-        with (self.settings.data_dir / "decoder.lock").open("w") as lock:
+        with self._lock_file() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             shutil.rmtree(self.settings.decoded_dir, ignore_errors=True)
             while not stop.wait(LOOK_EVERY_S):
@@ -49,6 +62,9 @@ class EarlyDecoder:
                         pass
                 except Exception as error:  # noqa: BLE001  # edge: nothing waits for it
                     emit(Event.EARLY_DECODING_FAILED, level="warning", error=type(error).__name__)
+
+    def _lock_file(self) -> TextIO:
+        return (self.settings.data_dir / "decoder.lock").open("w")
 
     def once(self) -> bool:
         """Decode some images of each study that is coming, and forget those that need it no more; whether any were."""

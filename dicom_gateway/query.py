@@ -12,7 +12,7 @@ from pynetdicom import Association
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as FIND
 
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
-from dicom_gateway.requestor import requestor, tls_arguments
+from dicom_gateway.requestor import HANDLERS, requestor, tls_arguments
 from dicom_gateway.settings import Source
 
 CONNECTION_TIMEOUT_S = 5
@@ -73,7 +73,11 @@ def _association(source: Source, calling_ae_title: str) -> Iterator[Association]
     entity.add_requested_context(FIND)
     try:
         association = entity.associate(
-            source.host, source.port, ae_title=source.called_ae_title, tls_args=tls_arguments(source)
+            source.host,
+            source.port,
+            ae_title=source.called_ae_title,
+            tls_args=tls_arguments(source),
+            evt_handlers=HANDLERS,
         )
     except (OSError, UnicodeError) as error:
         raise PeerUnreachable("the host name cannot be resolved") from error

@@ -61,15 +61,17 @@ class TlsContext:
             try:
                 stamp = self._changed()
                 if stamp != self._stamp:
-                    self._stamp = stamp
                     self._context = self._load()
+                    self._stamp = stamp
                     emit(Event.TLS_RELOADED)
             except OSError as error:
                 emit(Event.TLS_NOT_RELOADED, level="error", error=type(error).__name__)
             return self._context
 
     def _changed(self) -> tuple[int, ...]:
-        return tuple(file.stat().st_mtime_ns for file in (self._certificate, self._key, self._ca))
+        status = [file.stat() for file in (self._certificate, self._key, self._ca)]
+        # The second changes with the rights, too.
+        return tuple(time_ns for file in status for time_ns in (file.st_mtime_ns, file.st_ctime_ns))
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

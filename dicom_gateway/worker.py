@@ -444,10 +444,11 @@ def run_worker(
             destinations=tuple(peer.name for peer in settings.destinations),
             concurrency=settings.worker_concurrency,
         )
+        early = EarlyDecoder(settings=settings, engine=engine)
+        early.clear()
         job_engine.start_worker(engine, settings.database, executor, work)
         keeper = Housekeeper(engine, jobs, executor, judge_after=time.monotonic() + DEAD_AFTER_S)
         threading.Thread(target=keeper.run, args=[stop], name="housekeeping", daemon=True).start()
-        early = EarlyDecoder(settings=settings, engine=engine)
         threading.Thread(target=early.run, args=[stop], name="early decoder", daemon=True).start()
         emit(Event.WORKER_READY, executor=executor, destinations=len(settings.destinations))
         on_ready()

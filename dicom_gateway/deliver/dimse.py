@@ -14,7 +14,7 @@ from pynetdicom.sop_class import Verification
 from dicom_gateway.deliver.attempt import Encode, prepared, require_taken, store_all
 from dicom_gateway.deliver.profile import proposed_contexts
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
-from dicom_gateway.requestor import requestor, tls_arguments
+from dicom_gateway.requestor import HANDLERS, requestor, tls_arguments
 from dicom_gateway.settings import Destination
 from dicom_gateway.store.schema import ObjectOutcome
 
@@ -77,7 +77,11 @@ def association_with(
             entity.add_requested_context(sop_class, syntax)
     try:
         association = entity.associate(
-            destination.host, destination.port, ae_title=destination.ae_title, tls_args=tls_arguments(destination)
+            destination.host,
+            destination.port,
+            ae_title=destination.ae_title,
+            tls_args=tls_arguments(destination),
+            evt_handlers=HANDLERS,
         )
     except (socket.gaierror, UnicodeError) as error:
         raise PeerUnreachable("the host name cannot be resolved") from error

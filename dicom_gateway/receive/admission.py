@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 from pydicom.uid import ExplicitVRBigEndian
 from pynetdicom.sop_class import CTImageStorage, EnhancedCTImageStorage, Verification
@@ -16,8 +15,10 @@ from dicom_gateway.errors import StorageFull
 from dicom_gateway.events import Event, emit
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_gateway.receive import commitment, pdu, performed
-from dicom_gateway.receive.pdu import AssociateRequest, ContextResult, Proposal, Rejection, UserIdentity
+from dicom_gateway.receive.pdu import AssociateRequest, ContextResult, Rejection, UserIdentity
 from dicom_gateway.receive.reception import Reception
+from dicom_gateway.settings import ANY_AE_TITLE
+from dicom_gateway.wrong_attempts import WrongAttempts
 from imaging.volume import TRANSFER_SYNTAXES as DECODED_SYNTAXES
 
 SOP_CLASSES: tuple[str, ...] = (str(CTImageStorage), str(EnhancedCTImageStorage))
@@ -27,9 +28,8 @@ MAXIMUM_PDU_BYTES = 131072
 # Of what carries no image.
 MESSAGE_SOP_CLASSES = (str(Verification), commitment.SOP_CLASS_UID, performed.SOP_CLASS_UID)
 MESSAGE_SYNTAXES = TRANSFER_SYNTAXES[:2]
-_LONGEST_PAUSE_S = 5.0
-# 128 contexts of ten syntaxes each fit; what is longer was sent to fill the memory.
-_LONGEST_CACHED_BYTES = 64 << 10
+# 128 contexts of three syntaxes each fit; what is longer was sent to fill the memory.
+_REMEMBERED, _LONGEST_REMEMBERED_BYTES = 64, 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,18 @@ class Accepted:
     encoded: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Negotiated:
+    """What matters of the items of a request, with the encoded results of its contexts and our user information."""
+
+    application_context: str
+    user_identity: UserIdentity | None
+    maximum_pdu_bytes: int
+    contexts: Mapping[int, tuple[str, str]]
+    results: bytes
+    user_information: bytes
+
+
 class Admission:
     """Decides about association requests and knows which associations are open."""
 
@@ -53,6 +65,10 @@ class Admission:
         self._settings = reception.settings
         self._addresses: dict[Hashable, str] = {}
         self._free_at: dict[str, float] = {}
+        self._wrong_passcodes = WrongAttempts()
+        # A sender asks for the same each time.
+        self._negotiated: dict[bytes, _Negotiated] = {}
+        self._closed = threading.Event()
         self._lock = threading.Lock()
 
     def answer(self, association: Hashable, request: AssociateRequest, address: str) -> Accepted | Rejection:
@@ -63,19 +79,19 @@ class Admission:
         # First, as what strangers propose may take a tenth of a second to read.
         refused = self._unwelcome(request, address)
         if refused is None:
-            negotiated = _negotiated if len(request.items) <= _LONGEST_CACHED_BYTES else _negotiated.__wrapped__
             checks_identity = self._settings.dicom_passcodes_file is not None
-            proposal, contexts, encoded, user_information = negotiated(request.items, checks_identity)
-            stores = any(abstract_syntax in SOP_CLASSES for abstract_syntax, _ in contexts.values())
+            answer = self._negotiated.get(request.items) or _negotiate(request.items, checks_identity)
+            stores = any(abstract_syntax in SOP_CLASSES for abstract_syntax, _ in answer.contexts.values())
             refused = (
-                self._wrong_protocol(request, proposal.application_context)
-                or self._unknown_user(proposal.user_identity)
+                self._wrong_protocol(request, answer.application_context)
+                or self._unknown_user(answer.user_identity, address)
                 or (self._no_room() if stores else None)
                 or self._too_many(association, address)
             )
             if refused is None:
-                accepted = pdu.encode_associate_accept(request, encoded, user_information)
-                return Accepted(request.calling_ae_title, contexts, proposal.maximum_pdu_bytes, accepted)
+                self._remember(request.items, answer)
+                accepted = pdu.encode_associate_accept(request, answer.results, answer.user_information)
+                return Accepted(request.calling_ae_title, answer.contexts, answer.maximum_pdu_bytes, accepted)
         rejection, reason = refused
         emit(
             Event.ASSOCIATION_REFUSED,
@@ -100,9 +116,32 @@ class Admission:
         with self._lock:
             address = self._addresses[association]
             now = time.monotonic()
-            free_at = max(now, self._free_at.get(address, now)) + received_bytes / (limit_mb_per_s * 1e6)
+            self._free_at = {other: free_at for other, free_at in self._free_at.items() if free_at > now}
+            free_at = self._free_at.get(address, now) + received_bytes / (limit_mb_per_s * 1e6)
             self._free_at[address] = free_at
-        time.sleep(min(_LONGEST_PAUSE_S, free_at - now))
+        self._closed.wait(free_at - now)
+
+    def close(self) -> None:
+        """Let nobody wait any longer: the port is closed."""
+        self._closed.set()
+
+    def may_come_from(self, address: str) -> bool:
+        """Whether any AE title may send from there; this machine asks whether the port is open."""
+        settings, there = self._settings, ipaddress.ip_address(address)
+        if there.is_loopback:
+            return True
+        titles = set(settings.calling_ae_titles) or {ANY_AE_TITLE}
+        if ANY_AE_TITLE in titles:
+            titles |= settings.calling_ae_networks.keys()
+        allowed = [settings.calling_ae_networks.get(title, settings.calling_networks) for title in titles]
+        return any(not networks or any(there in network for network in networks) for networks in allowed)
+
+    def _remember(self, items: bytes, answer: _Negotiated) -> None:
+        if len(items) <= _LONGEST_REMEMBERED_BYTES and items not in self._negotiated:
+            with self._lock:
+                self._negotiated[items] = answer
+                if len(self._negotiated) > _REMEMBERED:
+                    del self._negotiated[next(iter(self._negotiated))]
 
     def _wrong_protocol(self, request: AssociateRequest, application_context: str) -> tuple[Rejection, str] | None:
         if not request.protocol_version & 1:
@@ -122,9 +161,15 @@ class Admission:
             return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED, "the address is not one that may send"
         return None
 
-    def _unknown_user(self, identity: UserIdentity | None) -> tuple[Rejection, str] | None:
+    def _unknown_user(self, identity: UserIdentity | None, address: str) -> tuple[Rejection, str] | None:
         passcodes = self._settings.dicom_passcodes()
-        if passcodes is not None and not _is_known(identity, passcodes):
+        if passcodes is None:
+            return None
+        now = time.monotonic()
+        if self._wrong_passcodes.wait_s(address, now):
+            return Rejection.LOCAL_LIMIT_EXCEEDED, "too many wrong user identities from this address"
+        if not _is_known(identity, passcodes):
+            self._wrong_passcodes.add(address, now)
             return Rejection.NOT_RECOGNIZED_USER, "user identity is missing or wrong"
         return None
 
@@ -154,12 +199,8 @@ def _is_known(identity: UserIdentity | None, passcodes: Mapping[str, str]) -> bo
     return expected is not None and hmac.compare_digest(expected.encode(), identity.secondary)
 
 
-@lru_cache(maxsize=256)
-def _negotiated(items: bytes, checks_identity: bool) -> tuple[Proposal, dict[int, tuple[str, str]], bytes, bytes]:
-    """Accepted contexts, the encoded results of all, and user information; a sender asks for the same each time.
-
-    Who does not check an identity confirms none (PS3.7 D.3.3.7.2).
-    """
+def _negotiate(items: bytes, checks_identity: bool) -> _Negotiated:
+    """The answer to what a request proposes. Who does not check an identity confirms none (PS3.7 D.3.3.7.2)."""
     proposal = pdu.parse_proposal(items)
     contexts: dict[int, tuple[str, str]] = {}
     encoded = []
@@ -176,11 +217,17 @@ def _negotiated(items: bytes, checks_identity: bool) -> tuple[Proposal, dict[int
     # A destination that tells us what it has committed is the provider though it opens the association.
     granted = [role for role in proposal.roles if role.sop_class_uid == commitment.SOP_CLASS_UID]
     identity = proposal.user_identity
-    user_information = pdu.encode_user_information(
-        MAXIMUM_PDU_BYTES,
-        IMPLEMENTATION_CLASS_UID,
-        IMPLEMENTATION_VERSION_NAME,
-        granted,
-        confirms_identity=checks_identity and identity is not None and identity.wants_answer,
+    return _Negotiated(
+        application_context=proposal.application_context,
+        user_identity=identity,
+        maximum_pdu_bytes=proposal.maximum_pdu_bytes,
+        contexts=contexts,
+        results=b"".join(encoded),
+        user_information=pdu.encode_user_information(
+            MAXIMUM_PDU_BYTES,
+            IMPLEMENTATION_CLASS_UID,
+            IMPLEMENTATION_VERSION_NAME,
+            granted,
+            confirms_identity=checks_identity and identity is not None and identity.wants_answer,
+        ),
     )
-    return proposal, contexts, b"".join(encoded), user_information

@@ -18,11 +18,12 @@ from pynetdicom import build_role
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
+from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.events import Event, emit
 from dicom_gateway.receive.data_sets import items_of, parse_data_set
 from dicom_gateway.receive.pdu import CommandSet
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
-from dicom_gateway.requestor import requestor
+from dicom_gateway.requestor import HANDLERS, requestor, tls_arguments
 from dicom_gateway.settings import Destination, Settings, Source
 from dicom_gateway.store import ledger
 from dicom_gateway.store.schema import DeliveryState, commitment, instance
@@ -259,7 +260,16 @@ def send_event_report(source: Source, calling_ae_title: str, event_type: int, in
     # We are the one who provides the service, though we open the association (PS3.4 J.3.3).
     role = build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)
     try:
-        association = entity.associate(source.host, source.port, ae_title=source.called_ae_title, ext_neg=[role])
+        association = entity.associate(
+            source.host,
+            source.port,
+            ae_title=source.called_ae_title,
+            ext_neg=[role],
+            tls_args=tls_arguments(source),
+            evt_handlers=HANDLERS,
+        )
+    except ConfigurationError as error:
+        return str(error)
     except (OSError, UnicodeError):
         return "the host name cannot be resolved"
     if not association.is_established:

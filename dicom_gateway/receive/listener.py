@@ -11,6 +11,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.events import Event, emit
@@ -23,7 +24,7 @@ from dicom_gateway.store.schema import open_database
 from dicom_gateway.tls import TlsContext
 
 _BACKLOG = 1024
-# Beyond these the connection that has been silent longest makes room: whoever opens them cannot keep others out.
+# Beyond these the address with the most of them makes room: whoever opens them cannot keep others out.
 _MAXIMUM_HALF_OPEN = 256
 _THREAD_STACK_BYTES = 512 << 10
 # Open files: the connection, the image that comes, its folder or the file that it repeats.
@@ -55,7 +56,7 @@ class Listener:
         self._steps = PerformedSteps(durable)
         self._stopped = threading.Event()
         self._tls = TlsContext(settings) if settings.dicom_tls_certificate_file else None
-        self._half_open: dict[socket.socket, None] = {}
+        self._half_open: dict[socket.socket, str] = {}
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         family = socket.AF_INET6 if ":" in settings.dicom_host else socket.AF_INET
@@ -70,6 +71,7 @@ class Listener:
     def shutdown(self) -> None:
         """Stop: connections are closed, images that are not whole are forgotten, none was acknowledged."""
         self._stopped.set()
+        self._admission.close()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -93,6 +95,11 @@ class Listener:
                 # Out of descriptors for a moment, or a peer that went away again.
                 time.sleep(_ACCEPT_AGAIN_S)
                 continue
+            if not self._admission.may_come_from(peer[0]):
+                connection.close()
+                reason = "no AE title may send from this address"
+                emit(Event.ASSOCIATION_REFUSED, level="warning", address=peer[0], reason=reason)
+                continue
             if self._tls is not None:
                 # Only prepared here: the handshake waits for the peer, in a thread of its own.
                 try:
@@ -107,14 +114,21 @@ class Listener:
             thread = threading.Thread(target=self._serve, args=(connection, peer[0]), name="connection", daemon=True)
             with self._lock:
                 self._connections[connection] = thread
-                self._half_open[connection] = None
-                oldest = next(iter(self._half_open)) if len(self._half_open) > _MAXIMUM_HALF_OPEN else None
-            if oldest is not None:
-                _wake(oldest, socket.SHUT_RDWR)
+                self._half_open[connection] = peer[0]
+                in_the_way = self._in_the_way() if len(self._half_open) > _MAXIMUM_HALF_OPEN else None
+            if in_the_way is not None:
+                _wake(in_the_way, socket.SHUT_RDWR)
             try:
                 thread.start()
             except RuntimeError:
                 self._forget(connection)
+
+    def _in_the_way(self) -> socket.socket:
+        """The oldest half-open connection of the address that has the most; it counts no more."""
+        ((address, _),) = Counter(self._half_open.values()).most_common(1)
+        oldest = next(connection for connection, peer in self._half_open.items() if peer == address)
+        del self._half_open[oldest]
+        return oldest
 
     def _serve(self, connection: socket.socket, address: str) -> None:
         deadline = time.monotonic() + HALF_OPEN_TIMEOUT_S

@@ -4,10 +4,8 @@ import base64
 import binascii
 import hashlib
 import hmac
-import math
 import secrets
 import time
-from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -22,11 +20,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.events import Event, emit
 from dicom_gateway.users import User, hashed, matches, read_users
+from dicom_gateway.wrong_attempts import WrongAttempts
 
 CHALLENGE = 'Basic realm="OneScan", charset="UTF-8"'
 _REMEMBERED_S = 600.0
-_REFUSALS, _REFUSALS_WITHIN_S = 10, 60.0
-_ADDRESSES = 10_000
 _MOST_WAITING = 50
 _LOGGED_IN = "logged_in"
 
@@ -52,26 +49,6 @@ class _Users:
         return self._users
 
 
-@dataclass(slots=True)
-class _Refusals:
-    """Recent refusals by address, monotonic seconds; the address longest without one is forgotten first."""
-
-    _times: OrderedDict[str, deque[float]] = field(default_factory=OrderedDict)
-
-    def wait_s(self, address: str, now: float) -> int:
-        """Seconds this address has to wait; 0: none."""
-        times = self._times.get(address, deque())
-        while times and times[0] <= now - _REFUSALS_WITHIN_S:
-            times.popleft()
-        return math.ceil(times[0] + _REFUSALS_WITHIN_S - now) if len(times) >= _REFUSALS else 0
-
-    def add(self, address: str, now: float) -> None:
-        self._times.setdefault(address, deque(maxlen=_REFUSALS)).append(now)
-        self._times.move_to_end(address)
-        if len(self._times) > _ADDRESSES:
-            self._times.popitem(last=False)
-
-
 class RequireUser:
     """ASGI middleware: every request carries name and password of the users file; nothing behind it runs without.
 
@@ -82,7 +59,7 @@ class RequireUser:
     def __init__(self, app: ASGIApp, users_file: Path) -> None:
         self._app = app
         self._users = _Users(users_file)
-        self._refusals = _Refusals()
+        self._wrong = WrongAttempts()
         self._key = secrets.token_bytes(32)
         self._remembered: dict[bytes, tuple[str, bytes, float]] = {}
         self._one_at_a_time = CapacityLimiter(1)
@@ -108,7 +85,7 @@ class RequireUser:
         name, password_hash, until = self._remembered.get(given, ("", b"", 0.0))
         if name in users and users[name].password_hash == password_hash and time.monotonic() < until:
             return users[name]
-        wait_s = self._refusals.wait_s(address, time.monotonic())
+        wait_s = self._wrong.wait_s(address, time.monotonic())
         if wait_s or self._one_at_a_time.statistics().tasks_waiting >= _MOST_WAITING:
             return _refuse(path, HTTPStatus.TOO_MANY_REQUESTS, {"Retry-After": str(wait_s or 1)})
         name, password = _credentials(authorization)
@@ -119,7 +96,7 @@ class RequireUser:
             self._remembered = {k: v for k, v in self._remembered.items() if v[2] > time.monotonic()}
             self._remembered[given] = (name, user.password_hash, time.monotonic() + _REMEMBERED_S)
             return user
-        self._refusals.add(address, time.monotonic())
+        self._wrong.add(address, time.monotonic())
         emit(Event.WEB_LOGIN_REFUSED, level="warning", address=address)
         return _refuse(path, HTTPStatus.UNAUTHORIZED, {"WWW-Authenticate": CHALLENGE})
 

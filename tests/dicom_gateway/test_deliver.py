@@ -1,5 +1,6 @@
 """Results sent to real peers: what is negotiated, what stands in for what is refused, which "no" is worth a retry."""
 
+import socket
 from contextlib import contextmanager
 from io import BytesIO
 
@@ -25,7 +26,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import LabelMapSegmentationStorage
 from running import free_port, pacs, restricted_storescp
 
-from dicom_gateway.deliver.dimse import echo, send
+from dicom_gateway.deliver.dimse import association_with, echo, send
 from dicom_gateway.deliver.profile import SOP_CLASSES
 from dicom_gateway.errors import PeerRefused, PeerUnreachable
 from dicom_gateway.settings import Destination
@@ -352,3 +353,11 @@ def test_dcmtk_with_a_restricted_profile_gets_the_fallback(tmp_path):
     files = [dcmread(path) for path in received.iterdir()]
     assert {file.SOPInstanceUID for file in files} == {uid_of("sr_enhanced"), uid_of("sc")}
     assert {str(file.PatientName) for file in files} == {NAME}
+
+
+def test_nothing_waits_for_an_acknowledgement_of_tcp():
+    with pacs() as peer:
+        destination = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=peer.port)
+        with association_with(destination, "ONESCAN", {str(SC_CLASS): (ExplicitVRLittleEndian,)}) as association:
+            connection = association.dul.socket.socket
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0

@@ -26,7 +26,8 @@ from dicom_gateway import query
 from dicom_gateway.deliver import commitment, dimse, mllp
 from dicom_gateway.deliver.profile import SOP_CLASSES
 from dicom_gateway.errors import ConfigurationError, PeerUnreachable
-from dicom_gateway.settings import Destination, Hl7Destination
+from dicom_gateway.receive.commitment import send_event_report
+from dicom_gateway.settings import Destination, Hl7Destination, Source
 from dicom_gateway.tls import context_towards
 
 MESSAGE = b"MSH|^~\\&|ONESCAN||||20260110||ORU^R01^ORU_R01|ID-1|P|2.5.1\r"
@@ -148,6 +149,28 @@ def test_commitment_is_asked_for_over_tls(hospital):
         destination = at(port, **files(hospital))
         commitment.request(destination, sent, transaction_uid="1.2.9", calling_ae_title="ONESCAN")
     assert asked == ["1.2.9"]
+
+
+def test_a_source_is_told_of_commitment_over_tls(hospital):
+    told = []
+
+    def note(event):
+        told.append(event.event_information.TransactionUID)
+        return 0x0000, None
+
+    entity, information = AE(ae_title="CT1"), Dataset()
+    information.TransactionUID = "1.2.9"
+    entity.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)
+    handlers = [(evt.EVT_N_EVENT_REPORT, note)]
+    server = entity.start_server(
+        ("127.0.0.1", port := free_port()), block=False, evt_handlers=handlers, ssl_context=hospital.server()
+    )
+    source = Source(name="ct", ae_title="CT1", host="127.0.0.1", port=port, **files(hospital))
+    try:
+        assert send_event_report(source, "ONESCAN", 1, information) is None
+    finally:
+        server.shutdown()
+    assert told == ["1.2.9"]
 
 
 def test_a_source_is_asked_over_tls(hospital):

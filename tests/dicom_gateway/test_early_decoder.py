@@ -72,6 +72,23 @@ def test_images_are_decoded_before_their_association_ends(tmp_path, monkeypatch)
         wait_until(lambda: not list(settings.decoded_dir.iterdir()), "they are forgotten")
 
 
+def test_what_was_decoded_before_a_restart_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(early_decoder, "LOOK_EVERY_S", 0.1)
+    settings = make_settings(tmp_path)
+    stale = settings.decoded_dir / STUDY / "torn.hu"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    with listening(settings) as engine:
+        EarlyDecoder(settings=settings, engine=engine).clear()
+        assert not stale.exists()
+        with decoding(settings, engine):
+            send(settings, *IMAGES).release()
+            wait_until(lambda: decoded(settings) == uids(*IMAGES), "all are decoded")
+            # Another worker that starts beside this one.
+            EarlyDecoder(settings=settings, engine=engine).clear()
+            assert decoded(settings) == uids(*IMAGES)
+
+
 @pytest.mark.parametrize(
     ("images", "values"),
     [

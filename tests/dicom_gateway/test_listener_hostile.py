@@ -2,9 +2,11 @@
 
 import itertools
 import resource
+import socket
 import struct
 import threading
 import time
+import tracemalloc
 import zlib
 from collections import Counter
 from contextlib import ExitStack
@@ -49,11 +51,14 @@ from structlog.testing import capture_logs
 
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.receive import connection, header, listener
+from dicom_gateway.receive.admission import Accepted, Admission
 from dicom_gateway.receive.listener import start_listener
+from dicom_gateway.receive.pdu import parse_associate_request
 from dicom_gateway.receive.reception import Reception
 from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.store import files, index, ledger
 from dicom_gateway.store.schema import open_database, study
+from dicom_gateway.wrong_attempts import MOST_WRONG
 from imaging.uids import derive_uid
 
 UNEXPECTED_PDU, UNRECOGNIZED_PDU, UNEXPECTED_PARAMETER, INVALID_PARAMETER = (2, 2), (2, 1), (2, 5), (2, 6)
@@ -198,6 +203,10 @@ def test_commands_that_are_not_served(settings):
         peer.release()
         assert peer.receive() is None
     assert nothing_left(settings)
+
+
+def item(kind: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", kind, 0, len(content)) + content
 
 
 def items(content: bytes) -> dict[int, list[bytes]]:
@@ -370,6 +379,14 @@ def test_hundreds_of_silent_peers_do_not_keep_a_good_one_out(tmp_path):
             assert good.ask(store_request(make_ct_dataset())).Status == StoreStatus.SUCCESS
 
 
+def test_many_silent_peers_of_one_address_make_room_among_themselves(settings):
+    with listening(settings), Peer(settings) as slow, ExitStack() as open_peers:
+        for _ in range(300):
+            silent = socket.create_connection(("127.0.0.1", settings.dicom_port), source_address=("127.0.0.2", 0))
+            open_peers.enter_context(silent)
+        assert slow.associate().kind == ASSOCIATE_AC
+
+
 def test_peers_that_reset_at_once_do_not_end_the_port(settings):
     with listening(settings):
         reset_at_once(settings, 50)
@@ -415,6 +432,74 @@ def test_networks_that_may_send(tmp_path, limits, answer):
         assert kind == ASSOCIATE_AC or body == bytes((0, 1, 1, 3))
 
 
+@pytest.mark.parametrize(
+    ("limits", "addresses"),
+    [
+        ({}, {"10.1.2.3", "10.9.9.9", "127.0.0.1"}),
+        ({"calling_networks": ("10.1.0.0/16",)}, {"10.1.2.3", "127.0.0.1"}),
+        (
+            {"calling_networks": ("10.1.0.0/16",), "calling_ae_networks": {"CT2": ("10.9.0.0/16",)}},
+            {"10.1.2.3", "127.0.0.1"},
+        ),
+        (
+            {"calling_networks": ("10.1.0.0/16",), "calling_ae_networks": {"CT1": ("10.9.0.0/16",)}},
+            {"10.9.9.9", "127.0.0.1"},
+        ),
+        ({"calling_ae_networks": {"CT2": ("10.9.0.0/16",)}}, {"10.1.2.3", "10.9.9.9", "127.0.0.1"}),
+    ],
+)
+def test_addresses_from_which_nobody_may_send_are_not_listened_to(tmp_path, limits, addresses):
+    settings = make_settings(tmp_path, calling_ae_titles=("CT1",), **limits)
+    admission = Admission(Reception(settings=settings, engine=sa.create_engine("sqlite://")))
+    asked = ("10.1.2.3", "10.9.9.9", "127.0.0.1", "2001:db8::1")
+    allowed = {address for address in asked if admission.may_come_from(address)}
+    assert allowed - {"2001:db8::1"} == addresses
+
+
+def test_a_connection_from_where_nobody_may_send_is_closed_at_once(settings, monkeypatch):
+    monkeypatch.setattr(Admission, "may_come_from", lambda _admission, address: address == "127.0.0.1")
+    stranger = ("127.0.0.2", 0)
+    with listening(settings), capture_logs() as logs:
+        with socket.create_connection(("127.0.0.1", settings.dicom_port), 10, source_address=stranger) as peer:
+            assert peer.recv(1) == b""
+        with Peer(settings) as good:
+            assert good.associate().kind == ASSOCIATE_AC
+    (refused,) = [log for log in logs if log["event"] == "association_refused"]
+    assert refused["address"] == "127.0.0.2"
+
+
+def test_requests_that_were_read_fill_no_memory(settings):
+    def request(number):
+        proposed = b"".join(item(0x40, b"%x" % n) for n in range(number * 5000, number * 5000 + 1500))
+        context = bytes((1, 0, 0, 0)) + item(0x30, b"1.2") + proposed
+        fixed = associate_request()[6:74]
+        return parse_associate_request(fixed + item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, context))
+
+    admission = Admission(Reception(settings=settings, engine=sa.create_engine("sqlite://")))
+    requests = [request(number) for number in range(100)]
+    size_bytes = len(requests[0].items)
+    tracemalloc.start()
+    for number, asked in enumerate(requests):
+        assert isinstance(admission.answer(number, asked, "127.0.0.1"), Accepted)
+        admission.end(number)
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept_bytes < 100 * size_bytes / 4
+
+
+def test_an_address_that_sends_too_fast_waits_until_the_port_closes(tmp_path):
+    settings = make_settings(tmp_path, maximum_mb_per_s_per_address=0.001)
+    admission = Admission(Reception(settings=settings, engine=sa.create_engine("sqlite://")))
+    assert isinstance(admission.answer("one", parse_associate_request(associate_request()[6:]), "127.0.0.1"), Accepted)
+    waiting = threading.Thread(target=admission.pace, args=("one", 10**6), daemon=True)
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    admission.close()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
 def test_what_a_stranger_proposes_is_not_read(tmp_path):
     settings = make_settings(tmp_path, calling_ae_titles=("CT2",))
     with listening(settings), Peer(settings) as peer:
@@ -453,6 +538,20 @@ def test_user_identity(tmp_path, user_items, answer):
         assert kind == answer
         assert kind == ASSOCIATE_AC or body == bytes((0, 1, 1, 1))
     assert not any(word in str(logs) for word in ("a:b c", "another", "saml"))
+
+
+def test_passcodes_cannot_be_guessed_for_long(tmp_path):
+    passcodes = tmp_path / "passcodes"
+    passcodes.write_text("ct-room:open\n")
+    settings = make_settings(tmp_path, dicom_passcodes_file=passcodes)
+    answers = []
+    with listening(settings), capture_logs() as logs:
+        for passcode in [b"open"] + MOST_WRONG * [b"guess"] + [b"open"]:
+            with Peer(settings) as peer:
+                kind, body = peer.associate(user_items=[identity(2, b"ct-room", passcode)])
+                answers.append(None if kind == ASSOCIATE_AC else tuple(body[1:]))
+    assert answers == [None] + MOST_WRONG * [(1, 1, 1)] + [(2, 3, 2)]
+    assert logs[-1]["reason"] == "too many wrong user identities from this address"
 
 
 def confirmations(settings, item) -> list[bytes]:

@@ -1,5 +1,6 @@
 """TLS on the DICOM port: both sides show a certificate, old versions are refused, certificates change while it runs."""
 
+import os
 import ssl
 from contextlib import ExitStack
 
@@ -140,6 +141,23 @@ def test_certificates_change_without_a_restart(settings, hospital):
         assert during.ask(store_request(make_ct_dataset())).Status == StoreStatus.SUCCESS
     events = [log["event"] for log in logs if log["event"].startswith("tls_")]
     assert events == ["tls_reloaded", "tls_not_reloaded", "tls_not_reloaded", "tls_not_reloaded", "tls_reloaded"]
+
+
+def test_files_that_are_mended_without_a_newer_date_are_read_again(settings, hospital):
+    good = hospital.client(hospital.authority)
+    with listening(settings):
+        with Peer(settings, good) as peer:
+            first = serial_number(peer)
+        hospital.issue()
+        key = hospital.files["key"]
+        content, status = key.read_bytes(), key.stat()
+        key.write_bytes(b"")
+        with Peer(settings, good) as peer:
+            assert serial_number(peer) == first
+        key.write_bytes(content)
+        os.utime(key, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with Peer(settings, good) as peer:
+            assert serial_number(peer) != first
 
 
 def test_an_authority_that_is_withdrawn(settings, hospital):

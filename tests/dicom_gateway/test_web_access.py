@@ -80,7 +80,7 @@ def test_whatever_else_is_said_is_refused(client: httpx.Client, authorization: s
 def test_who_guesses_has_to_wait_and_who_is_in_stays_in(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(access, "_REFUSALS", 2)
+    monkeypatch.setattr(wrong_attempts, "MOST_WRONG", 2)
     assert client.get("/", auth=ALICE).status_code == 200
     assert [client.get("/", auth=("alice", "SECRET-GUESS")).status_code for _ in range(3)] == [401, 401, 429]
     waiting = client.get("/", auth=("bob", "SECRET-GUESS"))
