@@ -12,7 +12,7 @@ from running import ROOT
 from typer.testing import CliRunner
 from web_samples import open_site, publish, receive, sample_report, serving, site_settings
 
-from dicom_gateway import cli, operate
+from dicom_gateway import cli, operate, wrong_attempts
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.settings import Settings
 from dicom_gateway.users import Person, hash_line, read_users, require_guarded
