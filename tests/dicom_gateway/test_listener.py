@@ -2,14 +2,18 @@
 
 import hashlib
 import itertools
+import shutil
+import subprocess
 import time
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from factories import make_ct_dataset, save_ct
+from orthanc import orthanc
 from peers import encoded_data_set, listening
 from pydicom import dcmread
 from pydicom.uid import (
@@ -22,7 +26,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
-from running import make_settings, storescu, wait_until
+from running import dcmtk, free_port, make_settings, storescu, wait_until
 from structlog.testing import capture_logs
 
 from dicom_gateway.jobs.queue import ROUTINE, STAT, JobQueue
@@ -180,6 +184,47 @@ def test_dcmtk_sends_a_series(settings, tmp_path):
         assert result.returncode == 0, result.stderr
         assert len(index.list_instances(engine, make_ct_dataset().StudyInstanceUID, 1)) == 5
     assert list(settings.incoming_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["dcmsend", "-aet", "CT1", "-aec", "ONESCAN", "+sd", "127.0.0.1", "PORT", "FOLDER"],
+        ["gdcmscu", "--store", "--aetitle", "CT1", "--call", "ONESCAN", "127.0.0.1", "PORT", "-r", "-i", "FOLDER"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_other_programs_send_a_series(settings, tmp_path, command):
+    program = shutil.which(command[0])
+    if program is None:
+        pytest.skip(f"{command[0]} is not installed")
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for number in range(1, 6):
+        save_ct(folder / f"{number}.dcm", InstanceNumber=number)
+    values = {"PORT": str(settings.dicom_port), "FOLDER": str(folder)}
+    with listening(settings) as engine:
+        # Not its exit code: gdcmscu 3.0 crashes over the answer to its release, whoever gives it.
+        subprocess.run([program, *(values.get(word, word) for word in command[1:])], check=False, timeout=60)
+        assert len(index.list_instances(engine, make_ct_dataset().StudyInstanceUID, 1)) == 5
+        wait_until(lambda: released(engine, make_ct_dataset().StudyInstanceUID), "the release")
+
+
+def test_a_pacs_moves_a_study_to_us(tmp_path):
+    program, dicom_port = dcmtk("movescu"), free_port()
+    if program is None:
+        pytest.skip("DCMTK (movescu) is not installed")
+    uid = save_ct(tmp_path / "1.dcm").StudyInstanceUID
+    peers = {"onescan": ["ONESCAN", "127.0.0.1", dicom_port], "workstation": ["WORKSTATION", "127.0.0.1", 104]}
+    with orthanc(tmp_path, DicomModalities=peers) as (url, orthanc_port):
+        assert httpx.post(f"{url}/instances", content=(tmp_path / "1.dcm").read_bytes()).status_code == 200
+        settings = make_settings(tmp_path, dicom_port=dicom_port, calling_ae_titles=("ORTHANC",))
+        with listening(settings) as engine:
+            titles = ["-aet", "WORKSTATION", "-aec", "ORTHANC", "-aem", "ONESCAN"]
+            keys = ["-S", "-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={uid}"]
+            subprocess.run([program, *titles, *keys, "127.0.0.1", str(orthanc_port)], check=True, timeout=60)
+            assert len(index.list_instances(engine, uid, 1)) == 1
+            wait_until(lambda: released(engine, uid), "the release")
 
 
 def test_the_same_image_again_is_a_success_and_changes_nothing(settings):
