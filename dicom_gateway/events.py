@@ -1,6 +1,7 @@
 """The catalogue of log events, and how they are written: one JSON object a line on standard error.
 
-An event carries UIDs, AE titles, counts and classes of errors; never names, patient ids or free text of headers.
+An event carries UIDs, AE titles, names of users, counts and classes of errors; never what names a patient or was written
+about one.
 """
 
 import enum
@@ -18,6 +19,7 @@ import structlog
 class Event(enum.StrEnum):
     """Every event OneScan logs."""
 
+    SETTINGS_LOADED = "settings_loaded"
     SERVICE_READY = "service_ready"
     SERVICE_STOPPING = "service_stopping"
     PROCESS_DIED = "process_died"
@@ -66,10 +68,27 @@ class Event(enum.StrEnum):
     REPLAYED = "replayed"
     UNCAUGHT_ERROR = "uncaught_error"
     WEB_REQUEST_FAILED = "web_request_failed"
+    WEB_LOGIN_ACCEPTED = "web_login_accepted"
     WEB_LOGIN_REFUSED = "web_login_refused"
+    WEB_LOOKED_AT = "web_looked_at"
+    WEB_CHANGE_ASKED_FOR = "web_change_asked_for"
     WEB_USERS_UNREADABLE = "web_users_unreadable"
 
 
+# Who did what, and who was refused: these are written whatever the level is, with logger = "onescan.audit".
+AUDITED = frozenset(
+    {
+        Event.SETTINGS_LOADED,
+        Event.ASSOCIATION_REFUSED,
+        Event.TLS_REFUSED,
+        Event.REPORT_VERIFIED,
+        Event.REPLAYED,
+        Event.WEB_LOGIN_ACCEPTED,
+        Event.WEB_LOGIN_REFUSED,
+        Event.WEB_LOOKED_AT,
+        Event.WEB_CHANGE_ASKED_FOR,
+    }
+)
 _FRAMES = 8
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -113,4 +132,8 @@ def frames(error: BaseException) -> list[str]:
 
 def emit(event: Event, /, *, level: str = "info", **values: Any) -> None:
     """Log one event of the catalogue."""
-    getattr(structlog.get_logger(), level)(event.value, **values)
+    logger = structlog.get_logger()
+    if event in AUDITED:
+        every_level = structlog.make_filtering_bound_logger(logging.INFO)
+        logger = structlog.wrap_logger(None, wrapper_class=every_level).bind(logger="onescan.audit")
+    getattr(logger, level)(event.value, **values)

@@ -4,6 +4,7 @@ A child gets its settings as one line of JSON on standard input and ends when th
 outlives a parent that was killed. It prints `ready` on standard output once it serves.
 """
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -165,12 +166,18 @@ def _stop(children: list[_Child]) -> None:
 
 
 def _announce(settings: Settings) -> None:
+    emit(Event.SETTINGS_LOADED, sha256=_digest(settings))
     emit(Event.SERVICE_READY)
     print(
         f"OneScan is ready: AE title {settings.ae_title}, port {settings.dicom_port}, "
         f"pages at http://{settings.web_host}:{settings.web_port}/ (research use only, not a medical device)",
         flush=True,
     )
+
+
+def _digest(settings: Settings) -> str:
+    """Of all settings but the address of the database, which may hold a password: tells whether one was changed."""
+    return hashlib.sha256(settings.model_dump_json(exclude={"database_url"}).encode()).hexdigest()
 
 
 def end_with_parent() -> None:

@@ -33,6 +33,7 @@ class Person:
 class User:
     """One line; `vouches_as` is None for who may only look."""
 
+    name: str
     password_hash: bytes
     vouches_as: Person | None
 
@@ -79,7 +80,7 @@ def read_users(path: Path) -> dict[str, User]:
                 "':Family^Given:organisation', or a name said twice"
             )
         person = Person(found[3].strip(), found[4].strip()) if found[3] else None
-        users[found[1]] = User(found[2].encode("ascii"), person)
+        users[found[1]] = User(found[1], found[2].encode("ascii"), person)
     if not users:
         raise ConfigurationError(f"web_users_file {path} names nobody")
     return users

@@ -63,7 +63,7 @@ class RequireUser:
         self._key = secrets.token_bytes(32)
         self._remembered: dict[bytes, tuple[str, bytes, float]] = {}
         self._one_at_a_time = CapacityLimiter(1)
-        self._nobody = User(hashed(secrets.token_hex(16)), vouches_as=None)
+        self._nobody = User("", hashed(secrets.token_hex(16)), vouches_as=None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -95,6 +95,7 @@ class RequireUser:
         if right and name in users:
             self._remembered = {k: v for k, v in self._remembered.items() if v[2] > time.monotonic()}
             self._remembered[given] = (name, user.password_hash, time.monotonic() + _REMEMBERED_S)
+            emit(Event.WEB_LOGIN_ACCEPTED, user=name, address=address)
             return user
         self._wrong.add(address, time.monotonic())
         emit(Event.WEB_LOGIN_REFUSED, level="warning", address=address)

@@ -11,6 +11,7 @@ from fastapi.security import HTTPBasic
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import HTTPConnection
 from starlette.routing import Match
 
 from dicom_gateway.errors import NotFound
@@ -20,6 +21,7 @@ from dicom_gateway.users import require_guarded
 from dicom_gateway.web import api, dicomweb, dicomweb_store, pages
 from dicom_gateway.web.access import RequireUser
 from dicom_gateway.web.answers import Problem
+from dicom_gateway.web.audit import Audited
 from dicom_gateway.web.rendering import render_problem, software_version
 from dicom_gateway.web.security import LOOPBACK_HOSTS, BoundedBodies, OwnPagesOnly, SecureAnswers
 from dicom_gateway.web.site import Site
@@ -30,6 +32,13 @@ _NOT_LET_IN: dict[int | str, dict[str, Any]] = {
     429: {"model": Problem, "description": "Too many wrong passwords from this address"},
 }
 _STATIC = Path(__file__).parent / "static"
+
+
+class _AskedByRequireUser(HTTPBasic):
+    """For the document alone: FastAPI's own check refuses passwords that are not ASCII."""
+
+    async def __call__(self, request: HTTPConnection) -> None:
+        return None
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -54,7 +63,10 @@ def create_app(settings: Settings) -> FastAPI:
     # The check itself is RequireUser's, which nothing gets past; this says so in the OpenAPI document.
     documented: dict[str, Any] = {}
     if settings.web_users_file:
-        documented = {"dependencies": [Security(HTTPBasic(auto_error=False))], "responses": _NOT_LET_IN}
+        documented = {
+            "dependencies": [Security(_AskedByRequireUser(scheme_name="HTTPBasic"))],
+            "responses": _NOT_LET_IN,
+        }
     app.include_router(api.router, **documented)
     app.include_router(dicomweb.router, **documented)
     app.include_router(dicomweb_store.router, **documented)
@@ -66,6 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
     # The last one added sees a request first.
     app.add_middleware(BoundedBodies, uploads=(f"{dicomweb.PREFIX}/studies",) if settings.stow_networks else ())
     app.add_middleware(OwnPagesOnly)
+    app.add_middleware(Audited)
     if settings.web_users_file:
         app.add_middleware(RequireUser, users_file=settings.web_users_file)
     else:

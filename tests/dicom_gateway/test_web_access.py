@@ -1,5 +1,6 @@
 """Names and passwords of the web port: who gets in, who does not, and that nothing is said of why."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,12 +9,14 @@ from pathlib import Path
 import bcrypt
 import httpx
 import pytest
+import structlog
 from running import ROOT
 from typer.testing import CliRunner
 from web_samples import open_site, publish, receive, sample_report, serving, site_settings
 
 from dicom_gateway import cli, operate, wrong_attempts
 from dicom_gateway.errors import ConfigurationError
+from dicom_gateway.events import configure_logging
 from dicom_gateway.settings import Settings
 from dicom_gateway.users import Person, hash_line, read_users, require_guarded
 from dicom_gateway.web import access
@@ -88,7 +91,33 @@ def test_who_guesses_has_to_wait_and_who_is_in_stays_in(
     assert client.get("/", auth=ALICE).status_code == 200
     logged = "".join(capsys.readouterr())
     assert logged.count("web_login_refused") == 2
-    assert "SECRET-GUESS" not in logged and "alice" not in logged
+    assert "SECRET-GUESS" not in logged and logged.count("alice") == logged.count("user") > 0
+
+
+def test_who_looked_at_whom_is_in_the_log(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("error", sys.stdout)
+    try:
+        with serving(create_app(settings)) as client:
+            assert client.get("/?search=Doe", auth=ALICE).status_code == 200
+            for _ in range(3):
+                assert client.get(f"/studies/{UID}", auth=ALICE).status_code == 200
+            assert client.get("/api/health", auth=ALICE).status_code in (200, 503)
+            assert client.get("/static/onescan.css", auth=ALICE).status_code == 200
+            assert client.get("/nowhere", auth=ALICE).status_code == 404
+            assert client.get("/dicom-web/studies/..%2F1", auth=ALICE).status_code == 404
+            assert client.get(f"/dicom-web/studies/{UID}/metadata").status_code == 401
+            assert client.post(f"/api/studies/{UID}/replay", auth=ALICE).status_code == 403
+    finally:
+        structlog.reset_defaults()
+    logged = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {entry["logger"] for entry in logged} == {"onescan.audit"}
+    assert {entry["address"] for entry in logged} == {"127.0.0.1"}
+    assert [(e["event"], e["user"], e.get("action"), e.get("study_instance_uid"), e.get("status")) for e in logged] == [
+        ("web_login_accepted", "alice", None, None, None),
+        ("web_looked_at", "alice", "studies_page", None, 200),
+        ("web_looked_at", "alice", "study_page", UID, 200),
+        ("web_change_asked_for", "alice", "post_study_replay", UID, 403),
+    ]
 
 
 def test_a_changed_file_counts_at_once(client: httpx.Client, settings: Settings) -> None:
