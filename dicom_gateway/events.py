@@ -1,7 +1,7 @@
 """The catalogue of log events, and how they are written: one JSON object a line on standard error.
 
-An event carries UIDs, AE titles, names of users, counts and classes of errors; never what names a patient or was written
-about one.
+An event carries UIDs, AE titles, names of users, counts and classes of errors; never what names a patient or says
+anything about one.
 """
 
 import enum
