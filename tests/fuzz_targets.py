@@ -7,6 +7,7 @@ import contextlib
 import socket
 import struct
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from pydicom.uid import (
 from pynetdicom.dimse_primitives import N_ACTION, N_CREATE
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
+from web_samples import fail, open_site, publish, receive, sample_report, site_settings
 
 from dicom_gateway.operate import prepare_data
 from dicom_gateway.receive import commitment, pdu, performed
@@ -42,7 +44,9 @@ from dicom_gateway.receive.reception import Reception
 from dicom_gateway.receive.statuses import StoreRefused
 from dicom_gateway.settings import Settings
 from dicom_gateway.store.schema import open_database
+from dicom_gateway.web.app import create_app
 from dicom_gateway.web.dicomweb_store import BadUpload, Upload
+from dicom_gateway.web.server import web_server
 from imaging.elements import scan_elements
 from imaging.errors import BrokenDataSet, UnreadableInstance
 from imaging.geometry import geometry_of_stack
@@ -55,6 +59,7 @@ from imaging.volume import order_slices
 _SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless)
 _BOUNDARY = b"frontier"
 _PATIENCE_S = 30.0
+_SHORT_S = 2.0
 
 
 def association_request(content: bytes) -> None:
@@ -159,10 +164,44 @@ def stow_body(content: bytes) -> None:
     assert not list(reception.settings.incoming_dir.iterdir())
 
 
+def http_request(content: bytes) -> None:
+    """A request in bytes, without Host and Content-Length, which are added: any answer but a server error."""
+    head, _, body = content.partition(b"\r\n\r\n")
+    line, _, fields = head.partition(b"\r\n")
+    address = _website()
+    added = b"Host: %b:%d\r\nConnection: close\r\nContent-Length: %d\r\n" % (*address, len(body))
+    # A server that was told of more than there is waits for it, which is no fault.
+    waited_for = (ConnectionError, TimeoutError)
+    with socket.create_connection(address, timeout=_SHORT_S) as stream, contextlib.suppress(*waited_for):
+        stream.sendall(line + b" HTTP/1.1\r\n" + added + fields + b"\r\n\r\n" + body)
+        answer = stream.recv(12)
+        assert answer[9:10] != b"5", answer
+        while stream.recv(65536):
+            pass
+
+
+@cache
+def _website() -> tuple[bytes, int]:
+    """Address of a site with a report and a study that failed; never closed."""
+    settings = site_settings(_folder(), stow_networks=("127.0.0.0/8",), minimum_free_space_mb=0)
+    engine = open_site(settings)
+    receive(engine, "1.2.3.1", count=3)
+    publish(settings, engine, sample_report("1.2.3.1"))
+    receive(engine, "1.2.3.2")
+    fail(engine, "1.2.3.2", "InconsistentSeries")
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = web_server(create_app(settings), settings, log_level="critical")
+    threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()
+    return b"127.0.0.1", listening.getsockname()[1]
+
+
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None, prefix="onescan-fuzz-"))
+
+
 @cache
 def _receiver() -> tuple[Reception, Admission, Commitments, PerformedSteps]:
-    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None, prefix="onescan-fuzz-"))
-    settings = Settings(data_dir=folder / "data", calling_ae_titles=("*",), minimum_free_space_mb=0)
+    settings = Settings(data_dir=_folder() / "data", calling_ae_titles=("*",), minimum_free_space_mb=0)
     prepare_data(settings)
     engine = open_database(settings.database)
     reception = Reception(settings=settings, engine=engine)
@@ -323,6 +362,27 @@ def _bodies() -> list[bytes]:
     return [b"\xff" + part + b"--frontier--", b"\x03" + part[:60] + b"\r\n" + part + b"--frontier--\r\n"]
 
 
+def _requests() -> list[bytes]:
+    """Queries, Accept, Authorization, forms and documents."""
+    form = b"Content-Type: application/x-www-form-urlencoded\r\nX-OneScan-Request: 1"
+    document = b"Content-Type: application/json\r\nX-OneScan-Request: 1"
+    verdict = b'{"verified": true, "verdicts": [{"finding": "1.2", "verdict": "rejected"}], "comment": "x"}'
+    return [
+        b"GET /dicom-web/studies?PatientName=A*&StudyDate=20200101-&00080061=CT&limit=3&offset=1&fuzzymatching=true"
+        b"&includefield=all\r\nAccept: application/dicom+json;q=0.5, */*;q=0.1",
+        b"GET /dicom-web/studies/1.2.3.1/series?accept=multipart/related;type=%22application/dicom%22",
+        b"GET /dicom-web/studies/1.2.3.1/series/1.2/instances/1.2.3/frames/1,2\r\nAccept: multipart/related;"
+        b' type="application/octet-stream"; transfer-syntax=*\r\nRange: bytes=0-10',
+        b"GET /?page=2&search=x&state=reported\r\nAuthorization: Basic dXNlcjpwYXNz\r\nAccept-Language: zh,en;q=0.5",
+        b"GET /studies/1.2.3.1\r\nCookie: session=abc",
+        b"POST /api/studies/1.2.3.2/replay\r\n" + document + b"\r\n\r\n{}",
+        b"POST /api/studies/1.2.3.1/reports/1/verification\r\n" + document + b"\r\n\r\n" + verdict,
+        b"POST /login\r\n" + form + b"\r\n\r\nname=a&password=b&next=%2F",
+        b'POST /dicom-web/studies\r\nContent-Type: multipart/related; type="application/dicom"; boundary=frontier'
+        b"\r\nX-OneScan-Request: 1\r\n\r\n" + _bodies()[0][1:],
+    ]
+
+
 TARGETS = {
     "association_request": Target(function=association_request, seeds=lambda: [associate_request()[6:], *_commands()]),
     "data_set_header": Target(
@@ -335,6 +395,7 @@ TARGETS = {
     "performed_step": Target(function=performed_step, seeds=_steps),
     "association": Target(function=association, seeds=_conversations),
     "stow_body": Target(function=stow_body, seeds=_bodies),
+    "http_request": Target(function=http_request, seeds=_requests),
     "series_of_slices": Target(
         function=series_of_slices, seeds=lambda: [b"", b"\0", bytes(20 * 130), bytes(20 * 5 + 1), bytes(range(20)) * 30]
     ),
