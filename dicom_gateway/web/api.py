@@ -142,6 +142,7 @@ def get_not_taken(site: CurrentSite) -> list[NotTaken]:
     summary="Vouch for the newest report, as a person who has read the study: the next, verified revision",
     dependencies=[Depends(require_same_origin)],
     responses={
+        400: {"model": Problem, "description": "The body is no text"},
         403: {"model": Problem, "description": "From a foreign page, or nobody who may vouch for it"},
         409: {"model": Problem, "description": "Not the newest report, or a contradiction; nothing was changed"},
     },
