@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from imaging.geometry import slice_normal
 from imaging.headers import Series, Slice
 from imaging.lungs import Lungs
+from imaging.orientation import find_lie
 from imaging.patients import agree
 from imaging.volume import Volume, order_slices
 
@@ -57,6 +58,9 @@ _NO_ORDER = 0.3
 _OUTLIER_RATIO = 0.8
 _OUTLIER_HU = 5.0
 _COMPARED_EVERY_PIXELS, _COMPARED_BLOCKS = 4, 16
+# In nine real series the spine lies 16 to 65 mm behind, the liver 69 to 119 mm below, and sides measure 52 to 116 mm;
+# as much below zero where that axis is turned.
+_SPINE_BEHIND_MM, _LIVER_BELOW_MM, _SIDES_MM = -10.0, -30.0, -30.0
 _LUNG_HU = (-950.0, -550.0)
 _SOFT_TISSUE_HU = (-150.0, 130.0)
 
@@ -224,7 +228,7 @@ def _ordered_positions_mm(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarr
 
 
 def check_voxels(volume: Volume, lungs: Lungs) -> tuple[QualityIssue, ...]:
-    """Whether the voxels are a chest in plausible HU with both lungs inside the volume, and how noisy they are."""
+    """Whether the voxels are a chest in plausible HU, lying as the headers say, with both lungs inside the volume."""
     lung_volume_ml = {
         "left": float(np.count_nonzero(lungs.left)) * volume.geometry.voxel_volume_mm3 / 1000,
         "right": float(np.count_nonzero(lungs.right)) * volume.geometry.voxel_volume_mm3 / 1000,
@@ -239,6 +243,7 @@ def check_voxels(volume: Volume, lungs: Lungs) -> tuple[QualityIssue, ...]:
     return (
         *_planes(volume),
         *_both_lungs(lung_volume_ml),
+        *_orientation(volume, lungs),
         *_coverage(volume, lungs),
         *_hu_plausible(volume, lungs),
         *_noise(volume, lungs),
@@ -286,6 +291,30 @@ def _both_lungs(lung_volume_ml: dict[str, float]) -> Iterator[QualityIssue]:
     for side, ml in lung_volume_ml.items():
         if ml < 100.0:
             yield _warn("lungs", f"hardly any aerated lung on the {side} ({ml:.0f} ml)", ml, 100.0)
+
+
+def _orientation(volume: Volume, lungs: Lungs) -> Iterator[QualityIssue]:
+    """Only a warning: an organ may be where it should not be."""
+    lie = find_lie(volume, lungs)
+    for measured, limit, message in (
+        (
+            lie.spine_behind_mm,
+            _SPINE_BEHIND_MM,
+            "by the headers the spine lies in front: their orientation may be wrong, and sides with it",
+        ),
+        (
+            lie.liver_below_mm,
+            _LIVER_BELOW_MM,
+            "by the headers the liver lies above the lungs: their positions may be wrong, and sides with it",
+        ),
+        (
+            lie.sides_mm,
+            _SIDES_MM,
+            "by the headers liver and heart have changed sides: sides may be exchanged, or the situs is inverse",
+        ),
+    ):
+        if measured is not None and measured < limit:
+            yield _warn("orientation", message, measured, limit)
 
 
 def _coverage(volume: Volume, lungs: Lungs) -> Iterator[QualityIssue]:

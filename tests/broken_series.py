@@ -331,6 +331,25 @@ CASES: dict[str, tuple[Defect, str]] = {
     ),
     "no PatientID in some images": (of_some(slice(0, 40), lambda i, _: is_of(i, PatientID="")), REPORTED),
     "the name in other case and padding": (set_one(PatientName="PHANTOM^11^^^ "), REPORTED),
+    # Orientations that agree with each other.
+    "left and right exchanged by the orientation": (
+        set_all(ImageOrientationPatient=[-1, 0, 0, 0, 1, 0]),
+        WARNED,
+    ),
+    "front and back exchanged by the orientation": (
+        set_all(ImageOrientationPatient=[1, 0, 0, 0, -1, 0]),
+        WARNED,
+    ),
+    "turned over by the orientation": (
+        set_all(ImageOrientationPatient=[-1, 0, 0, 0, -1, 0]),
+        WARNED,
+    ),
+    "head and feet exchanged by the positions": (
+        of_each(
+            lambda i, _: setattr(i, "ImagePositionPatient", [*i.ImagePositionPatient[:2], -i.ImagePositionPatient[2]])
+        ),
+        WARNED,
+    ),
     # Positions.
     "a slice is missing": (lambda images: images[:40] + images[41:], "slice_gaps"),
     "a block is missing": (lambda images: images[:35] + images[45:], "slice_gaps"),

@@ -635,6 +635,15 @@ RECORD: dict[str, str] = {
     ),
     "hardly any aerated lung on the left ({n} ml)": "左侧几乎无含气肺（{n} ml）",
     "hardly any aerated lung on the right ({n} ml)": "右侧几乎无含气肺（{n} ml）",
+    "by the headers the spine lies in front: their orientation may be wrong, and sides with it": (
+        "按图像头脊柱位于前方：其方向信息可能有误，左右亦可能有误"
+    ),
+    "by the headers the liver lies above the lungs: their positions may be wrong, and sides with it": (
+        "按图像头肝脏位于肺上方：其位置信息可能有误，左右亦可能有误"
+    ),
+    "by the headers liver and heart have changed sides: sides may be exchanged, or the situs is inverse": (
+        "按图像头肝脏与心脏左右易位：左右可能颠倒，或为内脏反位"
+    ),
     "the lung apices lie outside the images: half a thorax": "肺尖位于图像之外：仅有部分胸部",
     "the lung bases lie outside the images: half a thorax": "肺底位于图像之外：仅有部分胸部",
     "the lung apices are cut off": "肺尖未完全包括",
