@@ -119,7 +119,7 @@ class Admission:
             self._free_at = {other: free_at for other, free_at in self._free_at.items() if free_at > now}
             free_at = self._free_at.get(address, now) + received_bytes / (limit_mb_per_s * 1e6)
             self._free_at[address] = free_at
-        self._closed.wait(free_at - now)
+        self._closed.wait(min(free_at - now, threading.TIMEOUT_MAX))
 
     def close(self) -> None:
         """Let nobody wait any longer: the port is closed."""
