@@ -420,6 +420,8 @@ CASES: dict[str, tuple[Defect, str]] = {
     "RescaleSlope of 2": (set_all(RescaleSlope=2), "hu"),
     "RescaleIntercept wrong in one image": (set_one(RescaleIntercept=0), "image_order"),
     "stored with an offset of 8192": (stored_with_offset(8192), REPORTED),
+    # 24 HU too high: air of real series differs by more from one to the next, so nothing tells.
+    "RescaleIntercept -1000 of values that have 1024": (set_all(RescaleIntercept=-1000), SILENTLY_WRONG),
     "signed, with padding of -2000": (signed(-2000), REPORTED),
     "signed, with padding of -2000 said to be 63536": (signed(-2000, -1024, b"\x30\xf8"), REPORTED),
     "signed, with padding of -3024": (signed(-3024), REPORTED),

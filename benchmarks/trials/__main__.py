@@ -1,7 +1,7 @@
 """Fault trials, by hand: `python benchmarks/trials KIND [--trials N] [--seed N]`. They say what broke.
 
 They run the real service by its command line, the wire and the stored files, with DCMTK as the sender; `power` and
-`storage` mount file systems of their own and need root.
+`storage` mount file systems of their own and need root. `broken-series` needs no service: it writes its table itself.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "benchmarks"), str(_ROOT / "tests")]
 
-from trials import destinations, kill, memory, power, senders, storage  # noqa: E402
+from trials import broken_series, destinations, kill, memory, power, senders, storage  # noqa: E402
 
 KINDS = {
     "kill-listener": (kill.kill_listener, 200),
@@ -23,6 +23,7 @@ KINDS = {
     "senders": (senders.trouble, 30),
     "destinations": (destinations.trouble, 30),
     "memory": (memory.stay_flat, 2),
+    "broken-series": (broken_series.tabulate, 1),
 }
 
 

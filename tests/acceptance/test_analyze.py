@@ -86,6 +86,20 @@ def _write_head(folder: Path) -> None:
         )
 
 
+def test_images_of_two_patients_are_refused_and_nobody_is_named(tmp_path: Path) -> None:
+    for number in range(1, 41):
+        patient = {"PatientID": f"MARKED-{number % 2}", "PatientName": f"Marked^{'AB'[number % 2]}"}
+        image = save_ct(tmp_path / f"{number}.dcm", InstanceNumber=number, **patient)
+    run = onescan("analyze", *sorted(tmp_path.glob("*.dcm")), "--out", tmp_path / "out")
+    report = _report(tmp_path / "out", image.StudyInstanceUID)
+    assert report.outcome == "refused"
+    assert "name more than one patient" in (report.refusal or "")
+    result = pydicom.dcmread(tmp_path / "out" / image.StudyInstanceUID / "findings.sr.dcm")
+    assert (result.PatientID, str(result.PatientName), result.PatientBirthDate) == ("", "", "")
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"MARKED" not in (written + (run.stdout + run.stderr).encode()).upper()
+
+
 def test_every_report_follows_the_published_schema(tmp_path: Path, phantom: Phantom) -> None:
     out = tmp_path / "out"
     assert onescan("analyze", *write_phantom(phantom, tmp_path / "in"), "--out", out).returncode == 0
