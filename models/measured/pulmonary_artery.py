@@ -77,8 +77,8 @@ def _presence(diameter_mm: float, ratio: float | None) -> tuple[Presence, str | 
     if diameter_mm >= LIMIT_MEN_MM + _REPEATABILITY_MM:
         return Presence.PRESENT, None
     if diameter_mm >= LIMIT_MEN_MM:
-        error = f"{_REPEATABILITY_MM:g} mm, the error of the measurement, of {LIMIT_MEN_MM:g} mm"
-        return Presence.INDETERMINATE, f"within {error}"
+        reason = f"within {_REPEATABILITY_MM:g} mm, the error of the measurement, of {LIMIT_MEN_MM:g} mm"
+        return Presence.INDETERMINATE, reason
     if diameter_mm >= LIMIT_WOMEN_MM:
         limits = f"{LIMIT_WOMEN_MM:g} mm, the limit for women, and {LIMIT_MEN_MM:g} mm, that for men"
         return Presence.INDETERMINATE, f"the diameter lies between {limits}"
