@@ -84,6 +84,7 @@ _PER_SIDE_KINDS = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 _FOCAL_KINDS = (FindingKind.PULMONARY_NODULE,)
 _BESIDE_LUNG = ("heart", "aorta", "pulmonary_trunk", "vertebrae", "ribs", "sternum")
 _OPACITIES = (FindingKind.CONSOLIDATION, FindingKind.GROUND_GLASS_OPACITY)
+_AIRLESS = (FindingKind.CONSOLIDATION, FindingKind.ATELECTASIS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -315,7 +316,10 @@ class _Reading:
             if not any(_mostly_within(nodule.region, m.region) for m in masses)
             and not self._is_beside_lung(nodule.region)
         )
-        sure = [*(m for m in masses if m.probability >= mass_cut), *(n for n in small if n.probability >= cut)]
+        sure = [
+            *(mass for mass in masses if mass.probability >= mass_cut),
+            *(nodule for nodule in small if nodule.probability >= cut and not self._is_airless_lung(nodule.region)),
+        ]
         doubtful = sorted((n for n in (*masses, *small) if n not in sure), key=lambda n: -n.probability)
         presence, reason = Presence.PRESENT if sure else Presence.ABSENT, None
         if self.quality():
@@ -387,6 +391,13 @@ class _Reading:
         labels = [n for n, name in enumerate(self._manifest.anatomy) if name in _BESIDE_LUNG]
         organs = np.isin(self._outputs.anatomy, labels).astype(np.float32)
         return bool(self._grid.to_source(organs, region.box)[region.mask].mean() > 0.5)
+
+    def _is_airless_lung(self, region: Region) -> bool:
+        """Whether most of a region is outlined as consolidation or atelectasis, in which nothing else can be seen."""
+        kinds = [self._manifest.lesions.index(kind) for kind in _AIRLESS if kind in self._manifest.lesions]
+        mass = self._manifest.lesions.index(FindingKind.PULMONARY_NODULE)
+        airless = (self._outputs.lesions[kinds] >= _OPAQUE).any(axis=0) & (self._outputs.lesions[mass] < _OPAQUE)
+        return bool(self._grid.to_source(airless.astype(np.float32), region.box)[region.mask].mean() > 0.5)
 
     def _holds_soft_tissue(self, candidate: Candidate) -> bool:
         """Whether there is a ball of it, as vessels side by side have none; contrast medium makes them brighter."""
