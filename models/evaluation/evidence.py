@@ -28,7 +28,8 @@ def grade(trials: Sequence[Trial]) -> EvidenceGrade:
 def withheld(evidence: Mapping[FindingKind, Evidence]) -> dict[FindingKind, str]:
     """The kinds whose own evidence forbids an answer, each with the figures as its reason.
 
-    Real studies also count by themselves where there are enough: simulation does not outvote them.
+    Real studies also count by themselves where there are enough. Where they were tried with and without the finding
+    (grade A or B) they alone decide: simulation does not outvote them.
     """
     reasons = {}
     for kind, one in evidence.items():
@@ -37,7 +38,8 @@ def withheld(evidence: Mapping[FindingKind, Evidence]) -> dict[FindingKind, str]
             reasons[kind] = f"this model was tried on {positive} {'study' if positive == 1 else 'studies'} with it only"
             continue
         real = tuple(t for t in one.trials if not t.simulated)
-        reason = _against(one.trials, "") or _against(real, "real ")
+        simulation = _against(one.trials, "") if one.grade is EvidenceGrade.C else None
+        reason = simulation or _against(real, "real ")
         if reason is not None:
             reasons[kind] = reason
     return reasons

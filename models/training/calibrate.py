@@ -20,9 +20,8 @@ from models.training.studies import SMALLEST_ML
 METHOD = "logistic study head, Platt scaling (temperature and bias) on held-out simulation"
 _FALSE_POSITIVE_RATE = 0.10
 _MISS_RATE = 0.05
-# What is there is named when that is likelier than not; where half of it would be lost by that, as probabilities that
-# were fitted to some sixty studies are rough, from here up.
-_LIKELIER_THAN_NOT, _LEAST_PRESENT = 0.5, 0.3
+# Probabilities fitted to some sixty studies are too rough to insist on one half.
+_LEAST_PRESENT = 0.3
 _RIDGE = 0.02
 _VOXEL_THRESHOLD = 0.5
 
@@ -98,12 +97,14 @@ def operating_point(head: StudyHead, found: Sequence[Answer], kind: FindingKind)
     allowed = int(_FALSE_POSITIVE_RATE * sum(a.simulated for a in negative))
     if len(simulated) > allowed:
         present = max(present, simulated[len(simulated) - allowed - 1] + 1e-3)
-    positive = [score[id(a)] for a in of_kind if a.present] or [0.5]
+    missed = np.quantile([score[id(a)] for a in of_kind if a.present] or [0.5], _MISS_RATE)
     present = min(present, 0.98)
-    absent = float(np.clip(np.quantile(positive, _MISS_RATE), 0.05, min(present, 0.5)))
-    if np.median(positive) >= _LIKELIER_THAN_NOT:
-        present = max(present, _LIKELIER_THAN_NOT)
-    return point.model_copy(update={"present_probability": round(present, 3), "absent_probability": round(absent, 3)})
+    return point.model_copy(
+        update={
+            "present_probability": round(present, 3),
+            "absent_probability": round(float(np.clip(missed, 0.05, min(present, 0.5))), 3),
+        }
+    )
 
 
 def _platt(head: StudyHead, found: Sequence[Answer]) -> tuple[float, float]:
