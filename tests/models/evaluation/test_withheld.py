@@ -59,3 +59,14 @@ def test_simulation_does_not_outvote_real_studies(negative, specificity, reason)
     real = Trial(data="real", simulated=False, positive=0, negative=negative, sensitivity=None, specificity=specificity)
     found = withheld({KIND: Evidence(grade=EvidenceGrade.C, trials=(simulated, real))})
     assert (reason in found.get(KIND, "")) if reason else KIND not in found
+
+
+@pytest.mark.parametrize(
+    ("grade", "found", "reason"),
+    [(EvidenceGrade.C, 1.0, "9 of 30"), (EvidenceGrade.B, 1.0, None), (EvidenceGrade.B, 0.25, "1 of 4 real")],
+)
+def test_where_real_studies_were_tried_they_alone_decide(grade, found, reason) -> None:
+    simulated = Trial(data="phantoms", simulated=True, positive=30, negative=30, sensitivity=1.0, specificity=0.7)
+    real = Trial(data="real", simulated=False, positive=4, negative=1, sensitivity=found, specificity=1.0)
+    reasons = withheld({KIND: Evidence(grade=grade, trials=(simulated, real))})
+    assert (reason in reasons.get(KIND, "")) if reason else KIND not in reasons
