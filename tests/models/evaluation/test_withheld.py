@@ -63,7 +63,7 @@ def test_simulation_does_not_outvote_real_studies(negative, specificity, reason)
 
 @pytest.mark.parametrize(
     ("grade", "found", "reason"),
-    [(EvidenceGrade.C, 1.0, "9 of 30"), (EvidenceGrade.B, 1.0, None), (EvidenceGrade.B, 0.25, "1 of 4 real")],
+    [(EvidenceGrade.C, 1.0, "9 of 31"), (EvidenceGrade.B, 1.0, None), (EvidenceGrade.B, 0.25, "1 of 4 real")],
 )
 def test_where_real_studies_were_tried_they_alone_decide(grade, found, reason) -> None:
     simulated = Trial(data="phantoms", simulated=True, positive=30, negative=30, sensitivity=1.0, specificity=0.7)
