@@ -158,9 +158,13 @@ def _cpu_s(process: psutil.Process) -> float:
     own = process.cpu_times()
     # Children of a forking server that have ended are in its own account.
     total = own.user + own.system + own.children_user + own.children_system
-    for child in process.children(recursive=True):
-        with_child = child.cpu_times()
-        total += with_child.user + with_child.system
+    try:
+        for child in process.children(recursive=True):
+            with_child = child.cpu_times()
+            total += with_child.user + with_child.system
+    except psutil.NoSuchProcess:
+        # One has ended just now.
+        return _cpu_s(process)
     return float(total)
 
 
