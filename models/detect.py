@@ -389,15 +389,18 @@ class _Reading:
     def _is_beside_lung(self, region: Region) -> bool:
         """Whether most of a region is a great vessel, heart or bone, which bulge into the lung."""
         labels = [n for n, name in enumerate(self._manifest.anatomy) if name in _BESIDE_LUNG]
-        organs = np.isin(self._outputs.anatomy, labels).astype(np.float32)
-        return bool(self._grid.to_source(organs, region.box)[region.mask].mean() > 0.5)
+        return self._lies_mostly_in(np.isin(self._outputs.anatomy, labels), region)
 
     def _is_airless_lung(self, region: Region) -> bool:
         """Whether most of a region is outlined as consolidation or atelectasis, in which nothing else can be seen."""
         kinds = [self._manifest.lesions.index(kind) for kind in _AIRLESS if kind in self._manifest.lesions]
         mass = self._manifest.lesions.index(FindingKind.PULMONARY_NODULE)
         airless = (self._outputs.lesions[kinds] >= _OPAQUE).any(axis=0) & (self._outputs.lesions[mass] < _OPAQUE)
-        return bool(self._grid.to_source(airless.astype(np.float32), region.box)[region.mask].mean() > 0.5)
+        return self._lies_mostly_in(airless, region)
+
+    def _lies_mostly_in(self, mask: npt.NDArray[np.bool_], region: Region) -> bool:
+        """Whether most of a region of the source grid is in a mask of the network's."""
+        return bool(self._grid.to_source(mask.astype(np.float32), region.box)[region.mask].mean() > 0.5)
 
     def _holds_soft_tissue(self, candidate: Candidate) -> bool:
         """Whether there is a ball of it, as vessels side by side have none; contrast medium makes them brighter."""

@@ -20,7 +20,7 @@ Mask = npt.NDArray[np.bool_]
 LIMIT_MEN_MM = 29.0
 LIMIT_WOMEN_MM = 27.0
 LARGEST_RATIO = 1.0
-# Of the network's outlines in simulation: half the width of the limits of agreement is 4 mm.
+# The network's outlines are off by some millimetres: the model card has the limits of agreement.
 _REPEATABILITY_MM = 3.0
 _LEAST_ML = 12.0
 _LARGEST_OTHER_PIECES = 0.3
