@@ -95,14 +95,17 @@ def _soft_tissue_hu(sample: Sample) -> float:
     return float(np.percentile(dense[::97], 60)) if dense.size > 9700 else 45.0
 
 
-def _gravity_level(space: Cavity, rng: np.random.Generator, sign: float) -> Array:
-    """A height that rises towards the dependent (sign 1) or non-dependent (-1) side of a supine patient."""
+def _gravity_level(space: Cavity, rng: np.random.Generator, sign: float, elsewhere: float = 0.12) -> Array:
+    """A height that rises towards the dependent (sign 1) or non-dependent (-1) side of a supine patient.
+
+    With probability `elsewhere` it is loculated, or the patient does not lie on the back.
+    """
     posterior = rng.uniform(0.7, 1.2) * sign
     lateral = rng.normal(0, 0.1)
     axial = -sign * rng.uniform(0.1, 0.9) if rng.random() < 0.85 else rng.uniform(-0.2, 0.5)
     if sign < 0:
         axial = rng.uniform(-0.1, 0.7)
-    if rng.random() < 0.12:  # loculated, or the patient does not lie on the back
+    if rng.random() < elsewhere:
         posterior, lateral, axial = (float(v) for v in rng.normal(0, 0.7, 3))
     plane = posterior * space.y + lateral * space.x + axial * space.z
     meniscus = rng.uniform(0.03, 0.45) * (1.0 - space.depth) ** 2
@@ -197,9 +200,9 @@ def add_ground_glass(sample: Sample, space: Cavity, rng: np.random.Generator) ->
     level, volume_ml = _patches(space, rng)
     edge = level - _threshold(level, space.space, volume_ml)
     ramp = soft_edge(edge, rng.uniform(0.1, 0.8)) * space.reach
-    filled = np.clip(rng.uniform(0.2, 0.6) * ramp * (1 + 0.25 * smooth_noise(hu.shape, 3, rng)), 0, 0.75)
+    filled = np.clip(rng.uniform(0.16, 0.6) * ramp * (1 + 0.25 * smooth_noise(hu.shape, 3, rng)), 0, 0.75)
     hu += filled * np.maximum(30.0 - hu, 0.0)
-    _mark(sample, space, filled > 0.13, (filled > 0.05) & (filled < 0.2), FindingKind.GROUND_GLASS_OPACITY)
+    _mark(sample, space, filled > 0.12, (filled > 0.05) & (filled < 0.14), FindingKind.GROUND_GLASS_OPACITY)
 
 
 def add_consolidation(sample: Sample, space: Cavity, rng: np.random.Generator) -> None:
@@ -283,14 +286,17 @@ def add_interstitial(sample: Sample, space: Cavity, rng: np.random.Generator) ->
 
 
 def add_dependent_haze(sample: Sample, space: Cavity, rng: np.random.Generator) -> None:
-    """The density of lung that lies below in a patient on the back: no finding, though it looks like ground glass."""
+    """The density of lung that lies below in a patient on the back: no finding, though it looks like ground glass.
+
+    It is nowhere else, and grows little by little: what is as faint but has a border is ground glass.
+    """
     hu = sample.hu[space.box]
-    level = _gravity_level(space, rng, 1.0)
+    level = _gravity_level(space, rng, 1.0, elsewhere=0.0)
     edge = level - np.float32(np.quantile(level[space.space], rng.uniform(0.6, 0.95)))
-    filled = np.clip(edge, 0.0, None) * rng.uniform(0.2, 1.2)
-    filled = np.clip(filled, 0.0, rng.uniform(0.08, 0.3)) * space.space
+    filled = np.clip(edge, 0.0, None) * rng.uniform(0.2, 1.0)
+    filled = np.clip(filled, 0.0, rng.uniform(0.06, 0.25)) * space.space
     hu += filled * np.maximum(20.0 - hu, 0.0)
-    sample.unknown[space.box][filled > 0.2] |= bit(FindingKind.GROUND_GLASS_OPACITY) | bit(FindingKind.ATELECTASIS)
+    sample.unknown[space.box][filled > 0.14] |= bit(FindingKind.GROUND_GLASS_OPACITY) | bit(FindingKind.ATELECTASIS)
 
 
 def add_pericardial_effusion(sample: Sample, rng: np.random.Generator) -> None:
@@ -394,7 +400,7 @@ INSERTIONS: tuple[tuple[Insertion, float], ...] = (
     (add_emphysema, 0.18),
     (add_dependent_haze, 0.3),
     (add_interstitial, 0.22),
-    (add_ground_glass, 0.25),
+    (add_ground_glass, 0.3),
     (add_consolidation, 0.25),
     (add_atelectasis, 0.22),
     (add_nodules, 0.35),

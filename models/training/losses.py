@@ -12,6 +12,7 @@ _WEIGHTS = {
     FindingKind.PULMONARY_NODULE: 10.0,
     FindingKind.PERICARDIAL_EFFUSION: 4.0,
     FindingKind.CONSOLIDATION: 3.0,
+    FindingKind.GROUND_GLASS_OPACITY: 3.0,
     FindingKind.ATELECTASIS: 3.0,
     FindingKind.INTERSTITIAL_ABNORMALITY: 5.0,
 }
