@@ -70,6 +70,17 @@ class Notices:
                 attempts_left = self.settings.delivery_attempts - 1
                 self.jobs.submit_delivery(connection, *key, attempt=attempt, attempts_left=attempts_left)
 
+    def queue_parked(
+        self, connection: sa.Connection, study_instance_uid: str, revision: int, destination: str | None = None
+    ) -> None:
+        """Have it told that an analysis failed, or that the delivery to `destination` was given up.
+
+        Not of a notice that did not arrive: two that cannot be reached would tell each other for ever.
+        """
+        if destination is None or not self.is_notice(destination):
+            listeners = self.listeners(study_instance_uid, revision, {"parked"})
+            self.queue(connection, study_instance_uid, revision, listeners)
+
     def send(self, row: index.DeliveryRow) -> Notice:
         """Tell a listener how the revision stands now; what it was told. Raises as `webhook.send` and `mail.send`."""
         notice = self._standing(row.study_instance_uid, row.revision)

@@ -111,8 +111,8 @@ class Worker:
             sent: list[commitment.Reference] = []
             told: Notice | None = None
             try:
-                if self._notices.is_notice(destination):
-                    told = self._notices.send(row)
+                if self.notices.is_notice(destination):
+                    told = self.notices.send(row)
                     outcomes = tuple(ObjectOutcome(name=name, sent_as=name, instances=1) for name in row.objects)
                 else:
                     outcomes = self._send(row, sent)
@@ -142,10 +142,10 @@ class Worker:
                 )
                 self._ask_for_commitment(row, sent)
                 if told is not None:
-                    self._notices.send_again_if_changed(row, told)
+                    self.notices.send_again_if_changed(row, told)
 
     @property
-    def _notices(self) -> Notices:
+    def notices(self) -> Notices:
         return Notices(settings=self.settings, engine=self.engine, jobs=self.jobs)
 
     def _begin(self, study_instance_uid: str, revision: int) -> bool:
@@ -190,7 +190,6 @@ class Worker:
         # Of other errors the class only: a message may quote header values.
         told = str(error) if isinstance(error, (ImagingError, ModelError)) else ""
         reason = told or type(error).__name__
-        listeners = self._notices.listeners(study_instance_uid, revision, {"parked"})
         with self.engine.begin() as connection:
             if ledger.change_study(
                 connection,
@@ -200,7 +199,7 @@ class Worker:
                 since=(StudyState.ANALYSING,),
                 error=reason,
             ):
-                self._notices.queue(connection, study_instance_uid, revision, listeners)
+                self.notices.queue_parked(connection, study_instance_uid, revision)
         emit(Event.ANALYSIS_FAILED, level="error", error=reason)
 
     def _finish(self, study_instance_uid: str, revision: int, folder: Path, created: float, outcome: str) -> None:
@@ -208,8 +207,8 @@ class Worker:
         state = StudyState.REFUSED if outcome == "refused" else StudyState.REPORTED
         applied = index.get_applied_rule(self.engine, study_instance_uid, revision)
         wanted = None if applied is None else applied.destinations
-        events = self._notices.events_of_report(study_instance_uid, revision)
-        listeners = self._notices.listeners(study_instance_uid, revision, events)
+        events = self.notices.events_of_report(study_instance_uid, revision)
+        listeners = self.notices.listeners(study_instance_uid, revision, events)
         with self.engine.begin() as connection:
             ledger.record_report(
                 connection, study_instance_uid, revision, folder=folder, created=created, outcome=outcome
@@ -219,7 +218,7 @@ class Worker:
             for peer in self.settings.destinations:
                 if not isinstance(peer, NotifiedDestination) and (wanted is None or peer.name in wanted):
                     self._open_delivery(connection, study_instance_uid, revision, peer)
-            self._notices.queue(connection, study_instance_uid, revision, listeners)
+            self.notices.queue(connection, study_instance_uid, revision, listeners)
 
     def _open_delivery(
         self, connection: sa.Connection, study_instance_uid: str, revision: int, peer: AnyDestination
@@ -318,21 +317,12 @@ class Worker:
         emit(Event.DELIVERY_DELAYED, level="warning", attempt=attempt, reason=reason, delay_s=delay_s)
 
     def _park(self, row: index.DeliveryRow, attempt: int, reason: str) -> None:
-        # Not of a notice that did not arrive: two that cannot be reached would tell each other for ever.
-        is_notice = self._notices.is_notice(row.destination)
-        key = (row.study_instance_uid, row.revision)
-        listeners = () if is_notice else self._notices.listeners(*key, {"parked"})
+        key = (row.study_instance_uid, row.revision, row.destination)
         with self.engine.begin() as connection:
             ledger.change_delivery(
-                connection,
-                *key,
-                row.destination,
-                to=DeliveryState.PARKED,
-                now=time.time(),
-                attempts=attempt,
-                last_error=reason,
+                connection, *key, to=DeliveryState.PARKED, now=time.time(), attempts=attempt, last_error=reason
             )
-            self._notices.queue(connection, *key, listeners)
+            self.notices.queue_parked(connection, *key)
         emit(Event.DELIVERY_PARKED, level="error", attempt=attempt, reason=reason)
 
     def _change(
@@ -436,7 +426,7 @@ def run_worker(
     with _only_worker(settings, executor):
         jobs = JobQueue(engine)
         worker = Worker(settings=settings, engine=engine, jobs=jobs, analyse=analyse or model_analysis(settings))
-        park_unconfigured(engine, settings)
+        park_unconfigured(engine, settings, worker.notices)
         beat(engine, executor)
         work = job_engine.Work(
             analyse=worker.analyse_study,
@@ -447,7 +437,8 @@ def run_worker(
         early = EarlyDecoder(settings=settings, engine=engine)
         early.clear()
         job_engine.start_worker(engine, settings.database, executor, work)
-        keeper = Housekeeper(engine, jobs, executor, judge_after=time.monotonic() + DEAD_AFTER_S)
+        judge_after = time.monotonic() + DEAD_AFTER_S
+        keeper = Housekeeper(engine, jobs, executor, judge_after, worker.notices.queue_parked)
         threading.Thread(target=keeper.run, args=[stop], name="housekeeping", daemon=True).start()
         threading.Thread(target=early.run, args=[stop], name="early decoder", daemon=True).start()
         emit(Event.WORKER_READY, executor=executor, destinations=len(settings.destinations))
@@ -457,7 +448,7 @@ def run_worker(
         stop_beating(engine, executor)
 
 
-def park_unconfigured(engine: sa.Engine, settings: Settings) -> None:
+def park_unconfigured(engine: sa.Engine, settings: Settings, notices: Notices) -> None:
     """Park waiting deliveries whose destination is no longer in the settings; nobody would take their jobs."""
     known = {peer.name for peer in settings.destinations}
     for state in (DeliveryState.PENDING, DeliveryState.DELAYED):
@@ -465,14 +456,9 @@ def park_unconfigured(engine: sa.Engine, settings: Settings) -> None:
             if row.destination in known:
                 continue
             with engine.begin() as connection:
-                ledger.park_unsent(
-                    connection,
-                    row.study_instance_uid,
-                    row.revision,
-                    row.destination,
-                    now=time.time(),
-                    reason=NOT_CONFIGURED,
-                )
+                key = (row.study_instance_uid, row.revision, row.destination)
+                if ledger.park_unsent(connection, *key, now=time.time(), reason=NOT_CONFIGURED):
+                    notices.queue_parked(connection, *key)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +21,9 @@ _FORGET_AT_ONCE = 1000
 WORKER_DIED = "the worker died each time it took this job"
 DATABASE_FAILED = "the job could not be recorded in the database"
 
+OnParked = Callable[[sa.Connection, str, int, str | None], None]
+"""Hears, in the transaction that parks it, of a revision's analysis (None) or of its delivery to a destination."""
+
 
 @dataclass(slots=True)
 class Housekeeper:
@@ -29,6 +33,7 @@ class Housekeeper:
     jobs: JobQueue
     executor: str
     judge_after: float
+    on_parked: OnParked
 
     def run(self, stop: threading.Event) -> None:
         """Keep house every BEAT_S until `stop` is set."""
@@ -47,7 +52,7 @@ class Housekeeper:
             dead = dead_executors(self.engine)
             if dead and (recovered := job_engine.take_over(dead)):
                 emit(Event.JOBS_RECOVERED, count=recovered, executors=len(dead))
-        park_given_up(self.engine, self.jobs)
+        park_given_up(self.engine, self.jobs, self.on_parked)
         self.jobs.forget(self.jobs.finished_before((datetime.now(UTC) - KEEP_FINISHED).isoformat(), _FORGET_AT_ONCE))
 
 
@@ -91,20 +96,23 @@ def newest_beat_age_s(engine: sa.Engine) -> float | None:
     return None if age_s is None else float(age_s)
 
 
-def park_given_up(engine: sa.Engine, jobs: JobQueue) -> None:
+def park_given_up(engine: sa.Engine, jobs: JobQueue, on_parked: OnParked) -> None:
     """Make jobs that are not tried any more visible, as failed studies and parked deliveries."""
     for job in jobs.given_up():
-        uid, revision, destination = parse_job_id(job.job_id)
+        uid, revision, run_or_destination = parse_job_id(job.job_id)
+        destination = None if job.kind == ANALYSE else run_or_destination
         reason = WORKER_DIED if job.killed_its_worker else DATABASE_FAILED
         with engine.begin() as connection:
-            if job.kind == ANALYSE:
+            if destination is None:
                 since = (StudyState.QUEUED, StudyState.ANALYSING)
                 # A worker that ended itself has said why.
                 told = sa.select(study.c.error).where(study.c.study_instance_uid == uid, study.c.revision == revision)
                 reason = connection.scalar(told) or reason
-                ledger.change_study(connection, uid, revision, to=StudyState.FAILED, since=since, error=reason)
+                parked = ledger.change_study(connection, uid, revision, to=StudyState.FAILED, since=since, error=reason)
             else:
-                ledger.park_unsent(connection, uid, revision, destination, now=time.time(), reason=reason)
+                parked = ledger.park_unsent(connection, uid, revision, destination, now=time.time(), reason=reason)
+            if parked:
+                on_parked(connection, uid, revision, destination)
         emit(Event.JOB_GIVEN_UP, level="error", study_instance_uid=uid, job=job.job_id, reason=reason)
         jobs.forget([job.job_id])
 

@@ -20,6 +20,8 @@ from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.events import Event, emit
+from dicom_gateway.jobs.queue import JobQueue
+from dicom_gateway.notices import Notices
 from dicom_gateway.receive.data_sets import items_of, parse_data_set
 from dicom_gateway.receive.pdu import CommandSet
 from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
@@ -154,6 +156,7 @@ class Commitments:
     def __init__(self, engine: sa.Engine, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
+        self._notices = Notices(settings=settings, engine=engine, jobs=JobQueue(engine))
         self._sources = {source.ae_title: source for source in settings.sources}
 
     def take(self, request: CommitmentRequest) -> tuple[int, Dataset] | None:
@@ -188,16 +191,16 @@ class Commitments:
             delivery = ledger.answer_commitment(connection, report.transaction_uid, asked, reason=reason, now=now)
             if delivery is None:
                 raise StoreRefused(StoreStatus.NO_SUCH_SOP_INSTANCE, "A transaction that nobody asked for")
-            if reason is not None:
-                # What it has not committed it does not have: a person sends it again.
-                ledger.change_delivery(
-                    connection,
-                    *delivery,
-                    to=DeliveryState.PARKED,
-                    since=(DeliveryState.DELIVERED,),
-                    now=now,
-                    last_error=f"storage commitment: {reason}",
-                )
+            # What it has not committed it does not have: a person sends it again.
+            if reason is not None and ledger.change_delivery(
+                connection,
+                *delivery,
+                to=DeliveryState.PARKED,
+                since=(DeliveryState.DELIVERED,),
+                now=now,
+                last_error=f"storage commitment: {reason}",
+            ):
+                self._notices.queue_parked(connection, *delivery)
         if reason is None:
             emit(Event.RESULTS_COMMITTED, transaction_uid=report.transaction_uid)
         else:

@@ -132,5 +132,5 @@ def test_housekeeping_goes_on_after_any_error(engine, jobs):
         jobs.submit_analysis(connection, "1.2.3", 1, created=1.0, priority=ROUTINE)
         connection.execute(sa.text("update workflow_status set status = 'ERROR', workflow_uuid = 'of somebody else'"))
     with capture_logs() as logs:
-        Housekeeper(engine, jobs, "one", judge_after=0.0).run(TwoRounds())
+        Housekeeper(engine, jobs, "one", judge_after=0.0, on_parked=lambda *_: None).run(TwoRounds())
     assert [(log["event"], log["error"]) for log in logs] == 2 * [("housekeeping_failed", "ValueError")]

@@ -19,7 +19,7 @@ from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.receive.commitment import SOP_INSTANCE_UID
 from dicom_gateway.receive.listener import start_listener
 from dicom_gateway.receive.reception import Reception
-from dicom_gateway.settings import Destination
+from dicom_gateway.settings import Destination, WebhookDestination
 from dicom_gateway.store import index
 from dicom_gateway.store.schema import CommitmentState, DeliveryState, open_database
 from dicom_gateway.worker import Worker
@@ -85,7 +85,8 @@ def tell(settings, information, event_type, calling="PACS"):
 @pytest.mark.parametrize("is_committed", [True, False])
 def test_what_the_destination_says_is_noted(tmp_path, is_committed):
     port, asked = free_port(), []
-    with working(tmp_path, destinations=(destination(port),)) as worker, pacs_that_takes_requests(port, asked):
+    hook = WebhookDestination(name="hook", kind="webhook", url="http://127.0.0.1:9", events=("parked",))
+    with working(tmp_path, destinations=(destination(port), hook)) as worker, pacs_that_takes_requests(port, asked):
         worker.deliver_report(STUDY, 1, "pacs", 1, 3)
         (information,) = asked
         assert len(information.ReferencedSOPSequence) == 2
@@ -99,7 +100,8 @@ def test_what_the_destination_says_is_noted(tmp_path, is_committed):
             information.FailedSOPSequence = [information.ReferencedSOPSequence.pop()]
             information.FailedSOPSequence[0].FailureReason = 0x0112
         assert tell(worker.settings, information, 1 if is_committed else 2) == 0x0000
-        row = row_of(worker)
+        row, notice = row_of(worker), index.get_delivery(worker.engine, STUDY, 1, "hook")
+    assert (notice is None) == is_committed
     if is_committed:
         assert (row.state, row.commitment) == (DeliveryState.DELIVERED, CommitmentState.COMMITTED)
     else:

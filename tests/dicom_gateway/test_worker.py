@@ -26,7 +26,8 @@ from web_samples import sample_report
 from worker_samples import CREATED, STUDY, receive, reported
 
 from dicom_gateway import cli, operate
-from dicom_gateway.jobs.queue import JobQueue
+from dicom_gateway.jobs.housekeeping import park_given_up
+from dicom_gateway.jobs.queue import ROUTINE, JobQueue
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.objects import part_10
 from dicom_gateway.settings import (
@@ -77,7 +78,7 @@ def only_delivery(worker, revision=1):
 
 def test_delivery_of_a_destination_that_was_away_is_not_lost(worker, peer):
     worker.analyse_study(STUDY, receive(worker), CREATED)
-    park_unconfigured(worker.engine, worker.settings.model_copy(update={"destinations": ()}))
+    park_unconfigured(worker.engine, worker.settings.model_copy(update={"destinations": ()}), worker.notices)
     assert only_delivery(worker).state is DeliveryState.PARKED
     # It is configured again: the job that waited all the time ends without sending.
     worker.deliver_report(STUDY, 1, "pacs", 1, 3)
@@ -298,6 +299,38 @@ def test_a_delivery_that_is_given_up_is_told_of_and_so_is_a_failed_analysis(work
         (1, "refused", ["pacs"]),
         (2, "failed", []),
     ]
+
+
+def test_what_no_worker_can_do_is_told_of(worker):
+    with fhir_server(200) as server:
+        told_too = hook(server, "parked")
+        peers = (*worker.settings.destinations, told_too)
+        worker = replace(worker, settings=worker.settings.model_copy(update={"destinations": peers}))
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        give_up(worker)
+        deliver(worker, "hook")
+        receive(worker, 2)
+        with worker.engine.begin() as connection:
+            worker.jobs.submit_analysis(connection, STUDY, 2, created=CREATED, priority=ROUTINE)
+        give_up(worker)
+        deliver(worker, "hook", 2)
+        worker.analyse_study(STUDY, receive(worker, 3), CREATED)
+        park_unconfigured(
+            worker.engine, worker.settings.model_copy(update={"destinations": (told_too,)}), worker.notices
+        )
+        deliver(worker, "hook", 3)
+    assert [(n["revision"], n["state"], n["parked"]) for n in told(server)] == [
+        (1, "refused", ["pacs"]),
+        (2, "failed", []),
+        (3, "refused", ["pacs"]),
+    ]
+
+
+def give_up(worker):
+    """As the engine leaves jobs that have taken their worker with them too often, and what a worker then does."""
+    with worker.engine.begin() as connection:
+        connection.execute(sa.text("update workflow_status set status = 'MAX_RECOVERY_ATTEMPTS_EXCEEDED'"))
+    park_given_up(worker.engine, worker.jobs, worker.notices.queue_parked)
 
 
 def test_what_is_parked_while_a_notice_is_on_its_way_is_told_after_it(worker, peer):
