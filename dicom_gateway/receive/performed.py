@@ -62,8 +62,9 @@ class StepMessage:
 def parse_step(encoded: bytes, transfer_syntax: str) -> StepMessage:
     """The attribute or modification list of an N-CREATE or N-SET (PS3.4 Table F.7.2-1). Raises StoreRefused."""
     data_set = parse_data_set(encoded, transfer_syntax, StoreStatus.PROCESSING_FAILURE)
-    status = data_set.get("PerformedProcedureStepStatus") or None
-    if status is not None and status not in list(StepState):
+    # A text whatever VR was sent: a person's name equals the text, and is none.
+    status = str(data_set.get("PerformedProcedureStepStatus") or "")
+    if status and status not in list(StepState):
         raise StoreRefused(_INVALID, "Not a Performed Procedure Step Status")
     studies = {
         _uid(item, "StudyInstanceUID") for item in items_of(data_set, "ScheduledStepAttributesSequence", _INVALID)
@@ -74,7 +75,7 @@ def parse_step(encoded: bytes, transfer_syntax: str) -> StepMessage:
             made.setdefault(_uid(series, "SeriesInstanceUID"), set()).update(images)
     in_order = {series: tuple(sorted(images)) for series, images in made.items()}
     return StepMessage(
-        state=None if status is None else StepState(status),
+        state=StepState(status) if status else None,
         studies=tuple(sorted(studies)),
         made=in_order if "PerformedSeriesSequence" in data_set else None,
     )

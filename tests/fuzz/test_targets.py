@@ -14,6 +14,8 @@ FOUND = {
         b"\x04\x00\x08\x00\x00\x00\x00\x003\x00\x08\x00U\x01",
         b"\x08\x00\x95\x11UI\x06\x001.2.5\x00\x08\x00\x98\x11US\x02\x00\x01\x00",
     ],
+    # A status with the VR of a person's name.
+    "performed_step": [b"\x40\x00\x52\x02PN\x0a\x00COMPLETED "],
     # A position, an orientation and a spacing that are no numbers, endless or beyond all measure.
     "series_of_slices": [bytes(16) + odd + bytes(20 * 130 - 17) for odd in (b"\x3f", b"\x7f", b"\xff")],
 }
