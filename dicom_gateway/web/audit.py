@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dicom_gateway.events import Event, emit
@@ -29,7 +29,8 @@ class Audited:
     """ASGI middleware, behind the one that asks who it is.
 
     A line has the name of the login (None where nobody is asked for one), the address, the name of the operation, the
-    Study Instance UID where the path has one, and the status of the answer; of queries not what was sought.
+    Study Instance UID where the path has one, and the status of the answer, None where the client left before there
+    was one; of queries not what was sought.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -39,7 +40,7 @@ class Audited:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        status = 500
+        status: int | None = 500
 
         async def send_noted(message: Message) -> None:
             nonlocal status
@@ -49,13 +50,16 @@ class Audited:
 
         try:
             await self._app(scope, receive, send_noted)
+        except ClientDisconnect:
+            status = None
+            raise
         finally:
             # Of a path that nobody serves there is none, and files of the pages have no name.
             action = getattr(scope.get("endpoint"), "__name__", None)
             if action is not None and action not in _SHOWS_NO_PATIENT:
                 self._note(scope, action, status)
 
-    def _note(self, scope: Scope, action: str, status: int) -> None:
+    def _note(self, scope: Scope, action: str, status: int | None) -> None:
         user = logged_in(Request(scope))
         uid = scope["path_params"].get("uid") or scope["path_params"].get("study")
         about: dict[str, Any] = {

@@ -21,6 +21,7 @@ from pydicom.uid import (
     MRImageStorage,
 )
 from running import wait_until
+from structlog.testing import capture_logs
 from web_samples import serving, site_settings
 
 from dicom_gateway.receive.reception import Reception
@@ -207,10 +208,13 @@ def test_a_sender_that_hangs_up_leaves_nothing_half(client: httpx.Client, settin
     large = image(2, Rows=1024, Columns=1024, PixelData=bytes(1024 * 1024 * 2))
     content = body_of(image(1), large)
     head = f"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MEDIA_TYPE}\r\n"
-    with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
-        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content[:-1000])
-        wait_until(lambda: any(settings.incoming_dir.iterdir()), "the second image is being received")
-    wait_until(lambda: not any(settings.incoming_dir.iterdir()), "it is forgotten")
+    with capture_logs() as logs:
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+            connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content[:-1000])
+            wait_until(lambda: any(settings.incoming_dir.iterdir()), "the second image is being received")
+        wait_until(lambda: not any(settings.incoming_dir.iterdir()), "it is forgotten")
+        wait_until(lambda: [log for log in logs if log["event"] == "web_change_asked_for"], "it is noted")
+    assert [log["status"] for log in logs if log["event"] == "web_change_asked_for"] == [None]
     (kept,) = stored(settings)
     assert dcmread(kept).InstanceNumber == 1
 
