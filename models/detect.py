@@ -141,7 +141,8 @@ class Detector:
         anatomy = reading.anatomy(sharp_kernel)
         for kind, rule in RULES.items():
             if kind not in self.manifest.withheld:
-                found[kind] = self._graded(rule(anatomy))
+                measured_by_rule = rule(anatomy)
+                found[kind] = self._graded(_doubted(measured_by_rule) if reading.quality() else measured_by_rule)
         findings = tuple(
             finding for kind in FindingKind for finding in found.get(kind) or (reading.not_assessed(kind),)
         )
@@ -618,6 +619,20 @@ class _Reading:
     def _tracking_uid(self, *parts: str) -> str:
         series = (self._volume.series_instance_uid, self._manifest.sha256)
         return derive_uid("tracking", *series, *map(str, parts))
+
+
+def _doubted(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """What was measured on the outlines of an image that the model does not know: nobody should rely on it."""
+    return tuple(
+        finding
+        if finding.presence is Presence.NOT_ASSESSED
+        else replace(
+            finding,
+            presence=Presence.INDETERMINATE,
+            reason="; ".join(filter(None, (_UNFAMILIAR, finding.reason))),
+        )
+        for finding in findings
+    )
 
 
 def unfamiliar(manifest: ModelManifest, outputs: HeadOutputs) -> tuple[QualityIssue, ...]:

@@ -6,6 +6,7 @@ from models.evaluation.record import Record
 from models.evaluation.summary import REAL_UNSEEN, group_of, trial
 from models.findings import EvidenceGrade, FindingKind
 from models.manifest import Evidence, ModelManifest, Trial
+from models.measured import RULES
 
 GRADE_A_STUDIES = 10
 # Below these, pooled over all trials, an answer would mislead more than it helps. What is left open misleads nobody,
@@ -74,8 +75,12 @@ def evidence_of(records: Sequence[Record]) -> dict[FindingKind, Evidence]:
 
 
 def with_evidence(manifest: ModelManifest, records: Sequence[Record]) -> ModelManifest:
-    """The manifest with the evidence, grades and withheld kinds that follow from `records`, and nothing older."""
-    nothing = {kind: Evidence(grade=EvidenceGrade.C, trials=()) for kind in manifest.lesions}
+    """The manifest with the evidence, grades and withheld kinds that follow from `records`, and nothing older.
+
+    A kind that was not tried is withheld, those that are measured by rule too: their outlines are this model's.
+    """
+    answered = {*manifest.lesions, FindingKind.EMPHYSEMA, *RULES}
+    nothing = {kind: Evidence(grade=EvidenceGrade.C, trials=()) for kind in answered}
     evidence = nothing | evidence_of(records)
     ordered = {kind: evidence[kind] for kind in FindingKind if kind in evidence}
     return ModelManifest.model_validate(

@@ -75,13 +75,14 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
         "evidence": {kind: {"grade": "C", "trials": []}},
         "not_assessed": {other: "not learned" for other in FindingKind if other is not kind},
         "training_data": [],
+        "familiarity": {"limit": 9.0, "fitted_on": "this test"},
     }
     (folder / "model.json").write_text(json.dumps(manifest))
     return Detector(ModelSession.open(folder, threads=1))
 
 
 def _graph() -> onnx.ModelProto:
-    """lesions = sigmoid((hu - 150) / 20), anatomy = 0, study logit = (largest hu - 150) / 20."""
+    """lesions = sigmoid((hu - 150) / 20), anatomy = 0, study logit = (largest hu - 150) / 20, strangeness = 5."""
     grid = ["d", "h", "w"]
     constants = [
         helper.make_tensor("bright", TensorProto.FLOAT, [], [BRIGHT_HU]),
@@ -89,6 +90,8 @@ def _graph() -> onnx.ModelProto:
         helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
         helper.make_tensor("grid_axes", TensorProto.INT64, [3], [2, 3, 4]),
         helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]),
+        helper.make_tensor("five", TensorProto.FLOAT, [], [5.0]),
+        helper.make_tensor("all_axes", TensorProto.INT64, [4], [1, 2, 3, 4]),
     ]
     nodes = [
         helper.make_node("Sub", ["hu", "bright"], ["above"]),
@@ -96,6 +99,8 @@ def _graph() -> onnx.ModelProto:
         helper.make_node("Sigmoid", ["logits"], ["lesions"]),
         helper.make_node("ReduceMax", ["logits", "grid_axes"], ["study_logits"], keepdims=0),
         helper.make_node("Mul", ["hu", "zero"], ["nothing"]),
+        helper.make_node("ReduceMax", ["nothing", "all_axes"], ["none"], keepdims=0),
+        helper.make_node("Add", ["none", "five"], ["strangeness"]),
         helper.make_node("Squeeze", ["nothing", "axis"], ["flat"]),
         helper.make_node("Cast", ["flat"], ["anatomy"], to=TensorProto.UINT8),
     ]
@@ -107,6 +112,7 @@ def _graph() -> onnx.ModelProto:
             helper.make_tensor_value_info("anatomy", TensorProto.UINT8, [1, *grid]),
             helper.make_tensor_value_info("lesions", TensorProto.FLOAT, [1, 1, *grid]),
             helper.make_tensor_value_info("study_logits", TensorProto.FLOAT, [1, 1]),
+            helper.make_tensor_value_info("strangeness", TensorProto.FLOAT, [1]),
         ],
         constants,
     )
@@ -367,6 +373,18 @@ def test_a_score_that_a_small_move_changes_is_no_answer(detector: Detector) -> N
     answer = next(f for f in findings if f.kind is FindingKind.PULMONARY_NODULE)
     assert answer.presence is Presence.INDETERMINATE
     assert "not stable" in (answer.reason or "")
+
+
+def test_what_is_measured_on_an_image_unlike_the_known_ones_is_left_open_too(detector: Detector) -> None:
+    volume, _ = _thorax(np.eye(3), None)
+    strange = detector.manifest.model_copy(update={"familiarity": Familiarity(limit=4.0, fitted_on="this test")})
+    lungs, asked = segment_lungs(volume), FindingKind.MEDICAL_DEVICE
+    known, unknown = (
+        next(f for f in of.detect(volume, lungs, sharp_kernel=False).findings if f.kind is asked)
+        for of in (detector, Detector(detector.session, strange))
+    )
+    assert (known.presence, unknown.presence) == (Presence.ABSENT, Presence.INDETERMINATE)
+    assert "unlike" in (unknown.reason or "")
 
 
 def test_an_image_unlike_the_known_ones_gets_no_answer(detector: Detector) -> None:

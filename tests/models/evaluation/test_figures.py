@@ -26,6 +26,7 @@ from models.findings import (
     Region,
 )
 from models.manifest import Trial, load_manifest
+from models.measured import RULES
 
 NODULE, EFFUSION = FindingKind.PULMONARY_NODULE, FindingKind.PLEURAL_EFFUSION
 LUNG_SLICES = np.arange(10) < 8
@@ -167,6 +168,7 @@ def test_new_evidence_replaces_the_old_one_and_decides_what_is_withheld() -> Non
     assert [row.data for row in manifest.evidence[EFFUSION].trials] == ["phantoms"]
     assert "1 of 4" in manifest.withheld[EFFUSION]
     assert "0 studies" in manifest.withheld[NODULE]
+    assert manifest.withheld.keys() >= {FindingKind.EMPHYSEMA, *RULES}
 
 
 def test_tables_and_page_name_groups_refusals_and_figures(tmp_path: Path) -> None:
