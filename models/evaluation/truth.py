@@ -12,10 +12,11 @@ studies and leaves the data where they are. Both hold the fields of `StudyTruth`
 
 A kind that is named nowhere is unknown and counts neither as present nor as absent. Quantities and units are those of
 `models.findings`. Slices are counted from 0 at the lowest one (feet); a mask is a NIfTI file, not 0 inside, placed by
-its own header. Paths are relative to the file they stand in. An index file has
+its own header. `path` and `mask` are relative to the folder of a `truth.json`, in an index file to its `root`; what they
+name must be there. An index file has
 
     version = 1
-    root = "../archive"          # what `path` is relative to; the index file's folder when left out
+    root = "../archive"          # relative to the index file's folder; that folder when left out
     [[studies]]
     name = "patient 17"
     path = "ct/patient17"        # a folder of DICOM files, or a volume in HU that SimpleITK reads (NIfTI, NRRD)
@@ -38,6 +39,8 @@ from models.findings import FindingKind, Laterality, Quantity, Unit
 
 TRUTH_NAME = "truth.json"
 KnownPresence = Literal["present", "absent", "unknown"]
+
+_NAMED = 5
 
 
 class UnreadableTruth(ValueError):
@@ -112,6 +115,11 @@ class LabelledStudy:
     data: Path
     folder: Path
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Everything that is read of the study: its data, then its masks."""
+        return (self.data, *(mask for kind in FindingKind if (mask := self.mask_path(kind)) is not None))
+
     def mask_path(self, kind: FindingKind) -> Path | None:
         mask = self.truth.of(kind).mask
         return None if mask is None else self.folder / mask
@@ -120,7 +128,7 @@ class LabelledStudy:
 def find_labelled_studies(paths: Sequence[Path]) -> tuple[LabelledStudy, ...]:
     """Studies of index files (TOML) and of every folder below `paths` that holds a `truth.json`.
 
-    Raises UnreadableTruth naming the file and the field.
+    Raises UnreadableTruth naming the file and the field, or the data and masks that are not there.
     """
     found: list[LabelledStudy] = []
     for path in paths:
@@ -144,7 +152,9 @@ def _of_folder(file: Path) -> LabelledStudy:
         )
     except (OSError, ValueError, KeyError) as error:
         raise UnreadableTruth(f"{file}: {_said(error)}") from error
-    return LabelledStudy(truth=truth, data=file.parent / (truth.path or "."), folder=file.parent)
+    study = LabelledStudy(truth=truth, data=file.parent / (truth.path or "."), folder=file.parent)
+    _check_paths(file, [study])
+    return study
 
 
 def _of_index(file: Path) -> list[LabelledStudy]:
@@ -158,7 +168,16 @@ def _of_index(file: Path) -> list[LabelledStudy]:
             raise ValueError(f"no path: {', '.join(nameless)}")
     except (OSError, ValueError, KeyError) as error:
         raise UnreadableTruth(f"{file}: {_said(error)}") from error
-    return [LabelledStudy(truth=truth, data=root / str(truth.path), folder=root) for truth in truths]
+    studies = [LabelledStudy(truth=truth, data=root / str(truth.path), folder=root) for truth in truths]
+    _check_paths(file, studies)
+    return studies
+
+
+def _check_paths(file: Path, studies: Sequence[LabelledStudy]) -> None:
+    missing = [f"{path} ({study.truth.name})" for study in studies for path in study.paths if not path.exists()]
+    if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise UnreadableTruth(f"{file}: no such file or folder: {', '.join(missing[:_NAMED])}{more}")
 
 
 def _said(error: Exception) -> str:

@@ -26,12 +26,26 @@ measurements = [{ quantity = "volume", value = 310.0, unit = "ml", laterality = 
 def test_an_index_names_data_and_masks_below_its_root(tmp_path: Path) -> None:
     index = tmp_path / "studies.toml"
     index.write_text(INDEX)
+    (tmp_path / "archive" / "ct" / "one").mkdir(parents=True)
+    (tmp_path / "archive" / "labels").mkdir()
+    (tmp_path / "archive" / "labels" / "one.nii.gz").touch()
     (study,) = find_labelled_studies([index])
     assert study.data == tmp_path / "archive" / "ct" / "one"
     assert study.mask_path(FindingKind.PLEURAL_EFFUSION) == tmp_path / "archive" / "labels" / "one.nii.gz"
     assert study.truth.of(FindingKind.PLEURAL_EFFUSION).presence == "present"
     assert study.truth.of(FindingKind.PNEUMOTHORAX).presence == "absent"
     assert study.truth.of(FindingKind.EMPHYSEMA).presence == "unknown"
+
+
+def test_data_and_masks_that_are_not_there_are_named(tmp_path: Path) -> None:
+    index = tmp_path / "studies.toml"
+    index.write_text(INDEX)
+    with pytest.raises(UnreadableTruth, match=r"archive/ct/one \(one\), .*archive/labels/one\.nii\.gz"):
+        find_labelled_studies([index])
+    truth = {"version": 1, "name": "a", "source": "b", "findings": {"pneumothorax": {"mask": "air.nii.gz"}}}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    with pytest.raises(UnreadableTruth, match=r"air\.nii\.gz \(a\)"):
+        find_labelled_studies([tmp_path])
 
 
 @pytest.mark.parametrize(
