@@ -389,10 +389,13 @@ def show_model(
         grade = f", evidence {kind.grade}" if kind.grade else ""
         out.print(f"[bold]{kind.title}[/]{grade}, {kind.status}{f': {kind.reason}' if kind.reason else ''}")
         for row in kind.rows:
+            trial = row.trial
             rates = f"sensitivity {row.sensitivity}, specificity {row.specificity}, AUROC {row.auroc}"
-            out.print(f"  {row.trial.data}: {row.trial.positive} with, {row.trial.negative} without; {rates}")
-            for line in row.details:
-                out.print(f"    {line}")
+            lines = [f"  {trial.data}: {trial.positive} with, {trial.negative} without; {rates}"]
+            if trial.indeterminate or trial.not_assessed:
+                lines.append(f"    {trial.indeterminate} undecided, {trial.not_assessed} not assessed")
+            lines += [f"    {line}" for line in (trial.note, *row.details) if line]
+            out.print("\n".join(lines), soft_wrap=True)
     out.print(f"Intervals are of 95 %. {_RESEARCH}")
 
 

@@ -75,14 +75,19 @@ def _details(trial: Trial) -> Iterator[str]:
     if trial.lesions:
         yield _lesions(trial.lesions)
     if trial.outlines:
-        one = trial.outlines
-        yield f"outlines: mean Dice {one.mean_dice:.2f}, least {one.least_dice:.2f}, n = {one.n}"
+        outlines = trial.outlines
+        yield f"outlines: mean Dice {outlines.mean_dice:.2f}, least {outlines.least_dice:.2f}, n = {outlines.n}"
     if trial.slices:
         yield _slices(trial.slices)
+    if trial.calibration:
+        one = trial.calibration
+        yield f"calibration: expected error {one.expected_error:.2f}, Brier score {one.brier:.3f}, n = {one.n}"
 
 
 def _lesions(one: LesionTrial) -> str:
-    return f"{one.found} of {one.lesions} lesions found, {one.false_per_study:.1f} false ones a study"
+    found = f"{one.found} of {one.lesions} lesions found, {one.false_per_study:.1f} false ones a study"
+    at_two = one.sensitivity_at_two
+    return found if at_two is None else f"{found}, sensitivity {at_two:.2f} at 2 false ones"
 
 
 def _slices(one: SliceTrial) -> str:

@@ -79,12 +79,16 @@ class Agreement(_Record):
 
 
 class LesionTrial(_Record):
-    """Single lesions: how many there were, how many were described, and false descriptions per study."""
+    """Single lesions: how many there were, how many were described, and false descriptions per study.
+
+    `competition_metric` is the mean sensitivity at 1/8 to 8 false descriptions a study, `sensitivity_at_two` that at 2.
+    """
 
     lesions: Count
     found: Count
     false_per_study: NotNegative
     competition_metric: Probability | None = None
+    sensitivity_at_two: Probability | None = None
 
 
 class OutlineTrial(_Record):
@@ -103,6 +107,18 @@ class SliceTrial(_Record):
     negative: Count
     sensitivity: Probability | None
     specificity: Probability | None
+
+
+class CalibrationTrial(_Record):
+    """Whether 0.8 means 0.8: how far the probabilities of `n` studies lie from the share with the finding.
+
+    `expected_error` is the mean distance over ten bins of equal width (Naeini et al., AAAI 2015), `brier` the mean
+    squared error.
+    """
+
+    n: Count
+    expected_error: Probability
+    brier: Probability
 
 
 class Trial(_Record):
@@ -130,6 +146,7 @@ class Trial(_Record):
     lesions: LesionTrial | None = None
     outlines: OutlineTrial | None = None
     slices: SliceTrial | None = None
+    calibration: CalibrationTrial | None = None
 
 
 class Evidence(_Record):

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from models.findings import FindingKind
 from models.manifest import Interval, ModelManifest, Trial, load_manifest
 
 _BEGIN = "<!-- begin: written by models.evaluation.card -->"
@@ -36,6 +37,7 @@ def tables(manifest: ModelManifest) -> str:
     for kind, evidence in manifest.evidence.items():
         lines += [f"| {kind.value} | {evidence.grade.value} | {_row(trial)} |" for trial in evidence.trials]
     lines += _agreement_table(manifest) + _lesion_table(manifest) + _outline_table(manifest) + _slice_table(manifest)
+    lines += _calibration_table(manifest)
     lines += [
         "",
         "| kind | voxel threshold | smallest volume (ml) | present from | absent below | temperature | bias |",
@@ -47,6 +49,14 @@ def tables(manifest: ModelManifest) -> str:
             f"{point.present_probability:.2f} | {point.absent_probability:.2f} | {point.temperature:.2f} | "
             f"{point.bias:.2f} |"
         )
+    if manifest.nodules is not None:
+        one = manifest.nodules
+        lines += [
+            "",
+            f"The network for nodules: {FindingKind.PULMONARY_NODULE.value} present from {one.present_probability:g}, "
+            f"doubtful from {one.absent_probability:g}, from {one.minimum_diameter_mm:g} mm; temperature "
+            f"{one.temperature:.2f}, bias {one.bias:.2f}.",
+        ]
     lines += ["", "Answers withheld (reported as not assessed), by the figures above:", ""]
     lines += [f"- {kind.value}: {reason}" for kind, reason in manifest.withheld.items()] or ["- none"]
     lines += ["", "| data | licence | use |", "|---|---|---|"]
@@ -89,14 +99,16 @@ def _agreement_table(manifest: ModelManifest) -> list[str]:
 def _lesion_table(manifest: ModelManifest) -> list[str]:
     rows = [
         f"| {kind.value} | {trial.data} | {one.found} of {one.lesions} | {one.false_per_study:.2f} | "
-        + ("-" if one.competition_metric is None else f"{one.competition_metric:.2f}")
-        + " |"
+        f"{with_interval(one.competition_metric, None)} | {with_interval(one.sensitivity_at_two, None)} |"
         for kind, evidence in manifest.evidence.items()
         for trial in evidence.trials
         if (one := trial.lesions) is not None
     ]
-    header = "| kind | measured on | lesions found | false ones a study | mean sensitivity at 1/8 to 8 false ones |"
-    return ["", header, "|---|---|--:|--:|--:|", *rows] if rows else []
+    header = (
+        "| kind | measured on | lesions found | false ones a study | mean sensitivity at 1/8 to 8 false ones "
+        "| sensitivity at 2 |"
+    )
+    return ["", header, "|---|---|--:|--:|--:|--:|", *rows] if rows else []
 
 
 def _outline_table(manifest: ModelManifest) -> list[str]:
@@ -120,6 +132,17 @@ def _slice_table(manifest: ModelManifest) -> list[str]:
     ]
     header = "| kind | measured on | slices with | slices without | sensitivity | specificity |"
     return ["", header, "|---|---|--:|--:|--:|--:|", *rows] if rows else []
+
+
+def _calibration_table(manifest: ModelManifest) -> list[str]:
+    rows = [
+        f"| {kind.value} | {trial.data} | {one.n} | {one.expected_error:.2f} | {one.brier:.3f} |"
+        for kind, evidence in manifest.evidence.items()
+        for trial in evidence.trials
+        if (one := trial.calibration) is not None
+    ]
+    header = "| kind | measured on | studies | expected calibration error | Brier score |"
+    return ["", header, "|---|---|--:|--:|--:|", *rows] if rows else []
 
 
 def main() -> None:

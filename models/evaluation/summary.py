@@ -16,7 +16,7 @@ from models.evaluation.statistics import (
     wilson,
 )
 from models.findings import FindingKind, Presence
-from models.manifest import Agreement, LesionTrial, OutlineTrial, SliceTrial, Trial
+from models.manifest import Agreement, CalibrationTrial, LesionTrial, OutlineTrial, SliceTrial, Trial
 
 REAL_UNSEEN = "real CT, not trained on"
 REAL_SEEN = "real CT, trained on as background"
@@ -93,6 +93,7 @@ def trial(kind: FindingKind, data: str, records: Sequence[Record]) -> Trial | No
         lesions=_lesion_trial(given),
         outlines=_outline_trial(given),
         slices=_slice_trial(given),
+        calibration=_calibration_trial(kind, records),
         note=_named(kind, records),
     )
 
@@ -117,7 +118,8 @@ def roc(kind: FindingKind, records: Sequence[Record]) -> list[tuple[float, float
 
 def reliability(kind: FindingKind, records: Sequence[Record]) -> Calibration | None:
     """Calibration of the probabilities; None where the kind has none."""
-    given = [a for a in known_answers(kind, records) if a.probability is not None]
+    known = known_answers(kind, records)
+    given = [a for a in known if a.probability is not None and a.presence is not Presence.NOT_ASSESSED]
     return calibration([a.probability or 0.0 for a in given], [a.truth == "present" for a in given])
 
 
@@ -170,6 +172,7 @@ def _lesion_trial(answers: Sequence[Answer]) -> LesionTrial | None:
         found=sum(d.hit for d in described),
         false_per_study=sum(not d.hit for d in described) / len(known),
         competition_metric=curve.competition_metric,
+        sensitivity_at_two=curve.sensitivity_at(2.0),
     )
 
 
@@ -189,6 +192,13 @@ def _slice_trial(answers: Iterable[Answer]) -> SliceTrial | None:
         sensitivity=sum(c.found for c in counted) / positive if positive else None,
         specificity=sum(c.clean for c in counted) / negative if negative else None,
     )
+
+
+def _calibration_trial(kind: FindingKind, records: Sequence[Record]) -> CalibrationTrial | None:
+    figures = reliability(kind, records)
+    if figures is None:
+        return None
+    return CalibrationTrial(n=sum(figures.count), expected_error=figures.expected_error, brier=figures.brier)
 
 
 def _named(kind: FindingKind, records: Iterable[Record]) -> str:

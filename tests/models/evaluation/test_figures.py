@@ -143,7 +143,24 @@ def test_rates_count_what_was_said_and_leave_out_what_is_not_known() -> None:
     assert (row.positive, row.negative, row.indeterminate, row.not_assessed) == (4, 4, 1, 1)
     assert (row.sensitivity, row.specificity) == (0.75, 0.75)
     assert row.auroc == pytest.approx(15 / 16)
+    assert row.calibration is not None
+    assert (row.calibration.n, row.calibration.expected_error) == (8, pytest.approx(1.7 / 8))
+    assert row.calibration.brier == pytest.approx((0.01 * 6 + 0.25 + 0.36) / 8)
     assert trial(NODULE, "phantoms", suite()) is None
+
+
+def test_lesions_are_counted_at_two_false_ones_a_study() -> None:
+    """One nodule, found with a lower score than three false descriptions have."""
+    lesions = [{"centre_lps_mm": [5, 5, 5], "diameter_mm": 10}]
+    far = [lesion(number, (90.0 * number, 5, 5), 0.9, 6.0) for number in (2, 3, 4)]
+    said = finding(NODULE, Presence.PRESENT, probability=0.9)
+    for false_ones, expected in ((far[:2], 1.0), (far, 0.0)):
+        known = answers(
+            {"findings": {"pulmonary_nodule": {"lesions": lesions}}}, said, lesion(1, (5, 5, 5), 0.4, 10.0), *false_ones
+        )
+        row = trial(NODULE, "phantoms", [record("s", "unknown", Presence.ABSENT, 0.0, answers=(known[NODULE],))])
+        assert row is not None and row.lesions is not None
+        assert (row.lesions.found, row.lesions.sensitivity_at_two) == (1, expected)
 
 
 @pytest.mark.parametrize(
