@@ -21,6 +21,7 @@ from models.training.network import LESIONS, SPACING_MM
 MARGIN_MM = 40.0
 _ORGAN_MARGIN_MM = 5.0
 _HEART_OPEN_MM = 20.0
+_NO_LUNGS = "no lungs are found; are these HU, and is it a chest?"
 
 _LUNG_BITS = sum(
     1 << index
@@ -46,10 +47,15 @@ class Sample:
 
 
 def read_ct(path: Path) -> sitk.Image:
-    """A CT as an image in HU: a folder with one DICOM series, or a file SimpleITK reads."""
+    """A CT as an image in HU: a folder with one DICOM series, or a file SimpleITK reads.
+
+    Raises ValueError where the folder has no series or several: masks belong to one of them, and which is not said.
+    """
     if not path.is_dir():
         return sitk.ReadImage(str(path), sitk.sitkFloat32)
     reader = sitk.ImageSeriesReader()
+    if (found := len(reader.GetGDCMSeriesIDs(str(path)))) != 1:
+        raise ValueError(f"{path}: {found} DICOM series instead of one")
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(path)))
     return sitk.Cast(reader.Execute(), sitk.sitkFloat32)
 
@@ -143,11 +149,18 @@ def body_mask(hu: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 def lung_labels(
     hu: npt.NDArray[np.float32], body: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """(aerated left lung, aerated right lung, airways) by thresholds; x grows to the patient's left."""
+    """(aerated left lung, aerated right lung, airways) by thresholds; x grows to the patient's left.
+
+    Raises ValueError where there are no lungs.
+    """
     air = (hu < -450) & body
+    if not air.any():
+        raise ValueError(_NO_LUNGS)
     airways = _airways(hu, body)
     lungs = ndi.binary_opening(air & ~ndi.binary_dilation(airways, iterations=1))
     lungs = largest(lungs, 2) & air
+    if not lungs.any():
+        raise ValueError(_NO_LUNGS)
     components, found = ndi.label(ndi.binary_erosion(lungs, iterations=2))
     sizes = np.bincount(components.ravel(), minlength=3)
     sizes[0] = 0
@@ -198,6 +211,7 @@ def real_sample(
     taken for outlined completely, save where `open` is. With `unlabelled_pneumonia` what is dense in the lungs becomes
     clear ground glass or consolidation where its HU leave no doubt, and unknown elsewhere. `nodules` are
     (x, y, z, diameter) in mm of real ones, left out of the loss. `outlined` stands above all that thresholds say.
+    Raises ValueError where thresholds find no lungs.
     """
     hu = grid.values
     nodule = np.zeros(hu.shape, np.bool_)
