@@ -12,8 +12,8 @@ studies and leaves the data where they are. Both hold the fields of `StudyTruth`
 
 A kind that is named nowhere is unknown and counts neither as present nor as absent. Quantities and units are those of
 `models.findings`. Slices are counted from 0 at the lowest one (feet); a mask is a NIfTI file, not 0 inside, placed by
-its own header. `path` and `mask` are relative to the folder of a `truth.json`, in an index file to its `root`; what they
-name must be there. An index file has
+its own header. `path` and `mask` are relative to the folder of a `truth.json`, in an index file to its `root`, and what
+they name must be there. An index file has
 
     version = 1
     root = "../archive"          # relative to the index file's folder; that folder when left out
