@@ -15,14 +15,22 @@ def write_tables(manifest: ModelManifest, card: Path) -> None:
     write_between(_BEGIN, _END, tables(manifest), card)
 
 
+def check_marks(card: Path) -> None:
+    """Raises OSError when the card cannot be read, ValueError when it does not hold the marks."""
+    _around(_BEGIN, _END, card)
+
+
 def write_between(begin: str, end: str, written: str, card: Path) -> None:
     """Replace what stands between two marks of a file. Raises ValueError when it does not hold them once each."""
-    text = card.read_text()
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"{card.name} does not hold the marks {begin} and {end} once each")
-    before, _, rest = text.partition(begin)
-    after = rest.partition(end)[2]
+    before, after = _around(begin, end, card)
     card.write_text(f"{before}{begin}\n\n{written}\n{end}{after}")
+
+
+def _around(begin: str, end: str, card: Path) -> tuple[str, str]:
+    text = card.read_text()
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{card.name} does not hold the marks {begin} and {end} once each")
+    return text.partition(begin)[0], text.partition(end)[2]
 
 
 def tables(manifest: ModelManifest) -> str:
