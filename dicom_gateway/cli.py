@@ -207,12 +207,14 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Another seed makes other simulations.")] = 1,
     hosts: Annotated[
         Path | None,
-        typer.Option(help="Training configuration: as many studies with lesions put into its held-out patients, too."),
+        typer.Option(
+            help="Training configuration: with --simulate, as many studies with lesions put into its held-out patients."
+        ),
     ] = None,
     write_evidence: Annotated[
         bool, typer.Option("--write-evidence", help="Write grades, figures and withheld kinds into model.json.")
     ] = False,
-    card: Annotated[Path | None, typer.Option(help="Model card whose tables are written, too.")] = None,
+    card: Annotated[Path | None, typer.Option(help="Model card whose tables --write-evidence writes, too.")] = None,
     config: ConfigOption = None,
 ) -> None:
     """Compare a model's answers with what is known about studies: rates with intervals, agreement, FROC, calibration.
@@ -220,20 +222,28 @@ def evaluate(
     Writes [bold]evaluation.html[/], figures.csv, answers.csv, measurements.csv and evaluation.json. The format of truth
     files stands in [bold]models/evaluation/truth.py[/]; the truth.json of [bold]onescan phantom[/] is one, too.
 
-    Exit code 0: all studies evaluated. 1: some refused or failed. 2: wrong usage.
+    Exit code 0: all studies evaluated. 1: some refused or failed, or nothing measured to be written. 2: wrong usage.
     """
+    from models.evaluation.card import check_marks
     from models.evaluation.truth import UnreadableTruth, find_labelled_studies
 
     settings = Settings.load(config)
     if model is not None:
         settings = settings.model_copy(update={"model_dir": model})
-    if missing := [path for path in (*(paths or ()), *((hosts,) if hosts else ())) if not path.exists()]:
+    if card is not None and not write_evidence:
+        err.print("[red]--card is written with --write-evidence only.[/]")
+        raise typer.Exit(USAGE_ERROR)
+    if hosts is not None and not simulate:
+        err.print("[red]--hosts needs --simulate N:[/] as many studies are made of its patients.")
+        raise typer.Exit(USAGE_ERROR)
+    named = (*(paths or ()), *(path for path in (hosts, card) if path is not None))
+    if missing := [path for path in named if not path.exists()]:
         err.print(f"[red]No such file or folder:[/] {', '.join(map(str, missing))}")
         raise typer.Exit(USAGE_ERROR)
     try:
         labelled = find_labelled_studies(paths or ())
     except UnreadableTruth as error:
-        err.print(f"[red]{error}[/]", highlight=False)
+        err.print(f"[red]{escape(str(error))}[/]", highlight=False)
         raise typer.Exit(USAGE_ERROR) from error
     if not labelled and not simulate:
         err.print("[red]Nothing to evaluate:[/] name an index file or a folder with truth.json, or say --simulate N.")
@@ -241,17 +251,39 @@ def evaluate(
     from dicom_gateway.evaluate import inserted_cases, labelled_case, phantom_cases
 
     cases = [*map(labelled_case, labelled), *phantom_cases(simulate, seed)]
+    if card is not None:
+        try:
+            check_marks(card)
+        except (OSError, ValueError) as error:
+            raise _unusable(card, error) from error
     if hosts is not None:
-        cases += inserted_cases(hosts, simulate, seed)
+        try:
+            cases += inserted_cases(hosts, simulate, seed)
+        except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise _unusable(hosts, error) from error
     raise typer.Exit(_evaluate(cases, out_dir, settings, write_evidence=write_evidence, card=card))
 
 
+def _unusable(file: Path, error: Exception) -> typer.Exit:
+    said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    err.print(f"[red]{file} cannot be used:[/] {escape(said)}", highlight=False, soft_wrap=True)
+    return typer.Exit(USAGE_ERROR)
+
+
 def _evaluate(cases, out_dir: Path, settings: Settings, *, write_evidence: bool, card: Path | None) -> int:  # type: ignore[no-untyped-def]
-    from dicom_gateway.evaluate import answering_everything, evaluate_cases, write_evidence_into
+    from dicom_gateway.evaluate import (
+        NothingMeasured,
+        answering_everything,
+        evaluate_cases,
+        training_doubts,
+        write_evidence_into,
+    )
     from models.evaluation.page import PAGE_NAME, write_page
     from models.evaluation.tables import write_tables
 
     detector = answering_everything(_session(settings))
+    for doubt in training_doubts(cases, detector.manifest):
+        err.print(f"[yellow]check[/] {escape(doubt)}", highlight=False)
     records = []
     with _progress() as progress:
         task = progress.add_task("evaluating", total=len(cases))
@@ -268,7 +300,11 @@ def _evaluate(cases, out_dir: Path, settings: Settings, *, write_evidence: bool,
     write_tables(records, detector.manifest, out_dir)
     write_page(records, detector.manifest, out_dir)
     if write_evidence:
-        manifest = write_evidence_into(settings.model_dir, records, card)
+        try:
+            manifest = write_evidence_into(settings.model_dir, records, card)
+        except NothingMeasured as error:
+            err.print(f"[red]No evidence written:[/] {error}. {settings.model_dir} stays as it is.")
+            return 1
         out.print(f"Evidence of {len(manifest.evidence)} kinds written into {settings.model_dir}.")
     evaluated = sum(record.outcome == "evaluated" for record in records)
     out.print(f"{evaluated} of {len(records)} studies evaluated: {out_dir / PAGE_NAME}. {_RESEARCH}")

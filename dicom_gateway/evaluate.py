@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import re
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from imaging.volume import Volume
 from models.detect import Detection, Detector
 from models.errors import ModelError
 from models.evaluation.card import write_tables as write_card
-from models.evaluation.evidence import with_evidence
+from models.evaluation.evidence import evidence_of, with_evidence
 from models.evaluation.images import read_image, read_mask
 from models.evaluation.phantoms import PhantomPlan, make_planned, plan_suite
 from models.evaluation.record import Acquisition, Record, read_answers
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 _INSERTED_FIRST_SEED = 200_000
 _MOST_INSERTED = 1000
 _INSERTED_SPACING_MM = 2.5  # that of models.training.network
+_NAMED = 5
+_ROOT = Path(__file__).parents[1]
+_CODE = ("imaging/**/*.py", "models/**/*.py", "dicom_gateway/pipeline.py", "dicom_gateway/evaluate.py")
+_ONLY_READS_RECORDS = ("card", "evidence", "page", "patches", "plots", "statistics", "summary", "tables")
 
 OnStage = Callable[[str], None]
 Masks = Mapping[FindingKind, npt.NDArray[np.bool_]]
@@ -47,6 +52,10 @@ Masks = Mapping[FindingKind, npt.NDArray[np.bool_]]
 
 class Refused(Exception):
     """No series of the study may be analysed."""
+
+
+class NothingMeasured(Exception):
+    """No study got an answer about a kind whose truth is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,7 +72,10 @@ class Scan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A study to be evaluated. `identity` changes whenever its data or truth do; `read` raises Refused."""
+    """A study to be evaluated; `read` raises Refused.
+
+    `identity` changes whenever the truth does, or the name, size or time of change of a data or mask file.
+    """
 
     name: str
     source: str
@@ -74,14 +86,17 @@ class Case:
 
 
 def labelled_case(study: LabelledStudy) -> Case:
-    """A study on disk: DICOM takes the way of the product; of other volumes only the voxels are checked."""
+    """A study on disk: DICOM takes the way of the product; of other volumes only the voxels are checked.
+
+    Raises OSError where its data or masks are not there.
+    """
     truth = study.truth
     return Case(
         name=truth.name,
         source=truth.source,
         simulated=truth.simulated,
         trained_on=truth.trained_on,
-        identity=f"{study.data} {truth.model_dump_json()}",
+        identity=f"{_state(study.paths)} {truth.model_dump_json()}",
         read=lambda on_stage: _read_labelled(study, on_stage),
     )
 
@@ -102,23 +117,38 @@ def phantom_cases(count: int, seed: int) -> Iterator[Case]:
 def inserted_cases(training: Path, count: int, seed: int) -> Iterator[Case]:
     """Lesions put into the held-out patients of a training configuration, on the network's own spacing.
 
-    Seeds are none that calibration uses. Raises OSError, TypeError or ValueError for a file that is no configuration.
+    Seeds are none that calibration uses. Raises OSError, TypeError, ValueError or KeyError for a file that is no
+    configuration, OSError where the patients' volumes are not there, and ValueError where there are no patients.
     """
     from models.training.dataset import read_config
     from models.training.studies import HELD_OUT_SOURCE, held_out_hosts, held_out_study
 
     config = read_config(training)
+    if not config.held_out:
+        raise ValueError("it names no held_out patients")
+    files = [config.data_root / volume.path for volume in config.held_out]
+    files += [volume.annotations for volume in config.held_out if volume.annotations is not None]
+    state = f"{training.read_text()} {_state(files)} {_contents(_ROOT.glob('models/training/*.py'))}"
     hosts = cache(lambda: held_out_hosts(config))
     first = _INSERTED_FIRST_SEED + seed * _MOST_INSERTED
-    for index in range(first, first + min(count, _MOST_INSERTED) if config.held_out else first):
+    for index in range(first, first + min(count, _MOST_INSERTED)):
 
         def read(on_stage: OnStage, index: int = index) -> Scan:
             on_stage("insert lesions")
             return _read_inserted(held_out_study(hosts(), config, index), on_stage)
 
         name = f"held out {index}"
-        identity = f"{training.read_text()} {index}"
+        identity = f"{state} {index}"
         yield Case(name=name, source=HELD_OUT_SOURCE, simulated=True, trained_on=False, identity=identity, read=read)
+
+
+def _state(paths: Sequence[Path]) -> str:
+    """Digest of names, sizes and times of change of files and of all files in folders; OSError where one is missing."""
+    listed = []
+    for path in paths:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        listed += [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def _read_inserted(study: "TrainingStudy", on_stage: OnStage) -> Scan:
@@ -160,10 +190,11 @@ def _read_labelled(study: LabelledStudy, on_stage: OnStage) -> Scan:
 
 
 def _read_dicom(folder: Path, on_stage: OnStage) -> tuple[Volume, Lungs, Acquisition, bool]:
-    studies, _ = read_studies(find_files([folder], folder))
-    if len(studies) != 1:
-        raise Refused(f"the folder holds {len(studies)} studies, not one")
-    passed = first_series_through_the_gates(studies[0], StageClock(on_stage))
+    with tempfile.TemporaryDirectory(prefix="onescan-") as unpacked:
+        studies, _ = read_studies(find_files([folder], Path(unpacked)))
+        if len(studies) != 1:
+            raise Refused(f"the folder holds {len(studies)} studies, not one")
+        passed = first_series_through_the_gates(studies[0], StageClock(on_stage))
     chosen = passed.selection.chosen
     if passed.volume is None or passed.lungs is None or chosen is None:
         rejections = [rejection.reason for rejection in passed.selection.rejected]
@@ -230,17 +261,20 @@ def answering_everything(session: ModelSession) -> Detector:
 def evaluate_cases(
     cases: Sequence[Case], detector: Detector, folder: Path, on_stage: OnStage = lambda stage: None
 ) -> Iterator[Record]:
-    """One record a case, kept in `folder` as JSON; a case that has its record there is not run again.
+    """One record a case, kept in `folder` as JSON; a case that was evaluated or refused there is not run again.
 
-    A study that cannot be read or analysed gives a record with the problem and does not stop the others.
+    A study that cannot be read or analysed gives a record with the problem and does not stop the others; the next run
+    tries it again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for case in cases:
         key = _key(case, detector.manifest)
         path = folder / f"{key}.json"
         if path.exists():
-            yield Record.model_validate_json(path.read_bytes())
-            continue
+            record = Record.model_validate_json(path.read_bytes())
+            if record.outcome != "failed":
+                yield record
+                continue
         started = time.perf_counter()
         record = _evaluated(case, key, detector, on_stage)
         record = record.model_copy(update={"seconds": round(time.perf_counter() - started, 2)})
@@ -291,16 +325,54 @@ def _with_contrast(acquisition: Acquisition, detection: Detection) -> Acquisitio
 
 
 def _key(case: Case, manifest: ModelManifest) -> str:
-    parts = [case.name, case.identity, manifest.model_dump_json(exclude={"evidence", "withheld"}), version("onescan")]
+    parts = [case.name, case.identity, manifest.model_dump_json(exclude={"evidence", "withheld"}), _software()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+@cache
+def _software() -> str:
+    """Digest of the code that makes records: the version of the package stays between releases."""
+    files = (file for pattern in _CODE for file in _ROOT.glob(pattern))
+    return _contents(f for f in files if f.stem not in _ONLY_READS_RECORDS and f.parent.name != "training")
+
+
+def _contents(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
+
+
+def training_doubts(cases: Sequence[Case], manifest: ModelManifest) -> list[str]:
+    """Warnings where cases that are not marked as trained on share name or data set with a training volume.
+
+    Volumes are those of the manifest; a data set is shared where a case's source stands in a volume's name or licence.
+    """
+    asked = [case for case in cases if not (case.trained_on or case.simulated)]
+    doubts = []
+    for volume in manifest.training_data:
+        if volume.use != "training":
+            continue
+        said = f"{volume.name} {volume.licence}"
+        alike = [case.name for case in asked if case.name == volume.name or _stands_in(case.source, said)]
+        if alike:
+            more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
+            unmarked = f"{', '.join(alike[:_NAMED])}{more}: not marked trained_on"
+            doubts.append(f'{unmarked}, but the weights were trained on "{volume.name}"')
+    return doubts
+
+
+def _stands_in(source: str, text: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(source)}(?![\w-])", text, re.IGNORECASE) is not None
 
 
 def write_evidence_into(folder: Path, records: Sequence[Record], card: Path | None) -> ModelManifest:
     """Write what `records` say into the folder's `model.json`, and into the tables of a model card.
 
-    Raises ManifestMismatch when the folder holds no model, ValueError when the card lacks its marks.
+    Raises NothingMeasured before anything is written, ManifestMismatch when the folder holds no model, ValueError when
+    the card lacks its marks.
     """
-    manifest = with_evidence(load_manifest(folder), [r for r in records if r.outcome == "evaluated"])
+    evaluated = [r for r in records if r.outcome == "evaluated"]
+    if not evidence_of(evaluated):
+        raise NothingMeasured("no study got an answer about a kind whose truth is known")
+    manifest = with_evidence(load_manifest(folder), evaluated)
     if card is not None:
         write_card(manifest, card)
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")

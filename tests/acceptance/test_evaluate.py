@@ -63,6 +63,44 @@ def test_wrong_usage_is_explained(tmp_path: Path, arguments: tuple[str, ...], sa
     assert said in run.stderr
 
 
+def test_a_model_stays_as_it_is_when_no_study_could_be_read(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "models" / "weights", model)
+    before = (model / "model.json").read_bytes()
+    (tmp_path / "one.nii.gz").write_text("no image")
+    index = tmp_path / "studies.toml"
+    index.write_text('version = 1\n[[studies]]\nname = "one"\npath = "one.nii.gz"\nsource = "LIDC-IDRI"\n')
+    run = onescan("evaluate", index, "--out", tmp_path / "out", "--model", model, "--write-evidence")
+    assert run.returncode == 1
+    assert "No evidence written" in run.stderr
+    assert "one: not marked trained_on" in run.stderr
+    assert (model / "model.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--simulate", "1", "--card", "FILE"), "--card is written with --write-evidence only"),
+        (("--simulate", "1", "--write-evidence", "--card", "nowhere.md"), "No such file"),
+        (("--simulate", "1", "--write-evidence", "--card", "FILE"), "does not hold the marks"),
+        (("models/evaluation/shared.toml", "--hosts", "FILE"), "--hosts needs --simulate"),
+        (("--simulate", "1", "--hosts", "nowhere.toml"), "No such file"),
+        (("--simulate", "1", "--hosts", "models/MODEL_CARD.md"), "models/MODEL_CARD.md cannot be used"),
+        (("--simulate", "1", "--hosts", "FILE"), "precision"),
+    ],
+)
+def test_flags_that_would_do_nothing_and_files_that_cannot_be_used_are_told_before_the_run(
+    tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("steps = 1\n")
+    out = tmp_path / "out"
+    run = onescan("evaluate", *(file if a == "FILE" else a for a in arguments), "--out", out)
+    assert (run.returncode, out.exists()) == (2, False)
+    assert said in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
 def test_the_evidence_of_the_bundled_model_is_printed() -> None:
     run = onescan("model", "--evidence")
     manifest = load_manifest(ROOT / "models" / "weights")
