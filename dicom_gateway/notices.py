@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from dicom_gateway.deliver import mail, webhook
 from dicom_gateway.deliver.notice import Notice
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.report.content import Report
-from dicom_gateway.settings import NoticeEvent, NotifiedDestination, Settings, WebhookDestination
+from dicom_gateway.settings import NoticeEvent, NotifiedDestination, Settings
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import REPORT_NAME, result_path
 from dicom_gateway.store.schema import DeliveryState
@@ -30,7 +29,8 @@ class Notices:
 
     def is_notice(self, destination: str) -> bool:
         """Whether what goes to this destination is a notice."""
-        return isinstance(self._destination(destination), NotifiedDestination)
+        peer = next((peer for peer in self.settings.destinations if peer.name == destination), None)
+        return isinstance(peer, NotifiedDestination)
 
     def events_of_report(self, study_instance_uid: str, revision: int) -> set[NoticeEvent]:
         """What a stored report is an event of."""
@@ -81,26 +81,16 @@ class Notices:
             listeners = self.listeners(study_instance_uid, revision, {"parked"})
             self.queue(connection, study_instance_uid, revision, listeners)
 
-    def send(self, row: index.DeliveryRow) -> Notice:
-        """Tell a listener how the revision stands now; what it was told. Raises as `webhook.send` and `mail.send`."""
-        notice = self._standing(row.study_instance_uid, row.revision)
-        peer = self._destination(row.destination)
-        assert isinstance(peer, NotifiedDestination)
-        if isinstance(peer, WebhookDestination):
-            webhook.send(notice, peer.url, secret=peer.secret(), bearer_token=peer.bearer_token())
-        else:
-            mail.send(notice, peer)
-        return notice
-
     def send_again_if_changed(self, row: index.DeliveryRow, told: Notice) -> None:
         """Something may have been parked while the notice was on its way, and have found it waiting still."""
-        if self._standing(row.study_instance_uid, row.revision) != told:
+        if self.standing(row.study_instance_uid, row.revision) != told:
             listeners = self.listeners(row.study_instance_uid, row.revision, {"parked"})
             with self.engine.begin() as connection:
                 this = [(peer, notice) for peer, notice in listeners if peer.name == row.destination]
                 self.queue(connection, row.study_instance_uid, row.revision, this)
 
-    def _standing(self, study_instance_uid: str, revision: int) -> Notice:
+    def standing(self, study_instance_uid: str, revision: int) -> Notice:
+        """What there is to tell of a revision now."""
         report = index.get_report(self.engine, study_instance_uid, revision)
         parked = index.list_deliveries(self.engine, study_instance_uid, state=DeliveryState.PARKED)
         return Notice(
@@ -117,6 +107,3 @@ class Notices:
             return bool(Report.model_validate_json(record.read_bytes()).urgent)
         except (FileNotFoundError, ValidationError):
             return False
-
-    def _destination(self, name: str) -> object:
-        return next((peer for peer in self.settings.destinations if peer.name == name), None)

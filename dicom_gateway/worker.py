@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from dicom_gateway.deliver import commitment, dimse, fhir, mllp, shelf, stow
+from dicom_gateway.deliver import commitment, dimse, fhir, mail, mllp, shelf, stow, webhook
 from dicom_gateway.deliver.attempt import Encode
 from dicom_gateway.deliver.notice import Notice
 from dicom_gateway.early_decoder import EarlyDecoder
@@ -43,6 +43,7 @@ from dicom_gateway.settings import (
     ResultObject,
     Settings,
     StowDestination,
+    WebhookDestination,
 )
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import REPORT_NAME, result_path
@@ -112,7 +113,7 @@ class Worker:
             told: Notice | None = None
             try:
                 if self.notices.is_notice(destination):
-                    told = self.notices.send(row)
+                    told = self._tell(row)
                     outcomes = tuple(ObjectOutcome(name=name, sent_as=name, instances=1) for name in row.objects)
                 else:
                     outcomes = self._send(row, sent)
@@ -272,6 +273,17 @@ class Worker:
 
                 return dimse.send(noted, peer, calling_ae_title=self.settings.ae_title)
         return (ObjectOutcome(name=peer.kind, sent_as=peer.kind, instances=1),)
+
+    def _tell(self, row: index.DeliveryRow) -> Notice:
+        """Tell a listener how the revision stands now; what it was told."""
+        peer = next(peer for peer in self.settings.destinations if peer.name == row.destination)
+        assert isinstance(peer, NotifiedDestination)
+        notice = self.notices.standing(row.study_instance_uid, row.revision)
+        if isinstance(peer, WebhookDestination):
+            webhook.send(notice, peer.url, secret=peer.secret(), bearer_token=peer.bearer_token())
+        else:
+            mail.send(notice, peer)
+        return notice
 
     def _ask_for_commitment(self, row: index.DeliveryRow, sent: Sequence[commitment.Reference]) -> None:
         """Ask a destination that has the objects; its answer comes to the listener."""
