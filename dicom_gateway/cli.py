@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dicom_gateway.errors import ConfigurationError
-from dicom_gateway.settings import Settings
+from dicom_gateway.settings import BUNDLED_MODEL_DIR, Settings
 
 USAGE_ERROR = 2
 # Phantoms that neither training nor calibration uses, to compare a variant's answers on.
@@ -320,37 +320,45 @@ def train(
     """Train a network, or go on where the run's folder stopped; on the GPU where torch has one.
 
     The configuration mixes phantoms, real volumes with inserted lesions, painted organ maps and labelled volumes of
-    one's own: see [bold]models/training/chest.toml[/] and [bold]models/training/labelled.py[/].
+    one's own: see [bold]models/training/own.toml[/] and [bold]models/training/labelled.py[/].
+
+    Exit code 0: the run has its steps. 1: the loss became no number. 2: wrong usage.
     """
     from models.training.dataset import read_config, read_sources
+    from models.training.train import UnusableCheckpoint, steps_done, use_threads
     from models.training.train import train as run_training
-    from models.training.train import use_threads
 
+    following = f"Next: onescan export {training} {run} --real INDEX --out FOLDER. {_RESEARCH}"
     try:
         config = read_config(training)
+        if (done := steps_done(run)) >= config.steps:
+            out.print(f"{run} has {done} steps and {config.steps} were asked for: nothing to train. {following}")
+            return
+        run.mkdir(parents=True, exist_ok=True)
         with _progress() as progress:
             progress.add_task("reading volumes and making phantoms", total=None)
             sources = read_sources(config)
-    except (OSError, TypeError, ValueError, KeyError, RuntimeError) as error:
-        err.print(f"[red]{training} cannot be used:[/] {error}", highlight=False)
-        raise typer.Exit(USAGE_ERROR) from error
-    run.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise _stopped("Cannot train", error, USAGE_ERROR) from error
     use_threads(threads)
-    with _progress() as progress:
-        task = progress.add_task("training", total=config.steps)
-        run_training(
-            config,
-            sources,
-            run,
-            lambda now: progress.update(
-                task,
-                completed=now.step,
-                description=f"training: loss of anatomy {now.anatomy:.3f}, of lesions {now.lesions:.3f}",
-            ),
-        )
-    out.print(
-        f"{config.steps} steps: {run}. Next: onescan export {training} {run} --real INDEX --out FOLDER. {_RESEARCH}"
-    )
+    try:
+        with _progress() as progress:
+            task = progress.add_task("training", total=config.steps, completed=done)
+            run_training(
+                config,
+                sources,
+                run,
+                lambda now: progress.update(
+                    task,
+                    completed=now.step,
+                    description=f"training: loss of anatomy {now.anatomy:.3f}, of lesions {now.lesions:.3f}",
+                ),
+            )
+    except UnusableCheckpoint as error:
+        raise _stopped("Cannot train", error, USAGE_ERROR) from error
+    except FloatingPointError as error:
+        raise _stopped("Training has stopped", error, 1) from error
+    out.print(f"{config.steps} steps: {run}. {following}")
 
 
 @app.command()
@@ -362,12 +370,17 @@ def export(
         Path, typer.Option("--real", help="Index of labelled real studies, which operating points keep clean.")
     ],
     version: Annotated[str, typer.Option(help="Version of the model.")] = "0",
+    nodules: Annotated[
+        Path,
+        typer.Option(help="Model folder whose network for nodules goes along.", show_default="the bundled model"),
+    ] = BUNDLED_MODEL_DIR,
     variant: Annotated[str | None, typer.Option(help="int8 or bf16 storage, taken if the answers stay.")] = None,
     simulate: Annotated[int, typer.Option(min=4, help="Simulated studies to calibrate on.")] = 24,
     threads: Annotated[int, typer.Option(min=1, help="Processor threads for the network.")] = 2,
 ) -> None:
     """Write a run's network as a model folder: ONNX compared with torch, calibrated, cut at operating points.
 
+    Nodules are found by a second network, which a run does not train: that of the bundled model goes along.
     Afterwards [bold]onescan evaluate --model FOLDER --write-evidence[/] measures what it is worth.
     """
     if variant not in (None, "int8", "bf16"):
@@ -388,16 +401,19 @@ def export(
     from models.training.variants import adopt_variant
 
     use_threads(threads)
-    config = read_config(training)
     with _progress() as progress:
         progress.add_task("exporting, calibrating and comparing", total=None)
-        manifest = write_bundle(config, index, run, out_dir, version, simulate)
+        try:
+            config = read_config(training)
+            manifest = write_bundle(config, index, run, out_dir, version, simulate, nodules)
+        except (OSError, ValueError) as error:
+            raise _stopped("Cannot export", error, USAGE_ERROR) from error
         if variant is not None:
             grids = [study.hu for study in phantom_studies(config, _VARIANT_SEED, _VARIANT_STUDIES)]
             loss, taken = adopt_variant(out_dir, variant, grids, threads)  # type: ignore[arg-type]
             verdict = "taken" if taken else "not taken: float32 stays"
             progress.console.print(f"{variant} {verdict}. {loss}", highlight=False)
-    out.print(f"{manifest.name} {manifest.version} in {out_dir}. {_RESEARCH}")
+    out.print(f"{manifest.name} {manifest.version} in {out_dir}, network for nodules from {nodules}. {_RESEARCH}")
 
 
 @app.command("model")
@@ -617,6 +633,11 @@ def verify(
     for line in headline(report):
         out.print(line, highlight=False, markup=False)
     out.print(f"Revision {report.revision}, verified by {by}; queued for its destinations.", markup=False)
+
+
+def _stopped(what: str, error: Exception, code: int) -> typer.Exit:
+    err.print(f"[red]{what}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    return typer.Exit(code)
 
 
 def _progress() -> Progress:

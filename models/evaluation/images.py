@@ -12,7 +12,7 @@ from imaging.volume import Volume
 
 def read_image(path: Path) -> Volume:
     """A volume in HU from NIfTI, NRRD or MetaImage. Raises OSError when SimpleITK cannot read it."""
-    image = _read(path, sitk.sitkFloat32)
+    image = open_image(path, sitk.sitkFloat32)
     hu = np.rint(sitk.GetArrayFromImage(image)).astype(np.int16)
     direction = np.array(image.GetDirection()).reshape(3, 3)
     affine = np.eye(4)
@@ -28,7 +28,7 @@ def read_mask(path: Path, geometry: Geometry) -> npt.NDArray[np.bool_]:
     steps = np.linalg.norm(affine[:3, :3], axis=0)
     slices, rows, columns = geometry.shape
     direction = (affine[:3, :3] / steps)[:, ::-1]
-    outline = _read(path, sitk.sitkFloat32) != 0
+    outline = open_image(path, sitk.sitkFloat32) != 0
     resampled = sitk.Resample(
         sitk.Cast(outline, sitk.sitkFloat32),
         [columns, rows, slices],
@@ -42,8 +42,12 @@ def read_mask(path: Path, geometry: Geometry) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def _read(path: Path, pixel_type: int) -> sitk.Image:
+def open_image(path: Path, pixel_type: int = sitk.sitkUnknown) -> sitk.Image:
+    """A volume of single numbers that SimpleITK reads, by default with the file's pixel type. Raises OSError else."""
     try:
-        return sitk.ReadImage(str(path), pixel_type)
+        image = sitk.ReadImage(str(path), pixel_type)
     except RuntimeError as error:
-        raise OSError(f"{path.name} cannot be read as an image") from error
+        raise OSError(f"{path} cannot be read as an image") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise OSError(f"{path} is no volume of single numbers")
+    return image

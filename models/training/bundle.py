@@ -17,6 +17,7 @@ import onnxruntime
 import torch
 
 from imaging.volume import AIR_HU
+from models.errors import ManifestMismatch
 from models.evaluation.card import write_tables
 from models.evaluation.evidence import grade, withheld
 from models.evaluation.summary import REAL_SEEN, REAL_UNSEEN
@@ -26,9 +27,11 @@ from models.manifest import (
     Evidence,
     InputSpecification,
     ModelManifest,
+    NoduleNetwork,
     OperatingPoint,
     TrainingSource,
     Trial,
+    load_manifest,
 )
 from models.training.calibrate import METHOD, fit_head, operating_point, study_logit
 from models.training.dataset import Config, read_config, read_sources
@@ -37,7 +40,7 @@ from models.training.export import INPUT_NAME, compare, export, trained_network,
 from models.training.familiarity import familiarity, summaries
 from models.training.labelled import read_labels
 from models.training.network import ANATOMY, LESIONS, MULTIPLE_OF, SPACING_MM, StudyHead
-from models.training.nodules_evaluate import read_network
+from models.training.nodules_evaluate import FIGURES_NAME, read_network
 from models.training.studies import Study, held_out_studies, phantom_studies, real_studies, simulated_studies
 from models.training.train import CHECKPOINT
 
@@ -97,6 +100,11 @@ class Studies:
 
 
 def read_studies(config: Config, index: Path, count: int) -> Studies:
+    """Real studies first: what is wrong with them is said before minutes of simulation.
+
+    Raises OSError or ValueError naming what cannot be read.
+    """
+    real = tuple(real_studies(index))
     sources = read_sources(replace(config, phantoms=0, mix=replace(config.mix, phantom=0.0)))
     phantoms = max(4, count // 2)
     return Studies(
@@ -109,7 +117,7 @@ def read_studies(config: Config, index: Path, count: int) -> Studies:
             *held_out_studies(config, _EVALUATION_SEED, count),
             *phantom_studies(config, _PHANTOM_EVALUATION_SEED, phantoms),
         ),
-        real=tuple(real_studies(index)),
+        real=real,
     )
 
 
@@ -137,13 +145,15 @@ def write_bundle(
     """Write `model.onnx` and `model.json` into `out`; prints the numerical comparison with torch.
 
     `index` names labelled real studies: operating points keep them clean, familiarity is fitted to them, too.
-    `nodules` is a folder of `models.training.nodules_evaluate`: its network goes into the bundle.
+    `nodules` is a model folder or one of `models.training.nodules_evaluate`: its network goes into the bundle.
+    Raises OSError or ValueError naming what cannot be read, before anything is written.
     """
-    out.mkdir(parents=True, exist_ok=True)
     net = trained_network(config.features, run / CHECKPOINT)
+    nodule_network = None if nodules is None else _nodule_network(nodules)
+    studies = read_studies(config, index, count)
+    out.mkdir(parents=True, exist_ok=True)
     weights = out / WEIGHTS_NAME
     export(net, StudyHead(), unfitted(net), weights)
-    studies = read_studies(config, index, count)
     runner = Runner(weights, torch.get_num_threads())
     fitting, testing, real = (runner.answers(part) for part in (studies.fitting, studies.testing, studies.real))
     head = fit_head(fitting)
@@ -172,13 +182,25 @@ def write_bundle(
         not_assessed={kind: reason for kind, reason in _NOT_ASSESSED.items() if kind not in LESIONS},
         withheld=withheld(evidence),
         familiarity=known,
-        nodules=None if nodules is None else read_network(nodules),
+        nodules=nodule_network,
         training_data=(*_training_data(config, real), *(() if nodules is None else (_NODULE_SHAPES,))),
     )
-    if manifest.nodules is not None and nodules is not None:
-        shutil.copyfile(nodules / manifest.nodules.weights, out / manifest.nodules.weights)
+    if nodule_network is not None and nodules is not None and nodules.resolve() != out.resolve():
+        shutil.copyfile(nodules / nodule_network.weights, out / nodule_network.weights)
     (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n")
     return manifest
+
+
+def _nodule_network(folder: Path) -> NoduleNetwork:
+    if (folder / FIGURES_NAME).exists():
+        return read_network(folder)
+    try:
+        network = load_manifest(folder).nodules
+    except ManifestMismatch as error:
+        raise ValueError(str(error)) from error
+    if network is None:
+        raise ValueError(f"{folder} has no network for nodules")
+    return network
 
 
 def _training_data(config: Config, real: Sequence[Answer]) -> tuple[TrainingSource, ...]:
@@ -207,7 +229,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--version", required=True)
     parser.add_argument("--studies", type=int, default=24, help="simulated studies for each of fitting and testing")
-    parser.add_argument("--nodules", type=Path, help="what models.training.nodules_evaluate wrote")
+    parser.add_argument("--nodules", type=Path, help="a model folder, or what models.training.nodules_evaluate wrote")
     parser.add_argument("--card", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

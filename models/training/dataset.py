@@ -4,22 +4,33 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic import dataclasses as checked
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from models.training.annotations import rasterise, read_annotations
 from models.training.labelled import find_labelled, labelled_sample
 from models.training.lesions import insert_lesions
+from models.training.network import MULTIPLE_OF
 from models.training.phantoms import load_phantoms
 from models.training.sources import OrganMap, Sample, read_ct, read_organ_map, real_sample, to_grid
-from models.training.synthesis import Shape, deform, paint_organs, scan
+from models.training.synthesis import deform, paint_organs, scan
+
+# The coarsest level of the network has 1 / MULTIPLE_OF of the resolution, each level half of the one before.
+_MOST_LEVELS = MULTIPLE_OF.bit_length()
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+Some = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=MULTIPLE_OF, multiple_of=MULTIPLE_OF)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@checked.dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Volume:
     """A real CT of the data root: `path` in it, its licence, and what it holds that is not outlined.
 
@@ -34,16 +45,16 @@ class Volume:
     annotations: Path | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@checked.dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Mix:
     """How often a sample is a real volume, a painted organ map or a phantom; the three add up to 1."""
 
-    real: float
-    painted: float
-    phantom: float
+    real: Share
+    painted: Share
+    phantom: Share
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@checked.dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Config:
     """One training run, as its TOML file says it.
 
@@ -52,51 +63,49 @@ class Config:
     """
 
     data_root: Path
-    seed: int
-    steps: int
-    batch: int
+    seed: Count
+    steps: Some
+    batch: Some
     precision: Literal["bfloat16", "float32"]
-    crop: Shape
-    learning_rate: float
-    features: tuple[int, ...]
-    healthy: float
+    crop: tuple[Side, Side, Side]
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    features: Annotated[tuple[Some, ...], Field(min_length=2, max_length=_MOST_LEVELS)]
+    healthy: Share
     mix: Mix
-    volumes: tuple[Volume, ...]
-    held_out: tuple[Volume, ...]
-    labelled: tuple[Path, ...]
-    organ_map: str | None
-    organ_map_licence: str
+    volumes: tuple[Volume, ...] = ()
+    held_out: tuple[Volume, ...] = ()
+    labelled: tuple[Path, ...] = ()
+    organ_map: str | None = None
+    organ_map_licence: str = ""
     phantom_folder: Path
-    phantom_first_seed: int
-    phantoms: int
+    phantom_first_seed: Count
+    phantoms: Count
 
 
 def read_config(path: Path) -> Config:
-    """Raises TypeError where a key is missing or unknown, ValueError where a value is none of those allowed."""
-    table: dict[str, Any] = tomllib.loads(path.read_text())
-    if table["precision"] not in ("bfloat16", "float32"):
-        raise ValueError(f"precision is {table['precision']!r}, not bfloat16 or float32")
-    crop = tuple(table.pop("crop"))
-    if len(crop) != 3:
-        raise TypeError("crop has three axes")
-    return Config(
-        data_root=(path.parent / table.pop("data_root", ".")).resolve(),
-        mix=Mix(**table.pop("mix")),
-        volumes=tuple(_volume(volume, path.parent) for volume in table.pop("volumes", ())),
-        held_out=tuple(_volume(volume, path.parent) for volume in table.pop("held_out", ())),
-        organ_map=table.pop("organ_map", None),
-        organ_map_licence=table.pop("organ_map_licence", ""),
-        labelled=find_labelled(path.parent / table.pop("labelled_folder")) if "labelled_folder" in table else (),
-        features=tuple(table.pop("features")),
-        phantom_folder=(path.parent / table.pop("phantom_folder")).resolve(),
-        crop=crop,
-        **table,
-    )
+    """Raises OSError where there is no such file, ValueError naming the file, the key and what is wrong with it."""
+    folder = path.parent
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        for volume in (*table.get("volumes", ()), *table.get("held_out", ())):
+            if "annotations" in volume:
+                volume["annotations"] = (folder / volume["annotations"]).resolve()
+        if "phantom_folder" in table:
+            table["phantom_folder"] = (folder / table["phantom_folder"]).resolve()
+        return Config(
+            data_root=(folder / table.pop("data_root", ".")).resolve(),
+            labelled=find_labelled(folder / table.pop("labelled_folder")) if "labelled_folder" in table else (),
+            **table,
+        )
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_said(error)}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def _volume(table: dict[str, Any], folder: Path) -> Volume:
-    annotations = table.pop("annotations", None)
-    return Volume(**table, annotations=None if annotations is None else (folder / annotations).resolve())
+def _said(error: ValidationError) -> str:
+    keys = {"missing": "the key is missing", "unexpected_keyword_argument": "there is no such key"}
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {keys.get(one['type'], one['msg'])}" for one in error.errors())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +120,8 @@ class Sources:
 def read_sources(config: Config) -> Sources:
     """Read and label the real volumes and the organ map, and make the phantoms.
 
-    Raises ValueError where the mix asks for what the configuration does not name.
+    Raises OSError or ValueError naming a volume that cannot be read, and ValueError where the mix asks for what the
+    configuration does not name.
     """
     real = (
         *(read_host(config.data_root, volume) for volume in config.volumes),
@@ -131,14 +141,17 @@ def read_sources(config: Config) -> Sources:
 
 
 def read_host(data_root: Path, volume: Volume) -> Sample:
-    """A real volume on the network's grid with what is known of it."""
+    """A real volume on the network's grid with what is known of it. Raises OSError or ValueError naming it."""
     grid = to_grid(read_ct(data_root / volume.path), -1024.0)
-    return real_sample(
-        grid,
-        unlabelled_pneumonia=volume.unlabelled_pneumonia,
-        nodules=volume.nodules,
-        structures=None if volume.annotations is None else rasterise(read_annotations(volume.annotations), grid),
-    )
+    try:
+        return real_sample(
+            grid,
+            unlabelled_pneumonia=volume.unlabelled_pneumonia,
+            nodules=volume.nodules,
+            structures=None if volume.annotations is None else rasterise(read_annotations(volume.annotations), grid),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{volume.path} or its annotations: {error}") from error
 
 
 def make_sample(sources: Sources, config: Config, index: int) -> Sample:

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.training.dataset import read_config
 from models.training.network import Block, ChestNet, ExportedNet, Strangeness, StudyHead
-from models.training.train import CHECKPOINT
+from models.training.train import CHECKPOINT, load_weights, read_checkpoint
 
 INPUT_NAME = "hu"
 OUTPUT_NAMES = ("anatomy", "lesions", "study_logits", "strangeness")
@@ -35,9 +35,9 @@ class Difference:
 
 
 def trained_network(features: tuple[int, ...], checkpoint: Path) -> ChestNet:
-    """The averaged network of a checkpoint, ready to answer."""
+    """The averaged network of a checkpoint, ready to answer. Raises UnusableCheckpoint."""
     net = ChestNet(features)
-    net.load_state_dict(torch.load(checkpoint, weights_only=True)["average"])
+    load_weights(net, read_checkpoint(checkpoint, torch.device("cpu"))["average"], checkpoint)
     return net.eval()
 
 

@@ -23,8 +23,8 @@
     2 = "consolidation"
 
 `complete` names the kinds of which every lesion of the volume is outlined: one that is not in lesions.nii.gz is not
-there. `absent` names kinds that are nowhere in the volume and needs no mask: a healthy volume has all its kinds here. Any
-other kind may or may not be there: it is left out of the loss where it is not outlined. Where anatomy.nii.gz says
+there. `absent` names kinds that are nowhere in the volume and needs no mask: a healthy volume has all its kinds there.
+Any other kind may or may not be there: it is left out of the loss where it is not outlined. Where anatomy.nii.gz says
 nothing, thresholds label what they can tell, as in the volumes of the bundled run. Both masks may have any grid: their
 headers place them. It is an error where a mask holds a number that labels.toml does not name, and where labels.toml
 speaks of a mask, in `complete`, [lesions] or [anatomy], that is not there.
@@ -40,6 +40,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from models.evaluation.images import open_image
 from models.findings import FindingKind
 from models.training.labels import LABEL
 from models.training.network import ANATOMY, LESIONS
@@ -138,7 +139,7 @@ def _on_grid(path: Path, grid: Grid, named: Collection[int], *, needed: bool) ->
                 "kinds that are nowhere in the volume go into absent"
             )
         return np.zeros(grid.values.shape, np.int64)
-    mask = sitk.ReadImage(str(path))
+    mask = open_image(path)
     values = sitk.GetArrayViewFromImage(mask)
     if unnamed := sorted(set(values[~np.isin(values, [0, *named])].tolist())):
         raise ValueError(f"{path}: {LABELS_NAME} names no {', '.join(map(str, unnamed[:5]))}")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from scipy import ndimage as ndi
 
+from models.evaluation.images import open_image
 from models.training.labels import LABEL
 from models.training.network import LESIONS, SPACING_MM
 
@@ -49,15 +50,19 @@ class Sample:
 def read_ct(path: Path) -> sitk.Image:
     """A CT as an image in HU: a folder with one DICOM series, or a file SimpleITK reads.
 
-    Raises ValueError where the folder has no series or several: masks belong to one of them, and which is not said.
+    Raises OSError where it cannot be read, ValueError where the folder has no series or several: masks belong to one
+    of them, and which is not said.
     """
     if not path.is_dir():
-        return sitk.ReadImage(str(path), sitk.sitkFloat32)
+        return open_image(path, sitk.sitkFloat32)
     reader = sitk.ImageSeriesReader()
     if (found := len(reader.GetGDCMSeriesIDs(str(path)))) != 1:
         raise ValueError(f"{path}: {found} DICOM series instead of one")
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(path)))
-    return sitk.Cast(reader.Execute(), sitk.sitkFloat32)
+    try:
+        return sitk.Cast(reader.Execute(), sitk.sitkFloat32)
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be read as one volume") from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -379,7 +384,7 @@ class OrganMap:
 def read_organ_map(path: Path) -> OrganMap:
     """A TotalSegmentator label map with its names in a JSON file of the same stem; body outline is added."""
     names = {int(k): v for k, v in json.loads(path.with_name(path.name.split(".")[0] + ".json").read_text()).items()}
-    organ = to_grid(sitk.ReadImage(str(path)), 0, labels=True).values.astype(np.uint8)
+    organ = to_grid(open_image(path), 0, labels=True).values.astype(np.uint8)
     lungs = np.isin(organ, [label for label, name in names.items() if name.startswith("lung_")])
     margin = round(MARGIN_MM / SPACING_MM)
     z = np.nonzero(lungs.any(axis=(1, 2)))[0]

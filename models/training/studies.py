@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from imaging.errors import ImagingError
 from imaging.files import find_files
 from imaging.headers import read_studies
 from imaging.lungs import segment_lungs
@@ -17,7 +18,7 @@ from imaging.preprocess import prepare
 from imaging.selection import select_series
 from imaging.volume import Volume, load_volume
 from models.evaluation.images import read_image, read_mask
-from models.evaluation.truth import find_labelled_studies
+from models.evaluation.truth import LabelledStudy, find_labelled_studies
 from models.findings import FindingKind
 from models.training.dataset import Config, Sources, read_host
 from models.training.lesions import bit, insert_lesions
@@ -58,29 +59,39 @@ class Study:
 
 
 def real_studies(index: Path) -> Iterator[Study]:
-    """The studies of an index file of `models.evaluation.truth`, one after the other."""
+    """The studies of an index file of `models.evaluation.truth`, one after the other.
+
+    Raises UnreadableTruth for the index, ValueError naming the study that cannot be read.
+    """
     for labelled in find_labelled_studies([index]):
-        truth = labelled.truth
-        volume = read_volume(labelled.data)
-        grid = prepare(
-            volume,
-            segment_lungs(volume),
-            spacing_mm=SPACING_MM,
-            multiple_of=MULTIPLE_OF,
-            minimum_hu=MINIMUM_HU,
-            maximum_hu=MAXIMUM_HU,
-        )
-        known = {kind: truth.of(kind).presence for kind in FindingKind}
-        masks = {kind: labelled.mask_path(kind) for kind in FindingKind}
-        yield Study(
-            name=truth.name,
-            source=f"{truth.licence} ({truth.source})",
-            simulated=False,
-            trained_on=truth.trained_on,
-            hu=grid.hu,
-            present={kind: presence == "present" for kind, presence in known.items() if presence != "unknown"},
-            masks={kind: read_mask(path, grid.geometry) for kind, path in masks.items() if path is not None},
-        )
+        try:
+            yield _real_study(labelled)
+        except (ImagingError, OSError, ValueError) as error:
+            raise ValueError(f"{labelled.truth.name}: {error}") from error
+
+
+def _real_study(labelled: LabelledStudy) -> Study:
+    truth = labelled.truth
+    volume = read_volume(labelled.data)
+    grid = prepare(
+        volume,
+        segment_lungs(volume),
+        spacing_mm=SPACING_MM,
+        multiple_of=MULTIPLE_OF,
+        minimum_hu=MINIMUM_HU,
+        maximum_hu=MAXIMUM_HU,
+    )
+    known = {kind: truth.of(kind).presence for kind in FindingKind}
+    masks = {kind: labelled.mask_path(kind) for kind in FindingKind}
+    return Study(
+        name=truth.name,
+        source=f"{truth.licence} ({truth.source})",
+        simulated=False,
+        trained_on=truth.trained_on,
+        hu=grid.hu,
+        present={kind: presence == "present" for kind, presence in known.items() if presence != "unknown"},
+        masks={kind: read_mask(path, grid.geometry) for kind, path in masks.items() if path is not None},
+    )
 
 
 def read_volume(path: Path) -> Volume:
@@ -88,7 +99,7 @@ def read_volume(path: Path) -> Volume:
     if not path.is_dir():
         return read_image(path)
     studies, _ = read_studies(find_files([path], path))
-    chosen = select_series(studies[0]).chosen
+    chosen = select_series(studies[0]).chosen if studies else None
     if chosen is None:
         raise ValueError(f"no chest series in {path.name}")
     return load_volume(chosen)

@@ -7,9 +7,12 @@ steps, so a run may be shortened or lengthened between two starts. Every 20 step
 
 import argparse
 import copy
+import os
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +28,11 @@ OnProgress = Callable[[Progress], None]
 _REPORT_EVERY = 20
 _SAVE_EVERY = 50
 _AVERAGE_OVER_STEPS = 150
+_MOST_WORKERS = 8
+
+
+class UnusableCheckpoint(ValueError):
+    """There is no checkpoint, it cannot be read, or it holds another network."""
 
 
 def use_threads(count: int) -> None:
@@ -66,10 +74,22 @@ def update_average(average: nn.Module, net: nn.Module, step: int) -> None:
                 mean.copy_(now)
 
 
+def batches(config: Config, sources: Sources, step: int) -> DataLoader[dict[str, Tensor]]:
+    """The batches from `step` to the end of the run, made by other processes; the same ones however many these are.
+
+    A single one keeps a GPU waiting. One processor is left to the network, and there is a limit because each holds
+    batches ahead in shared memory. Samples follow from their index, and the loader keeps their order.
+    """
+    samples = Samples(sources, config, step * config.batch, config.steps * config.batch)
+    workers = max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) - 1))
+    return DataLoader(samples, batch_size=config.batch, num_workers=workers, prefetch_factor=4)
+
+
 def train(config: Config, sources: Sources, run: Path, on_progress: OnProgress = lambda progress: None) -> ChestNet:
     """Run or resume training in the folder `run`; returns the averaged network. `on_progress` hears every 20 steps.
 
-    On the GPU where torch has one. Raises FloatingPointError when the loss is no number; the last checkpoint stays.
+    On the GPU where torch has one. A run that has its steps is left as it is. Raises FloatingPointError when the loss
+    is no number; the last checkpoint stays. Raises UnusableCheckpoint where the folder holds another network.
     """
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -77,12 +97,12 @@ def train(config: Config, sources: Sources, run: Path, on_progress: OnProgress =
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-4)
     average = copy.deepcopy(net)
     step = _resume(run / CHECKPOINT, net, average, optimizer)
+    if step >= config.steps:
+        return average
     net = net.to(memory_format=torch.channels_last_3d)
     net.train()
-    samples = Samples(sources, config, step * config.batch, config.steps * config.batch)
-    loader = DataLoader(samples, batch_size=config.batch, num_workers=1, prefetch_factor=4)
     began, recent = time.monotonic(), []
-    for batch in loader:
+    for batch in batches(config, sources, step):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         batch = {name: values.to(device) for name, values in batch.items()}
@@ -91,7 +111,9 @@ def train(config: Config, sources: Sources, run: Path, on_progress: OnProgress =
             raise FloatingPointError(f"step {step}: the loss is {anatomy:.3g} + {lesions:.3g} in {config.precision}")
         optimizer.zero_grad(set_to_none=True)
         (anatomy + lesions).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 5.0, error_if_nonfinite=True)
+        norm = nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"step {step}: the gradient is {norm:.3g} in {config.precision}")
         optimizer.step()
         step += 1
         update_average(average, net, step)
@@ -104,12 +126,37 @@ def train(config: Config, sources: Sources, run: Path, on_progress: OnProgress =
     return average
 
 
+def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `train` saved, on `device`. Raises UnusableCheckpoint."""
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+    except FileNotFoundError as error:
+        raise UnusableCheckpoint(f"{path} is not there: the run has not reached step {_SAVE_EVERY} yet") from error
+    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UnusableCheckpoint(f"{path} cannot be read as a checkpoint") from error
+    return state
+
+
+def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Give `net` the weights of the checkpoint `path`. Raises UnusableCheckpoint where they are another network's."""
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UnusableCheckpoint(f"{path} holds another network: were `features` changed since?") from error
+
+
+def steps_done(run: Path) -> int:
+    """Steps in the checkpoint of a run's folder, 0 where there is none. Raises UnusableCheckpoint."""
+    path = run / CHECKPOINT
+    return int(read_checkpoint(path, torch.device("cpu"))["step"]) if path.exists() else 0
+
+
 def _resume(path: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location=next(net.parameters()).device)
-    net.load_state_dict(state["net"])
-    average.load_state_dict(state["average"])
+    state = read_checkpoint(path, next(net.parameters()).device)
+    load_weights(net, state["net"], path)
+    load_weights(average, state["average"], path)
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 

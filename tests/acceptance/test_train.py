@@ -1,18 +1,22 @@
 """`onescan train` and `onescan export` as a user runs them, on phantoms small enough to take seconds."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from running import onescan
+from running import ROOT, onescan
 
+from dicom_gateway.settings import BUNDLED_MODEL_DIR
 from imaging.phantom import ANATOMY, make_phantom
 from models.findings import FindingKind
 from models.manifest import load_manifest
 from models.session import ModelSession
+from models.training.dataset import read_config
 from models.training.network import LESIONS
+from models.training.train import CHECKPOINT, steps_done
 
 pytestmark = pytest.mark.acceptance
 
@@ -54,12 +58,16 @@ def write_phantoms(folder: Path, seeds: list[int]) -> None:
         np.savez_compressed(folder / f"{seed}.npz", hu=hu, anatomy=anatomy, lesions=lesions, unknown=lesions * 0)
 
 
+def write_image(path: Path) -> None:
+    """A coarse phantom as a volume."""
+    image = sitk.GetImageFromArray(make_phantom(2, spacing_mm=(5.0, 4.0, 4.0)).volume.hu)
+    image.SetSpacing((4.0, 4.0, 5.0))
+    sitk.WriteImage(image, str(path))
+
+
 def write_real(folder: Path) -> Path:
     """An index of one labelled volume."""
-    volume = make_phantom(2, spacing_mm=(5.0, 4.0, 4.0)).volume
-    image = sitk.GetImageFromArray(volume.hu)
-    image.SetSpacing((4.0, 4.0, 5.0))
-    sitk.WriteImage(image, str(folder / "real.nii.gz"))
+    write_image(folder / "real.nii.gz")
     index = folder / "studies.toml"
     index.write_text(
         'version = 1\n[[studies]]\nname = "one"\npath = "real.nii.gz"\nsource = "made"\nabsent = ["pleural_effusion"]\n'
@@ -102,26 +110,99 @@ def test_a_configuration_becomes_a_model_folder_that_the_product_opens(tmp_path:
     manifest = load_manifest(model)
     assert manifest.version == "7"
     assert ModelSession.open(model, threads=1).manifest == manifest
-    assert [source.name for source in manifest.training_data] == ["2 phantoms of imaging.phantom", "one"]
+    assert manifest.nodules == load_manifest(BUNDLED_MODEL_DIR).nodules
+    assert str(BUNDLED_MODEL_DIR) in exported.stdout.replace("\n", "")
+    assert [source.name for source in manifest.training_data][:2] == ["2 phantoms of imaging.phantom", "one"]
     assert json.loads((model / "model.json").read_text())["sha256"] == manifest.sha256
+
+
+def refused(*arguments: str | Path, code: int = 2) -> str:
+    """What a command says that ends with `code`: one line."""
+    ended = onescan(*arguments)
+    assert ended.returncode == code, ended.stderr
+    said = ended.stderr.strip()
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 1, said
+    return said
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("phantom = 1.0", "phantom = 0.5"), None),
         (("real = 0.0", "real = 0.5"), "the mix asks for"),
-        (('precision = "float32"', 'precision = "half"'), "half"),
-        (("seed = 1", "sead = 1"), "sead"),
-        (("seed = 1", "seed ="), "cannot be used"),
+        (('precision = "float32"', 'precision = "half"'), "my.toml: precision"),
+        (('precision = "float32"', ""), "my.toml: precision: the key is missing"),
+        (("seed = 1", "sead = 1"), "sead: there is no such key"),
+        (("seed = 1", "seed ="), "my.toml"),
+        (("[32, 32, 32]", "[32, 40, 32]"), "crop.1: Input should be a multiple of 16"),
+        (("phantom = 1.0", ""), "mix.phantom: the key is missing"),
     ],
 )
-def test_a_wrong_configuration_is_explained(tmp_path: Path, change: tuple[str, str], said: str | None) -> None:
+def test_a_wrong_configuration_is_explained(tmp_path: Path, change: tuple[str, str], said: str) -> None:
     config = tmp_path / "my.toml"
-    config.write_text(CONFIG.replace(*change).replace("steps = 20", "steps = 0"))
+    config.write_text(CONFIG.replace(*change))
     write_phantoms(tmp_path / "phantoms", [0, 1])
-    run = onescan("train", config, "--run", tmp_path / "run")
-    assert run.returncode == (0 if said is None else 2)
-    if said is not None:
-        assert said in run.stderr
-    assert "Traceback" not in run.stderr
+    assert said in refused("train", config, "--run", tmp_path / "run")
+
+
+def test_a_run_that_cannot_go_on_says_why(tmp_path: Path) -> None:
+    """Other features than before; a loss that is no number; steps that are done already, which is no mistake."""
+    config, run = tmp_path / "my.toml", tmp_path / "run"
+    config.write_text(CONFIG.replace("steps = 20", "steps = 1"))
+    write_phantoms(tmp_path / "phantoms", [0, 1])
+    assert onescan("train", config, "--run", run, "--threads", "1").returncode == 0
+    saved = (run / CHECKPOINT).read_bytes()
+
+    done = onescan("train", config, "--run", run)
+    assert (done.returncode, "nothing to train" in done.stdout) == (0, True)
+    config.write_text(CONFIG.replace("[4, 4, 4, 4, 4]", "[4, 4, 4, 4, 8]"))
+    assert "features" in refused("train", config, "--run", run)
+    config.write_text(CONFIG.replace("1e-3", "1e30"))
+    assert "step" in refused("train", config, "--run", run, code=1)
+    assert (run / CHECKPOINT).read_bytes() == saved
+
+
+def test_an_export_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    config, run, index = tmp_path / "my.toml", tmp_path / "run", tmp_path / "studies.toml"
+    config.write_text(CONFIG.replace("steps = 20", "steps = 1"))
+    run.mkdir()
+    (tmp_path / "one.nii.gz").write_bytes(b"no image")
+    index.write_text('version = 1\n[[studies]]\nname = "one"\npath = "one.nii.gz"\nsource = "made"\n')
+
+    def said(*more: str | Path) -> str:
+        return refused("export", config, run, "--real", index, "--out", tmp_path / "model", *more)
+
+    assert CHECKPOINT in said()
+    (run / CHECKPOINT).write_bytes(b"no checkpoint")
+    assert "cannot be read" in said()
+    (run / CHECKPOINT).unlink()
+    write_phantoms(tmp_path / "phantoms", [0, 1])
+    assert onescan("train", config, "--run", run, "--threads", "1").returncode == 0
+    assert "one.nii.gz cannot be read" in said()
+    index.write_text("version = 1\n")
+    assert "studies.toml" in said()
+    assert "model.json" in said("--nodules", tmp_path)
+    config.write_text(CONFIG.replace("seed = 1\n", ""))
+    assert "seed: the key is missing" in said()
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_example_for_own_volumes_trains(tmp_path: Path) -> None:
+    """A copy of own.toml beside a labelled folder, made small."""
+    small = {"steps": "2", "batch": "1", "precision": '"float32"', "crop": "[32, 32, 32]", "phantoms": "2"}
+    small["features"] = "[4, 4, 4, 4, 4]"
+    text = (ROOT / "models/training/own.toml").read_text()
+    for key, value in small.items():
+        text, found = re.subn(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
+        assert found == 1
+    config, volume = tmp_path / "my.toml", tmp_path / "labelled" / "one"
+    config.write_text(text)
+    volume.mkdir(parents=True)
+    write_image(volume / "image.nii.gz")
+    (volume / "labels.toml").write_text('version = 1\nname = "one"\nlicence = "made"\nabsent = ["pneumothorax"]\n')
+    write_phantoms(tmp_path / "phantoms", [1000, 1001])
+
+    assert read_config(config).labelled == (volume,)
+    trained = onescan("train", config, "--run", tmp_path / "run", "--threads", "1")
+    assert trained.returncode == 0, trained.stderr
+    assert steps_done(tmp_path / "run") == 2

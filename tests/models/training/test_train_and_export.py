@@ -14,7 +14,7 @@ from models.training.familiarity import familiarity, fit_strangeness
 from models.training.labels import LABEL
 from models.training.network import LESIONS, ChestNet, StudyHead, study_evidence
 from models.training.sources import OrganMap, Sample
-from models.training.train import CHECKPOINT, learning_rate, train
+from models.training.train import CHECKPOINT, batches, learning_rate, steps_done, train
 from models.training.variants import Variant, measured_loss, write_variant
 
 pytestmark = [
@@ -82,6 +82,24 @@ def test_the_seed_decides_the_network(config: Config, sources: Sources, tmp_path
     same = float((trained["first"] - trained["same"]).norm())
     other = float((trained["first"] - trained["other"]).norm())
     assert same < 0.01 * other
+
+
+def test_more_processors_make_the_same_batches(
+    config: Config, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {}
+    for processors, workers in ((1, 1), (2, 1), (4, 3), (64, 8)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid, count=processors: set(range(count)))
+        made[processors] = batches(replace(config, steps=5), sources, 1)
+        assert made[processors].num_workers == workers
+    for few, many in zip(made[2], made[4], strict=True):
+        assert all(torch.equal(few[name], many[name]) for name in ("hu", "anatomy", "lesions", "unknown"))
+
+
+def test_a_run_that_has_its_steps_is_left_as_it_is(config: Config, sources: Sources, tmp_path: Path) -> None:
+    done = weights(train(config, sources, tmp_path))
+    assert torch.equal(weights(train(replace(config, steps=1), sources, tmp_path)), done)
+    assert steps_done(tmp_path) == config.steps
 
 
 def test_a_run_goes_on_where_it_stopped(config: Config, sources: Sources, tmp_path: Path) -> None:
