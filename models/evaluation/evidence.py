@@ -1,6 +1,6 @@
 """Figures to grades: what an evaluation says about a model, and which answers its evidence forbids."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from models.evaluation.record import Record
 from models.evaluation.summary import REAL_UNSEEN, group_of, trial
@@ -79,10 +79,14 @@ def with_evidence(manifest: ModelManifest, records: Sequence[Record]) -> ModelMa
 
     A kind that was not tried is withheld, those that are measured by rule too: their outlines are this model's.
     """
-    answered = {*manifest.lesions, FindingKind.EMPHYSEMA, *RULES}
-    nothing = {kind: Evidence(grade=EvidenceGrade.C, trials=()) for kind in answered}
-    evidence = nothing | evidence_of(records)
-    ordered = {kind: evidence[kind] for kind in FindingKind if kind in evidence}
+    evidence = completed(manifest.lesions, evidence_of(records))
     return ModelManifest.model_validate(
-        manifest.model_dump() | {"evidence": ordered, "withheld": withheld(ordered)},
+        manifest.model_dump() | {"evidence": evidence, "withheld": withheld(evidence)},
     )
+
+
+def completed(lesions: Iterable[FindingKind], evidence: Mapping[FindingKind, Evidence]) -> dict[FindingKind, Evidence]:
+    """The evidence, and that there is none of the other kinds that a model with these lesions could answer."""
+    answered = {*lesions, FindingKind.EMPHYSEMA, *RULES, *evidence}
+    nothing = Evidence(grade=EvidenceGrade.C, trials=())
+    return {kind: evidence.get(kind, nothing) for kind in FindingKind if kind in answered}

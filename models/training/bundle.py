@@ -19,7 +19,7 @@ import torch
 from imaging.volume import AIR_HU
 from models.errors import ManifestMismatch
 from models.evaluation.card import write_tables
-from models.evaluation.evidence import grade, withheld
+from models.evaluation.evidence import completed, grade, withheld
 from models.evaluation.summary import REAL_SEEN, REAL_UNSEEN
 from models.findings import FindingKind
 from models.manifest import (
@@ -161,7 +161,9 @@ def write_bundle(
     strangeness, known = familiarity(summaries(net, studies.fitting), summaries(net, studies.real))
     export(net, head, strangeness, weights)
     print(compare(net, head, strangeness, weights, (64, 96, 112), seed=1))
-    evidence = {kind: evidence_of(kind, head, points[kind], testing, real) for kind in LESIONS}
+    # What a network of their own answers about nodules was not tried here.
+    tried = [kind for kind in LESIONS if kind is not FindingKind.PULMONARY_NODULE or nodule_network is None]
+    evidence = completed(LESIONS, {kind: evidence_of(kind, head, points[kind], testing, real) for kind in tried})
     manifest = ModelManifest(
         name="onescan-chest",
         version=version,

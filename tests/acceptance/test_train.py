@@ -13,6 +13,7 @@ from dicom_gateway.settings import BUNDLED_MODEL_DIR
 from imaging.phantom import ANATOMY, make_phantom
 from models.findings import FindingKind
 from models.manifest import load_manifest
+from models.measured import RULES
 from models.session import ModelSession
 from models.training.dataset import read_config
 from models.training.network import LESIONS
@@ -112,6 +113,8 @@ def test_a_configuration_becomes_a_model_folder_that_the_product_opens(tmp_path:
     assert ModelSession.open(model, threads=1).manifest == manifest
     assert manifest.nodules == load_manifest(BUNDLED_MODEL_DIR).nodules
     assert str(BUNDLED_MODEL_DIR) in exported.stdout.replace("\n", "")
+    # What was not tried in the export is not answered before `onescan evaluate` has tried it.
+    assert manifest.withheld.keys() >= {FindingKind.PULMONARY_NODULE, FindingKind.EMPHYSEMA, *RULES}
     assert [source.name for source in manifest.training_data][:2] == ["2 phantoms of imaging.phantom", "one"]
     assert json.loads((model / "model.json").read_text())["sha256"] == manifest.sha256
 
