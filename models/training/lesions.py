@@ -200,7 +200,7 @@ def add_ground_glass(sample: Sample, space: Cavity, rng: np.random.Generator) ->
     level, volume_ml = _patches(space, rng)
     edge = level - _threshold(level, space.space, volume_ml)
     ramp = soft_edge(edge, rng.uniform(0.1, 0.8)) * space.reach
-    filled = np.clip(rng.uniform(0.16, 0.6) * ramp * (1 + 0.25 * smooth_noise(hu.shape, 3, rng)), 0, 0.75)
+    filled = np.clip((0.15 + 0.45 * rng.random() ** 1.5) * ramp * (1 + 0.25 * smooth_noise(hu.shape, 3, rng)), 0, 0.75)
     hu += filled * np.maximum(30.0 - hu, 0.0)
     _mark(sample, space, filled > 0.12, (filled > 0.05) & (filled < 0.14), FindingKind.GROUND_GLASS_OPACITY)
 
