@@ -255,19 +255,13 @@ def evaluate(
         try:
             check_marks(card)
         except (OSError, ValueError) as error:
-            raise _unusable(card, error) from error
+            raise _stopped(f"{card} cannot be used", error, USAGE_ERROR) from error
     if hosts is not None:
         try:
             cases += inserted_cases(hosts, simulate, seed)
-        except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise _unusable(hosts, error) from error
+        except (OSError, ValueError) as error:
+            raise _stopped(f"{hosts} cannot be used", error, USAGE_ERROR) from error
     raise typer.Exit(_evaluate(cases, out_dir, settings, write_evidence=write_evidence, card=card))
-
-
-def _unusable(file: Path, error: Exception) -> typer.Exit:
-    said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    err.print(f"[red]{file} cannot be used:[/] {escape(said)}", highlight=False, soft_wrap=True)
-    return typer.Exit(USAGE_ERROR)
 
 
 def _evaluate(cases, out_dir: Path, settings: Settings, *, write_evidence: bool, card: Path | None) -> int:  # type: ignore[no-untyped-def]

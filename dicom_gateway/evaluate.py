@@ -117,8 +117,8 @@ def phantom_cases(count: int, seed: int) -> Iterator[Case]:
 def inserted_cases(training: Path, count: int, seed: int) -> Iterator[Case]:
     """Lesions put into the held-out patients of a training configuration, on the network's own spacing.
 
-    Seeds are none that calibration uses. Raises OSError, TypeError, ValueError or KeyError for a file that is no
-    configuration, OSError where the patients' volumes are not there, and ValueError where there are no patients.
+    Seeds are none that calibration uses. Raises OSError or ValueError for a file that is no configuration,
+    OSError where the patients' volumes are not there, and ValueError where there are no patients.
     """
     from models.training.dataset import read_config
     from models.training.studies import HELD_OUT_SOURCE, held_out_hosts, held_out_study

@@ -1,6 +1,7 @@
 """The tables of the model card, written from the manifest: `python -m models.evaluation.card MODEL_FOLDER CARD.md`."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 from models.findings import FindingKind
@@ -92,65 +93,68 @@ def with_interval(rate: float | None, interval: Interval | None) -> str:
     return f"{rate:.2f}" if interval is None else f"{rate:.2f} ({interval[0]:.2f}-{interval[1]:.2f})"
 
 
+def _trials(manifest: ModelManifest) -> Iterator[tuple[FindingKind, Trial]]:
+    return ((kind, trial) for kind, evidence in manifest.evidence.items() for trial in evidence.trials)
+
+
+def _table(header: str, alignment: str, rows: list[str]) -> list[str]:
+    return ["", header, alignment, *rows] if rows else []
+
+
 def _agreement_table(manifest: ModelManifest) -> list[str]:
     rows = [
         f"| {kind.value} | {trial.data} | {one.quantity.replace('_', ' ')} ({one.unit}) | {one.n} | {one.bias:+.3g} "
         f"| {one.lower:.3g} to {one.upper:.3g} |"
-        for kind, evidence in manifest.evidence.items()
-        for trial in evidence.trials
+        for kind, trial in _trials(manifest)
         for one in trial.agreement
     ]
     header = "| kind | measured on | measured minus true | n | mean | limits of agreement |"
-    return ["", header, "|---|---|---|--:|--:|---|", *rows] if rows else []
+    return _table(header, "|---|---|---|--:|--:|---|", rows)
 
 
 def _lesion_table(manifest: ModelManifest) -> list[str]:
     rows = [
         f"| {kind.value} | {trial.data} | {one.found} of {one.lesions} | {one.false_per_study:.2f} | "
         f"{with_interval(one.competition_metric, None)} | {with_interval(one.sensitivity_at_two, None)} |"
-        for kind, evidence in manifest.evidence.items()
-        for trial in evidence.trials
+        for kind, trial in _trials(manifest)
         if (one := trial.lesions) is not None
     ]
     header = (
         "| kind | measured on | lesions found | false ones a study | mean sensitivity at 1/8 to 8 false ones "
         "| sensitivity at 2 |"
     )
-    return ["", header, "|---|---|--:|--:|--:|--:|", *rows] if rows else []
+    return _table(header, "|---|---|--:|--:|--:|--:|", rows)
 
 
 def _outline_table(manifest: ModelManifest) -> list[str]:
     rows = [
         f"| {kind.value} | {trial.data} | {one.n} | {one.mean_dice:.2f} | {one.least_dice:.2f} |"
-        for kind, evidence in manifest.evidence.items()
-        for trial in evidence.trials
+        for kind, trial in _trials(manifest)
         if (one := trial.outlines) is not None
     ]
     header = "| kind | measured on | outlines | mean Dice | least Dice |"
-    return ["", header, "|---|---|--:|--:|--:|", *rows] if rows else []
+    return _table(header, "|---|---|--:|--:|--:|", rows)
 
 
 def _slice_table(manifest: ModelManifest) -> list[str]:
     rows = [
         f"| {kind.value} | {trial.data} | {one.positive} | {one.negative} | {with_interval(one.sensitivity, None)} "
         f"| {with_interval(one.specificity, None)} |"
-        for kind, evidence in manifest.evidence.items()
-        for trial in evidence.trials
+        for kind, trial in _trials(manifest)
         if (one := trial.slices) is not None
     ]
     header = "| kind | measured on | slices with | slices without | sensitivity | specificity |"
-    return ["", header, "|---|---|--:|--:|--:|--:|", *rows] if rows else []
+    return _table(header, "|---|---|--:|--:|--:|--:|", rows)
 
 
 def _calibration_table(manifest: ModelManifest) -> list[str]:
     rows = [
         f"| {kind.value} | {trial.data} | {one.n} | {one.expected_error:.2f} | {one.brier:.3f} |"
-        for kind, evidence in manifest.evidence.items()
-        for trial in evidence.trials
+        for kind, trial in _trials(manifest)
         if (one := trial.calibration) is not None
     ]
     header = "| kind | measured on | studies | expected calibration error | Brier score |"
-    return ["", header, "|---|---|--:|--:|--:|", *rows] if rows else []
+    return _table(header, "|---|---|--:|--:|--:|", rows)
 
 
 def main() -> None:
