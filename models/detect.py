@@ -17,6 +17,7 @@ from imaging.volume import Volume
 from models.agreement import MAXIMUM_SPREAD, averaged, perturbed
 from models.anatomy import Anatomy
 from models.contrast import BloodPool, measure_blood_pool
+from models.contrast_phase import Enhancement, contrast_phase
 from models.findings import (
     EvidenceGrade,
     Finding,
@@ -91,13 +92,20 @@ _AIRLESS = (FindingKind.CONSOLIDATION, FindingKind.ATELECTASIS)
 class Detection:
     """All findings about one volume, every kind at least once, in the order of FindingKind.
 
-    `quality` holds what the model has to say about the image itself.
+    `quality` holds what the model has to say about the image itself, `enhancement` the phase of an enhanced scan.
     """
 
     findings: tuple[Finding, ...]
     quality: tuple[QualityIssue, ...]
     blood_pool: BloodPool
+    enhancement: Enhancement | None
     timings_s: dict[str, float]
+
+    @property
+    def contrast_evidence(self) -> str:
+        """What was measured to tell contrast and its phase, in words."""
+        organs = self.enhancement.evidence if self.enhancement else ""
+        return "; ".join(filter(None, (self.blood_pool.evidence, organs)))
 
 
 class Detector:
@@ -151,6 +159,7 @@ class Detector:
             findings=findings,
             quality=reading.quality(),
             blood_pool=anatomy.blood_pool,
+            enhancement=contrast_phase(anatomy),
             timings_s={
                 "nodules": sought - started,
                 "preprocess": prepared - sought,

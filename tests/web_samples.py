@@ -97,7 +97,7 @@ def receive(engine: sa.Engine, uid: str, *, count: int = 1, now: float = NOW, **
     with engine.begin() as connection:
         for number in range(count):
             sop = f"{uid}.1.{number + 1}"
-            file = StoredFile(path=instance_path(uid, f"{uid}.1", sop), sha256=f"{number:064x}", size_bytes=1)
+            file = StoredFile(path=instance_path(uid, f"{uid}.1", sop), size_bytes=1)
             record_instance(
                 connection,
                 InstanceHeader(
@@ -286,6 +286,7 @@ def sample_report(uid: str, **values: Any) -> Report:
             convolution_kernel="B40f",
             contrast=True,
             contrast_evidence="aorta 214 HU, header names iohexol",
+            contrast_phase="systemic_arterial",
         ),
         "quality": (
             ReportedQuality(check="slice_spacing", verdict="pass", message="slices are evenly spaced, 1.0 mm"),

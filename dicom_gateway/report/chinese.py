@@ -303,6 +303,11 @@ SENTENCES: dict[str, str] = {
     "contrast-enhanced": "增强",
     "unenhanced": "平扫",
     "contrast unknown": "是否增强不明",
+    "pulmonary arterial phase": "肺动脉期",
+    "systemic arterial phase": "主动脉期",
+    "arterial phase (pulmonary and systemic)": "动脉期（肺动脉与主动脉）",
+    "venous phase or later": "静脉期或更晚",
+    "phase not told": "时相不能确定",
     "{series} ({evidence})": "{series}（{evidence}）",
     "{side} {name} {number}": "{side}{name}{number}",
     "{side} {name}": "{side}{name}",
@@ -496,6 +501,10 @@ RECORD: dict[str, str] = {
     "only one lung is aerated enough to be assessed": "仅一侧肺含气足以评估",
     "blood in the mediastinum measures {n} HU": "纵隔内血液CT值为{n} HU",
     "no mediastinum was found to measure the blood in": "未找到可测量血液CT值的纵隔区域",
+    "aorta {n} HU": "主动脉{n} HU",
+    "pulmonary trunk {n} HU": "肺动脉干{n} HU",
+    "liver {n} HU": "肝脏{n} HU",
+    "spleen {n} HU": "脾脏{n} HU",
     # Reasons of the measured kinds
     "only {n} ml of the aorta were outlined, too little to be the whole of it": (
         "主动脉仅勾画出{n} ml，不足以为其全部"

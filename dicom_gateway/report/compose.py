@@ -23,6 +23,7 @@ from imaging.quality import QualityIssue, is_rejected
 from imaging.selection import Rejection, Selection
 from imaging.uids import derive_uid
 from imaging.volume import Volume
+from models.contrast_phase import ContrastPhase
 from models.findings import Finding, FindingKind, Measurement, Presence
 
 
@@ -35,6 +36,7 @@ def compose_report(
     volume: Volume | None,
     contrast: bool | None,
     contrast_evidence: str | None,
+    contrast_phase: ContrastPhase | None = None,
     model: ReportedModel,
     revision: int,
     created: datetime,
@@ -78,7 +80,7 @@ def compose_report(
         model=model,
         outcome="refused" if refusal else "reported",
         refusal=refusal,
-        analysed_series=None if refusal else _analysed(selection, volume, contrast, contrast_evidence),
+        analysed_series=None if refusal else _analysed(selection, volume, contrast, contrast_evidence, contrast_phase),
         quality=tuple(map(_reported_quality, quality)),
         rejected_series=tuple(map(_rejected_series, selection.rejected)),
         unreadable_file_count=unreadable_file_count,
@@ -137,7 +139,11 @@ def _in_report_order(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _analysed(
-    selection: Selection, volume: Volume | None, contrast: bool | None, contrast_evidence: str | None
+    selection: Selection,
+    volume: Volume | None,
+    contrast: bool | None,
+    contrast_evidence: str | None,
+    contrast_phase: ContrastPhase | None,
 ) -> AnalysedSeries:
     series = selection.chosen
     if series is None or volume is None:
@@ -153,6 +159,7 @@ def _analysed(
         convolution_kernel=series.convolution_kernel,
         contrast=contrast,
         contrast_evidence=contrast_evidence,
+        contrast_phase=contrast_phase and contrast_phase.value,
     )
 
 

@@ -61,7 +61,11 @@ class RejectedSeries(_Record):
 
 
 class AnalysedSeries(_Record):
-    """What was analysed. Spacing is (slice, row, column) in mm; `contrast` None where it could not be told."""
+    """What was analysed. Spacing is (slice, row, column) in mm; `contrast` None where it could not be told.
+
+    `contrast_phase` is a value of models.contrast_phase.ContrastPhase where contrast was given; records of versions
+    before it have none.
+    """
 
     series_number: int | None = None
     series_description: str | None = None
@@ -71,6 +75,7 @@ class AnalysedSeries(_Record):
     convolution_kernel: str | None = None
     contrast: bool | None = None
     contrast_evidence: str | None = None
+    contrast_phase: str | None = None
 
 
 class ReportedMeasurement(_Record):

@@ -70,6 +70,15 @@ PRESENCE_NAMES = {
     "not_assessed": "Not assessed",
 }
 
+# By the values of models.contrast_phase.ContrastPhase, whose module is slow to load.
+PHASE_NAMES = {
+    "pulmonary_arterial": "pulmonary arterial phase",
+    "systemic_arterial": "systemic arterial phase",
+    "arterial": "arterial phase (pulmonary and systemic)",
+    "venous": "venous phase or later",
+    "not_told": "phase not told",
+}
+
 # The kinds of result objects by the names that settings use.
 OBJECT_NAMES = {
     "sr": "structured report",
@@ -259,6 +268,7 @@ def describe_series(report: Report, language: Language = ENGLISH) -> str:
     z, y, x = (f"{mm:g}" for mm in series.spacing_mm)
     thickness_mm, kernel = series.slice_thickness_mm, series.convolution_kernel
     contrast = {True: "contrast-enhanced", False: "unenhanced", None: "contrast unknown"}[series.contrast]
+    phase = series.contrast_phase and PHASE_NAMES[series.contrast_phase]
     parts = [
         _numbered(series.series_number, language),
         series.series_description,
@@ -267,6 +277,7 @@ def describe_series(report: Report, language: Language = ENGLISH) -> str:
         None if thickness_mm is None else language.say("thickness {n} mm", n=f"{thickness_mm:g}"),
         kernel and language.say("kernel {name}", name=kernel),
         language.say(contrast),
+        phase and language.say(phase),
     ]
     words = language.comma.join(part for part in parts if part)
     if not series.contrast_evidence:

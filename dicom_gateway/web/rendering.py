@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse
 
 from dicom_gateway.report.content import DISCLAIMER
 from dicom_gateway.report.wording import (
+    PHASE_NAMES,
     PRESENCE_NAMES,
     excluded_in_words,
     finding_title,
@@ -30,6 +31,7 @@ _environment = jinja2.Environment(
     lstrip_blocks=True,
 )
 _environment.filters |= {
+    "contrast_phase": PHASE_NAMES.__getitem__,
     "day": wording.day,
     "delivery_state": wording.delivery_state,
     "excluded": excluded_in_words,

@@ -21,11 +21,11 @@ from models.session import ModelSession
 
 REAL_CT = ROOT.parent / "shared" / "ct"
 SERIES = {
-    "covid_p001": {"slices": 148, "contrast": False},
-    "normal_001": {"slices": 154, "contrast": False},
-    "nodules_lidc_0063": {"slices": 133, "contrast": False},
-    "contrast_c3n_00249": {"slices": 102, "contrast": True},
-    "effusion_lung1_024": {"slices": 95, "contrast": True},
+    "covid_p001": {"slices": 148, "contrast": False, "phase": None},
+    "normal_001": {"slices": 154, "contrast": False, "phase": None},
+    "nodules_lidc_0063": {"slices": 133, "contrast": False, "phase": None},
+    "contrast_c3n_00249": {"slices": 102, "contrast": True, "phase": "venous"},
+    "effusion_lung1_024": {"slices": 95, "contrast": True, "phase": "systemic_arterial"},
 }
 
 pytestmark = [
@@ -70,7 +70,9 @@ def test_the_series_is_analysed_and_contrast_recognised(analysed) -> None:
     series = result.report.analysed_series
     assert result.report.outcome == "reported"
     assert series is not None
-    assert (series.slice_count, series.contrast) == (SERIES[name]["slices"], SERIES[name]["contrast"])
+    known = SERIES[name]
+    assert (series.slice_count, series.contrast) == (known["slices"], known["contrast"])
+    assert series.contrast_phase == known["phase"]
 
 
 def test_lung_volume_and_emphysema_index_agree_with_a_plain_threshold(analysed) -> None:

@@ -41,7 +41,7 @@ IN_CHINESE = Edition(CHINESE)
 # Where the sentences of a record come from: modules, and what in them a report never shows.
 SOURCES = (
     *sorted((ROOT / "models" / "measured").glob("*.py")),
-    *(ROOT / "models" / name for name in ("detect.py", "contrast.py", "measure.py", "heads.py")),
+    *(ROOT / "models" / name for name in ("detect.py", "contrast.py", "contrast_phase.py", "measure.py", "heads.py")),
     ROOT / "models" / "evaluation" / "evidence.py",
     *(ROOT / "imaging" / name for name in ("quality.py", "selection.py", "volume.py", "decoding.py")),
     ROOT / "dicom_gateway" / "report" / "compose.py",
@@ -55,7 +55,7 @@ MADE_OF_PARTS = {
     "image {} is {}, not {}": ("image 3 is (512, 512) pixels, not (256, 256)",),
     "{} lung": ("left lung", "right lung"),
     "{} pleural space": ("left pleural space", "right pleural space"),
-    "{} {} HU": ("lung -850 HU", "soft tissue 42 HU"),
+    "{} {} HU": ("lung -850 HU", "soft tissue 42 HU", "pulmonary trunk 158 HU", "spleen 99 HU"),
     "{}: steps up to {} mm where {} mm is usual": (
         "2 images seem to be missing: steps up to 3.00 mm where 1.00 mm is usual",
         "the slice spacing varies: steps up to 1.30 mm where 1.00 mm is usual",
@@ -166,7 +166,12 @@ def true_to_life(case: StoredResult) -> StoredResult:
     report = case.report
     quality = tuple(issue.model_copy(update={"message": sentence(issue.message)}) for issue in report.quality)
     series = report.analysed_series
-    analysed = series and series.model_copy(update={"contrast_evidence": "blood in the mediastinum measures 41 HU"})
+    analysed = series and series.model_copy(
+        update={
+            "contrast_phase": "venous",
+            "contrast_evidence": "blood in the mediastinum measures 109 HU; aorta 118 HU",
+        }
+    )
     values = {
         "findings": tuple(map(sayable, report.findings)),
         "quality": quality,
