@@ -437,7 +437,7 @@ def show_model(
         for row in kind.rows:
             trial = row.trial
             rates = f"sensitivity {row.sensitivity}, specificity {row.specificity}, AUROC {row.auroc}"
-            lines = [f"  {trial.data}: {trial.positive} with, {trial.negative} without; {rates}"]
+            lines = [f"  {row.data}: {trial.positive} with, {trial.negative} without; {rates}"]
             if trial.indeterminate or trial.not_assessed:
                 lines.append(f"    {trial.indeterminate} undecided, {trial.not_assessed} not assessed")
             lines += [f"    {line}" for line in (trial.note, *row.details) if line]

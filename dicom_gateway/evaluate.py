@@ -28,9 +28,10 @@ from models.errors import ModelError
 from models.evaluation.card import write_tables as write_card
 from models.evaluation.evidence import evidence_of, with_evidence
 from models.evaluation.images import read_image, read_mask
+from models.evaluation.outlined import outlined_lesions
 from models.evaluation.phantoms import PhantomPlan, make_planned, plan_suite
-from models.evaluation.record import Acquisition, Record, read_answers
-from models.evaluation.truth import LabelledStudy, StudyTruth
+from models.evaluation.record import SORTED_BY_SIZE, Acquisition, Record, read_answers
+from models.evaluation.truth import KindTruth, LabelledStudy, StudyTruth
 from models.findings import FindingKind
 from models.manifest import MANIFEST_NAME, ModelManifest, load_manifest
 from models.session import ModelSession
@@ -152,6 +153,8 @@ def _state(paths: Sequence[Path]) -> str:
 
 
 def _read_inserted(study: "TrainingStudy", on_stage: OnStage) -> Scan:
+    from models.training.studies import SMALLEST_ML
+
     hu = np.rint(study.hu[0, 0]).astype(np.int16)
     affine = np.zeros((4, 4))
     affine[2, 0] = affine[1, 1] = affine[0, 2] = _INSERTED_SPACING_MM
@@ -159,13 +162,25 @@ def _read_inserted(study: "TrainingStudy", on_stage: OnStage) -> Scan:
     count = len(hu)
     names = tuple(str(index) for index in range(count))
     volume = Volume(hu, Geometry(affine, hu.shape), study.name, names, (None,) * count)
+    outlined = {}
+    if study.masks[SORTED_BY_SIZE].any():
+        outlined[SORTED_BY_SIZE] = KindTruth(
+            presence="present" if study.present.get(SORTED_BY_SIZE) else "unknown",
+            lesions=outlined_lesions(
+                study.masks[SORTED_BY_SIZE],
+                study.unknown[SORTED_BY_SIZE],
+                volume.geometry,
+                SMALLEST_ML[SORTED_BY_SIZE],
+            ),
+        )
     return Scan(
         truth=StudyTruth(
             name=study.name,
             source=study.source,
             simulated=True,
-            present=tuple(kind for kind, present in study.present.items() if present),
+            present=tuple(kind for kind, present in study.present.items() if present and kind not in outlined),
             absent=tuple(kind for kind, present in study.present.items() if not present),
+            findings=outlined,
         ),
         volume=volume,
         lungs=_checked_lungs(volume, on_stage),

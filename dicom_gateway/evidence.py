@@ -14,8 +14,9 @@ KindStatus = Literal["answered", "withheld", "not assessed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownRow:
-    """One trial with its rates in words."""
+    """One trial with its rates in words; `data` says what was measured on, and of which size of lesions."""
 
+    data: str
     trial: Trial
     sensitivity: str
     specificity: str
@@ -52,7 +53,7 @@ def _known(kind: FindingKind, manifest: ModelManifest) -> KnownKind:
         status=status,
         grade=_grade(evidence),
         reason=reason,
-        rows=tuple(map(_row, evidence.trials)) if evidence else (),
+        rows=tuple(_row(size, trial) for size, trial in evidence.rows) if evidence else (),
     )
 
 
@@ -60,8 +61,9 @@ def _grade(evidence: Evidence | None) -> str | None:
     return evidence.grade.value if evidence else None
 
 
-def _row(trial: Trial) -> KnownRow:
+def _row(size: str, trial: Trial) -> KnownRow:
     return KnownRow(
+        data=f"{size}, {trial.data}" if size else trial.data,
         trial=trial,
         sensitivity=with_interval(trial.sensitivity, trial.sensitivity_interval),
         specificity=with_interval(trial.specificity, trial.specificity_interval),

@@ -18,7 +18,7 @@ from imaging.phantom_body import (
     paint_trees,
     paint_wall,
 )
-from imaging.phantom_body_lesions import OVER_BODY, shape_patient
+from imaging.phantom_body_lesions import OVER_BODY, heart_and_thorax_mm, shape_patient
 from imaging.phantom_bones import draw_bones
 from imaging.phantom_lesions import (
     SIZE_UNITS,
@@ -27,9 +27,9 @@ from imaging.phantom_lesions import (
     PlacedFinding,
     Placer,
     Scene,
+    axial_axes_mm,
     central_voxel,
     check_request,
-    long_axis_mm,
 )
 from imaging.phantom_lung_lesions import OVER_TREES, UNDER_TREES
 from imaging.phantom_shapes import F32, Canvas, make_canvas, soften
@@ -51,7 +51,7 @@ FIELD_MM: Point = (310.0, 358.4, 358.4)
 CENTRE_MM: Point = (0.0, 10.0, -40.0)
 # In-plane blur and noise grain, and how much louder the noise is, of the two reconstruction kernels.
 _KERNELS: Mapping[str, tuple[float, float, float]] = {"soft": (0.65, 0.75, 1.0), "sharp": (0.35, 0.3, 2.2)}
-_LONG_AXIS_KINDS = frozenset({"pulmonary_nodule", "lymphadenopathy", "hiatal_hernia"})
+_AXES_KINDS = frozenset({"pulmonary_nodule", "lymphadenopathy", "hiatal_hernia"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +61,7 @@ class Phantom:
     The volume is axis-aligned: slices go up (+z), rows to posterior (+y), columns to the patient's left (+x).
     `anatomy` holds indices of `ANATOMY`; lung_left and lung_right are the whole pleural spaces with all that is
     in them. `lesions` maps each placed kind to the mask of all its lesions. `lung_volume_ml` has "left" and "right".
+    `cardiothoracic_ratio` is None where the field of view cuts heart or lungs off.
     """
 
     volume: Volume
@@ -68,6 +69,7 @@ class Phantom:
     lesions: Mapping[str, npt.NDArray[np.bool_]]
     truth: tuple[PlacedFinding, ...]
     lung_volume_ml: Mapping[str, float]
+    cardiothoracic_ratio: float | None
     seed: int
     contrast: bool
     kernel: str
@@ -105,6 +107,7 @@ def make_phantom(
         lesions=_masks(canvas, placed),
         truth=truth,
         lung_volume_ml={side: count * canvas.grid.voxel_ml for side, count in spaces.items()},
+        cardiothoracic_ratio=_cardiothoracic_ratio(canvas),
         seed=seed,
         contrast=contrast,
         kernel=kernel,
@@ -112,12 +115,13 @@ def make_phantom(
 
 
 def truth_document(phantom: Phantom) -> dict[str, object]:
-    """The truth as JSON-able values: seed, contrast, lung volumes (ml) and the placed findings."""
+    """The truth as JSON-able values: seed, contrast, lung volumes (ml), cardiothoracic ratio and placed findings."""
     return {
         "seed": phantom.seed,
         "contrast": phantom.contrast,
         "kernel": phantom.kernel,
         "lung_volume_ml": dict(phantom.lung_volume_ml),
+        "cardiothoracic_ratio": phantom.cardiothoracic_ratio,
         "findings": [asdict(finding) for finding in phantom.truth],
     }
 
@@ -196,6 +200,10 @@ def _measure(canvas: Canvas, placed: Placed) -> PlacedFinding:
     kind = placed.request.kind
     inside = canvas.hu[placed.box][placed.mask]
     measurements = dict(placed.measurements)
+    long_mm = None
+    if kind in _AXES_KINDS:
+        long_mm, short_mm = axial_axes_mm(placed.mask, canvas.grid.spacing_mm)
+        measurements.setdefault("short_axis_mm", short_mm)
     if kind == "emphysema":
         lungs = np.isin(canvas.anatomy, [LABEL["lung_left"], LABEL["lung_right"]])
         measurements["laa_950_percent"] = 100 * float(np.mean(canvas.hu[lungs] < -950))
@@ -206,10 +214,20 @@ def _measure(canvas: Canvas, placed: Placed) -> PlacedFinding:
         laterality=placed.laterality,
         centre_mm=canvas.grid.point((z + start[0], y + start[1], x + start[2])),
         volume_ml=float(len(inside) * canvas.grid.voxel_ml),
-        long_axis_mm=long_axis_mm(placed.mask, canvas.grid.spacing_mm) if kind in _LONG_AXIS_KINDS else None,
+        long_axis_mm=long_mm,
         mean_hu=float(inside.mean()),
         measurements=measurements,
     )
+
+
+def _cardiothoracic_ratio(canvas: Canvas) -> float | None:
+    heart, *lungs = (canvas.anatomy == LABEL[name] for name in ("heart", "lung_left", "lung_right"))
+    organs = np.logical_or.reduce([heart, *lungs])
+    cut_off = organs[[0, -1]].any() or organs[:, :, [0, -1]].any()
+    if cut_off or not heart.any():
+        return None
+    heart_mm, thorax_mm = heart_and_thorax_mm(canvas)
+    return heart_mm / thorax_mm
 
 
 def _masks(canvas: Canvas, placed: Sequence[Placed]) -> dict[str, npt.NDArray[np.bool_]]:

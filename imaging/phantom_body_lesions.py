@@ -114,10 +114,15 @@ def place_pericardial_effusion(scene: Scene, request: LesionRequest, rng: np.ran
 def place_cardiomegaly(scene: Scene, request: LesionRequest, rng: np.random.Generator) -> Placed:
     box = _box(scene, scene.organs.heart)
     mask = scene.canvas.anatomy[box] == LABEL["heart"]
-    heart_mm = _widest(mask) * scene.canvas.grid.spacing_mm[2]
-    lungs = np.isin(scene.canvas.anatomy, [LABEL["lung_left"], LABEL["lung_right"]])
-    chest_mm = _widest(lungs) * scene.canvas.grid.spacing_mm[2]
+    heart_mm, chest_mm = heart_and_thorax_mm(scene.canvas)
     return _placed(request, box, mask, heart_mm / chest_mm, heart_width_mm=heart_mm, thorax_width_mm=chest_mm)
+
+
+def heart_and_thorax_mm(canvas: Canvas) -> tuple[float, float]:
+    """Greatest width of the heart in one slice, and that of both pleural spaces: their ratio is the cardiothoracic."""
+    lungs = np.isin(canvas.anatomy, [LABEL["lung_left"], LABEL["lung_right"]])
+    column_mm = canvas.grid.spacing_mm[2]
+    return _widest(canvas.anatomy == LABEL["heart"]) * column_mm, _widest(lungs) * column_mm
 
 
 def _widest(mask: Mask) -> float:

@@ -161,11 +161,18 @@ def central_voxel(mask: Mask) -> tuple[int, int, int]:
     return int(z), int(y), int(x)
 
 
-def long_axis_mm(mask: Mask, spacing_mm: Point) -> float:
-    """Greatest in-plane distance within the slice with the largest area, voxel edges included (mm)."""
+def axial_axes_mm(mask: Mask, spacing_mm: Point) -> tuple[float, float]:
+    """Greatest in-plane distance within the slice with the largest area, and the width across it (mm).
+
+    Voxel edges are included.
+    """
     plane = mask[int(np.argmax(mask.sum(axis=(1, 2))))]
-    edge: npt.NDArray[np.bool_] = plane & ~ndimage.binary_erosion(plane)
-    points = np.argwhere(edge) * np.array(spacing_mm[1:])
+    border: npt.NDArray[np.bool_] = plane & ~ndimage.binary_erosion(plane)
+    points = np.argwhere(border) * np.array(spacing_mm[1:])
     points = points[:: max(1, len(points) // 800)]
     gaps = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    return float(gaps.max() + (spacing_mm[1] + spacing_mm[2]) / 2)
+    start, end = np.unravel_index(int(np.argmax(gaps)), gaps.shape)
+    row, column = points[end] - points[start]
+    across = points @ np.array([-column, row]) / max(float(gaps.max()), 1e-6)
+    edge_mm = (spacing_mm[1] + spacing_mm[2]) / 2
+    return float(gaps.max()) + edge_mm, float(np.ptp(across)) + edge_mm

@@ -9,6 +9,7 @@ from imaging.phantom_shapes import F32, Box, Mask, lattice_noise
 
 _FLUID_HU = 10.0
 _AIR_HU = -996.0
+_LARGEST_NODULE_MM = 30.0
 
 
 def _noise(scene: Scene, rng: np.random.Generator, scale_mm: float) -> F32:
@@ -148,8 +149,13 @@ def place_interstitial(scene: Scene, request: LesionRequest, rng: np.random.Gene
 
 
 def place_nodule(scene: Scene, request: LesionRequest, rng: np.random.Generator) -> Placed:
-    """A solid, slightly lobulated nodule of the volume of a sphere of diameter `size`, clear of the pleura."""
+    """A solid, slightly lobulated nodule of the volume of a sphere of diameter `size`, clear of the pleura.
+
+    Above 30 mm it is a mass: lobulated, around the vessels of its place, and free to lie at the pleura.
+    """
     side = choose_side(request, rng)
+    if request.size > _LARGEST_NODULE_MM:
+        return _place_mass(scene, request, side, rng)
     scene.lung_box(side)
     radius = request.size / 2
     inside = np.argwhere((scene.lung(side) < -(radius + 5)) & (scene.organs.trunk > radius + 12))
@@ -173,14 +179,47 @@ def place_nodule(scene: Scene, request: LesionRequest, rng: np.random.Generator)
     hu = float(rng.uniform(20, 60)) + (40 if scene.patient.contrast else 0)
     width = float(np.cbrt(np.prod(grid.spacing_mm)))
     scene.canvas.blend(box, np.clip(0.5 - (score - edge) / width, 0, 1, dtype=np.float32), hu)
+    return _placed_body(scene, request, box, mask, side)
+
+
+def _place_mass(scene: Scene, request: LesionRequest, side: str, rng: np.random.Generator) -> Placed:
+    radius = request.size / 2
+    scene.lung_box(side)
+    inside = np.argwhere((scene.lung(side) < -radius / 2) & (scene.organs.trunk > radius + 12))
+    nodes = inside[:, ::-1] * 3.0 + np.array([float(axis[0]) for axis in scene.canvas.working.axes])[::-1]
+    order = rng.permutation(len(nodes))
+    clear = (nodes[i] for i in order[:400] if _clear(scene, side, nodes[i], radius, outside=0.3, dense=0.2))
+    centre = next(clear, None)
+    box = None if centre is None else scene.canvas.grid.box_around(centre.tolist(), centre.tolist(), radius * 2.2 + 4)
+    if centre is None or box is None:
+        raise ValueError(f"pulmonary_nodule: the {side} lung has no room for {request.size:g} mm")
+    stretch = rng.uniform(0.88, 1.14, 3)
+    z, y, x = (c - p for c, p in zip(scene.canvas.coordinates(box), centre[::-1], strict=True))
+    gap = np.sqrt((x / stretch[0]) ** 2 + (y / stretch[1]) ** 2 + (z / stretch[2]) ** 2)
+    lobes, knobs = _sampled(scene, box, _noise(scene, rng, 0.8 * radius), _noise(scene, rng, 6.0))
+    score = np.asarray(gap * (1 + np.clip(0.16 * lobes + 0.05 * knobs, -0.35, 0.35)), np.float32)
+    allowed = scene.lung_mask(side, box)
+    mask, edge = place_volume(scene, request, score, allowed, np.pi / 6 * request.size**3 / 1000)
+    hu = float(rng.uniform(20, 60)) + (40 if scene.patient.contrast else 0)
+    (texture,) = _sampled(scene, box, np.asarray(hu + 6 * _noise(scene, rng, 9.0), np.float32))
+    _fill(scene, box, mask, score - edge, allowed, texture)
+    return _placed_body(scene, request, box, mask, side)
+
+
+def _placed_body(scene: Scene, request: LesionRequest, box: Box, mask: Mask, side: str) -> Placed:
     diameter = (6 * _ml(scene, mask) * 1000 / np.pi) ** (1 / 3)
     return Placed(
         request=request, box=box, mask=mask, size=diameter, laterality=side, measurements={"diameter_mm": diameter}
     )
 
 
-def _clear(scene: Scene, side: str, centre: np.ndarray, radius: float) -> bool:
-    """Whether a ball is in the field of view and holds nothing denser than aerated lung with small vessels."""
+def _clear(
+    scene: Scene, side: str, centre: np.ndarray, radius: float, *, outside: float = 0.0, dense: float = 0.06
+) -> bool:
+    """Whether the cube of a ball is in the field of view and in lung, but for the share `outside`.
+
+    Of it no more than the share `dense` may be denser than aerated lung with small vessels.
+    """
     grid = scene.canvas.grid
     box = grid.box_around(centre.tolist(), centre.tolist(), radius)
     if box is None:
@@ -190,8 +229,8 @@ def _clear(scene: Scene, side: str, centre: np.ndarray, radius: float) -> bool:
     hu = scene.canvas.hu[box]
     return (
         whole
-        and bool(scene.lung_mask(side, box).all())
-        and float(np.mean(hu > -500)) < 0.06
+        and float(np.mean(~scene.lung_mask(side, box))) <= outside
+        and float(np.mean(hu > -500)) < outside + dense
         and float(np.mean(hu < -960)) < 0.3
     )
 

@@ -79,7 +79,8 @@ class Agreement(_Record):
 
 
 class LesionTrial(_Record):
-    """Single lesions: how many there were, how many were described, and false descriptions per study.
+    """Single lesions, of every size that the truth names: how many there were, how many were described, and false
+    descriptions per study. In a row by size only lesions of that size, but false descriptions of every size.
 
     `competition_metric` is the mean sensitivity at 1/8 to 8 false descriptions a study, `sensitivity_at_two` that at 2.
     """
@@ -150,10 +151,20 @@ class Trial(_Record):
 
 
 class Evidence(_Record):
-    """What is known about the answers to one kind: its grade and the trials behind the grade."""
+    """What is known about the answers to one kind: its grade and the trials behind the grade.
+
+    `by_size` holds the same for its lesions of one size, as "mass above 30 mm"; empty where that was not measured.
+    """
 
     grade: EvidenceGrade
     trials: tuple[Trial, ...]
+    by_size: dict[Text, tuple[Trial, ...]] = {}
+
+    @property
+    def rows(self) -> tuple[tuple[str, Trial], ...]:
+        """Every trial with the size it is of, "" for the kind as a whole."""
+        sized = ((size, trial) for size, trials in self.by_size.items() for trial in trials)
+        return (*(("", trial) for trial in self.trials), *sized)
 
 
 class Familiarity(_Record):

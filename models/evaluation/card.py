@@ -44,7 +44,10 @@ def tables(manifest: ModelManifest) -> str:
         "|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for kind, evidence in manifest.evidence.items():
-        lines += [f"| {kind.value} | {evidence.grade.value} | {_row(trial)} |" for trial in evidence.trials]
+        lines += [
+            f"| {_titled(kind, size)} | {'-' if size else evidence.grade.value} | {_row(trial)} |"
+            for size, trial in evidence.rows
+        ]
     lines += _agreement_table(manifest) + _lesion_table(manifest) + _outline_table(manifest) + _slice_table(manifest)
     lines += _calibration_table(manifest)
     lines += [
@@ -93,8 +96,14 @@ def with_interval(rate: float | None, interval: Interval | None) -> str:
     return f"{rate:.2f}" if interval is None else f"{rate:.2f} ({interval[0]:.2f}-{interval[1]:.2f})"
 
 
-def _trials(manifest: ModelManifest) -> Iterator[tuple[FindingKind, Trial]]:
-    return ((kind, trial) for kind, evidence in manifest.evidence.items() for trial in evidence.trials)
+def _titled(kind: FindingKind, size: str) -> str:
+    return f"{kind.value}: {size}" if size else kind.value
+
+
+def _trials(manifest: ModelManifest) -> Iterator[tuple[str, Trial]]:
+    for kind, evidence in manifest.evidence.items():
+        for size, trial in evidence.rows:
+            yield _titled(kind, size), trial
 
 
 def _table(header: str, alignment: str, rows: list[str]) -> list[str]:
@@ -103,9 +112,9 @@ def _table(header: str, alignment: str, rows: list[str]) -> list[str]:
 
 def _agreement_table(manifest: ModelManifest) -> list[str]:
     rows = [
-        f"| {kind.value} | {trial.data} | {one.quantity.replace('_', ' ')} ({one.unit}) | {one.n} | {one.bias:+.3g} "
+        f"| {name} | {trial.data} | {one.quantity.replace('_', ' ')} ({one.unit}) | {one.n} | {one.bias:+.3g} "
         f"| {one.lower:.3g} to {one.upper:.3g} |"
-        for kind, trial in _trials(manifest)
+        for name, trial in _trials(manifest)
         for one in trial.agreement
     ]
     header = "| kind | measured on | measured minus true | n | mean | limits of agreement |"
@@ -114,9 +123,9 @@ def _agreement_table(manifest: ModelManifest) -> list[str]:
 
 def _lesion_table(manifest: ModelManifest) -> list[str]:
     rows = [
-        f"| {kind.value} | {trial.data} | {one.found} of {one.lesions} | {one.false_per_study:.2f} | "
+        f"| {name} | {trial.data} | {one.found} of {one.lesions} | {one.false_per_study:.2f} | "
         f"{with_interval(one.competition_metric, None)} | {with_interval(one.sensitivity_at_two, None)} |"
-        for kind, trial in _trials(manifest)
+        for name, trial in _trials(manifest)
         if (one := trial.lesions) is not None
     ]
     header = (
@@ -128,8 +137,8 @@ def _lesion_table(manifest: ModelManifest) -> list[str]:
 
 def _outline_table(manifest: ModelManifest) -> list[str]:
     rows = [
-        f"| {kind.value} | {trial.data} | {one.n} | {one.mean_dice:.2f} | {one.least_dice:.2f} |"
-        for kind, trial in _trials(manifest)
+        f"| {name} | {trial.data} | {one.n} | {one.mean_dice:.2f} | {one.least_dice:.2f} |"
+        for name, trial in _trials(manifest)
         if (one := trial.outlines) is not None
     ]
     header = "| kind | measured on | outlines | mean Dice | least Dice |"
@@ -138,9 +147,9 @@ def _outline_table(manifest: ModelManifest) -> list[str]:
 
 def _slice_table(manifest: ModelManifest) -> list[str]:
     rows = [
-        f"| {kind.value} | {trial.data} | {one.positive} | {one.negative} | {with_interval(one.sensitivity, None)} "
+        f"| {name} | {trial.data} | {one.positive} | {one.negative} | {with_interval(one.sensitivity, None)} "
         f"| {with_interval(one.specificity, None)} |"
-        for kind, trial in _trials(manifest)
+        for name, trial in _trials(manifest)
         if (one := trial.slices) is not None
     ]
     header = "| kind | measured on | slices with | slices without | sensitivity | specificity |"
@@ -149,8 +158,8 @@ def _slice_table(manifest: ModelManifest) -> list[str]:
 
 def _calibration_table(manifest: ModelManifest) -> list[str]:
     rows = [
-        f"| {kind.value} | {trial.data} | {one.n} | {one.expected_error:.2f} | {one.brier:.3f} |"
-        for kind, trial in _trials(manifest)
+        f"| {name} | {trial.data} | {one.n} | {one.expected_error:.2f} | {one.brier:.3f} |"
+        for name, trial in _trials(manifest)
         if (one := trial.calibration) is not None
     ]
     header = "| kind | measured on | studies | expected calibration error | Brier score |"

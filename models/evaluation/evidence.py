@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from models.evaluation.record import Record
+from models.evaluation.record import Record, SizeClass
 from models.evaluation.summary import REAL_UNSEEN, group_of, trial
 from models.findings import EvidenceGrade, FindingKind
 from models.manifest import Evidence, ModelManifest, Trial
@@ -62,16 +62,24 @@ def _against(trials: Sequence[Trial], which: str) -> str | None:
 
 
 def evidence_of(records: Sequence[Record]) -> dict[FindingKind, Evidence]:
-    """The measured rows of every kind that was answered at least once, and the grades that follow from them."""
+    """The measured rows of every kind that was answered at least once, and the grades that follow from them.
+
+    Rows by size stand beside them: grades and what is withheld follow from the kind as a whole.
+    """
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(group_of(record), []).append(record)
     found = {}
     for kind in FindingKind:
-        trials = tuple(t for data, group in groups.items() if (t := trial(kind, data, group)) is not None)
+        trials = _trials(kind, groups, None)
         if trials:
-            found[kind] = Evidence(grade=grade(trials), trials=trials)
+            by_size = {size.value: rows for size in SizeClass if (rows := _trials(kind, groups, size))}
+            found[kind] = Evidence(grade=grade(trials), trials=trials, by_size=by_size)
     return found
+
+
+def _trials(kind: FindingKind, groups: Mapping[str, Sequence[Record]], size: SizeClass | None) -> tuple[Trial, ...]:
+    return tuple(t for data, group in groups.items() if (t := trial(kind, data, group, size)) is not None)
 
 
 def with_evidence(manifest: ModelManifest, records: Sequence[Record]) -> ModelManifest:

@@ -33,7 +33,7 @@ class KindSection:
     title: str
     grade: str
     withheld: str | None
-    rows: tuple[Trial, ...]
+    rows: tuple[tuple[str, Trial], ...]
     agreement: tuple[tuple[str, Agreement], ...]
     lesions: tuple[tuple[str, LesionTrial], ...]
     subgroups: tuple[tuple[str, Trial], ...]
@@ -67,14 +67,15 @@ def _sections(records: Sequence[Record]) -> list[KindSection]:
             for data, name, group in grouped(records)
             if name and (row := trial(kind, data, group)) is not None and row.positive + row.negative
         ]
+        rows = tuple((f"{size}, {row.data}" if size else row.data, row) for size, row in one.rows)
         sections.append(
             KindSection(
                 title=kind.value.replace("_", " ").capitalize(),
                 grade=one.grade.value,
                 withheld=reasons.get(kind),
-                rows=one.trials,
-                agreement=tuple((row.data, agreement) for row in one.trials for agreement in row.agreement),
-                lesions=tuple((row.data, row.lesions) for row in one.trials if row.lesions),
+                rows=rows,
+                agreement=tuple((name, agreement) for name, row in rows for agreement in row.agreement),
+                lesions=tuple((name, row.lesions) for name, row in rows if row.lesions),
                 subgroups=tuple(subgroups),
                 charts=tuple(_charts(kind, records)),
             )

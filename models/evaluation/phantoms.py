@@ -7,7 +7,7 @@ import numpy as np
 
 from imaging.geometry import Point
 from imaging.phantom import LesionRequest, Phantom, make_phantom, truth_document
-from models.evaluation.truth import StudyTruth, phantom_truth
+from models.evaluation.truth import KindTruth, StudyTruth, phantom_truth
 from models.findings import FindingKind
 
 # Smallest and largest size in the phantom's unit, drawn log-uniformly (uniformly where a size may be negative); every
@@ -36,10 +36,13 @@ SIZES: Mapping[FindingKind, tuple[float, float]] = {
     FindingKind.ARTERIAL_WALL_CALCIFICATION: (100.0, 5000.0),
     FindingKind.MEDICAL_DEVICE: (1.0, 2.0),
 }
+# A pulmonary nodule above 30 mm is a mass; masses are a share of their own.
+MASSES_MM = (32.0, 60.0)
 # Of the studies of a suite this share holds each kind: some four findings a study.
 PREVALENCE = 0.2
 _CONTRAST_SHARE = 0.3
 _SHARP_SHARE = 0.25
+_PAINTED_OVER_NODULES = (FindingKind.PLEURAL_EFFUSION.value, FindingKind.PNEUMOTHORAX.value)
 _COUNTS = (FindingKind.BRONCHIECTASIS, FindingKind.RIB_FRACTURE, FindingKind.MEDICAL_DEVICE)
 _PIXEL_MM = 1.2
 _SLICE_SPACINGS_MM = (1.5, 2.5, 2.5, 4.0)
@@ -62,12 +65,18 @@ class PhantomPlan:
 
 
 def plan_suite(count: int, seed: int) -> Iterator[PhantomPlan]:
-    """`count` phantoms; each kind is put into the same number of them, whatever the others hold."""
+    """`count` phantoms; each kind, and masses, are put into the same number of them, whatever the others hold."""
     chosen = np.random.default_rng([seed, 1])
-    holders = {kind: chosen.permutation(count)[: max(1, round(PREVALENCE * count))] for kind in SIZES}
+    each = max(1, round(PREVALENCE * count))
+    holders = {kind: chosen.permutation(count)[:each] for kind in SIZES}
+    # Generators of their own: masses move no other draw of a seed.
+    with_mass = np.random.default_rng([seed, 4]).permutation(count)[:each]
     for index in range(count):
         rng = np.random.default_rng([seed, 2, index])
-        requests = tuple(_request(kind, rng) for kind, where in holders.items() if index in where)
+        requests = tuple(_request(kind, SIZES[kind], rng) for kind, where in holders.items() if index in where)
+        if index in with_mass:
+            mass = _request(FindingKind.PULMONARY_NODULE, MASSES_MM, np.random.default_rng([seed, 5, index]))
+            requests = (*requests, mass)
         # calcium of the coronary arteries is scored without contrast medium only
         scored = any(request.kind == FindingKind.CORONARY_ARTERY_CALCIFICATION for request in requests)
         yield PhantomPlan(
@@ -80,8 +89,8 @@ def plan_suite(count: int, seed: int) -> Iterator[PhantomPlan]:
         )
 
 
-def _request(kind: FindingKind, rng: np.random.Generator) -> LesionRequest:
-    low, high = SIZES[kind]
+def _request(kind: FindingKind, sizes: tuple[float, float], rng: np.random.Generator) -> LesionRequest:
+    low, high = sizes
     size = float(rng.uniform(low, high) if low <= 0 else np.exp(rng.uniform(np.log(low), np.log(high))))
     return LesionRequest(kind=kind.value, size=float(round(size)) if kind in _COUNTS else size)
 
@@ -105,15 +114,28 @@ def make_planned(plan: PhantomPlan) -> tuple[Phantom, StudyTruth]:
                 raise
             requests.pop()
         else:
-            return phantom, _without_natural(phantom_truth(truth_document(phantom), name=plan.name))
+            truth = phantom_truth(truth_document(phantom), name=plan.name)
+            return phantom, _without_pressed_lung(_without_hidden_nodules(truth, phantom))
 
 
-def _without_natural(truth: StudyTruth) -> StudyTruth:
-    """Without "absent" where the phantom has some of a finding unasked.
+def _without_hidden_nodules(truth: StudyTruth, phantom: Phantom) -> StudyTruth:
+    """Nodules and masses in the pleura's fluid or air, which is painted over them, cannot be asked for."""
+    kind = FindingKind.PULMONARY_NODULE
+    over = [phantom.lesions[name] for name in _PAINTED_OVER_NODULES if name in phantom.lesions]
+    if kind not in truth.findings or not over:
+        return truth
+    covered = np.logical_or.reduce(over)
+    known, lesions = truth.findings[kind], []
+    for lesion in truth.findings[kind].lesions:
+        z, y, x = np.rint(phantom.volume.geometry.patient_to_index(lesion.centre_lps_mm)).astype(int)
+        lesions.append(lesion.model_copy(update={"counts": not covered[z, y, x]}))
+    seen = KindTruth(presence=known.presence if any(l.counts for l in lesions) else "unknown", lesions=tuple(lesions))
+    return truth.model_copy(update={"findings": {**truth.findings, kind: seen}})
 
-    Phantoms' own hearts measure 0.46 to 0.51 of the chest, and an effusion presses the lung beside it.
-    """
-    natural = {FindingKind.CARDIOMEGALY}
-    if FindingKind.PLEURAL_EFFUSION in truth.findings:
-        natural.add(FindingKind.ATELECTASIS)
-    return truth.model_copy(update={"absent": tuple(kind for kind in truth.absent if kind not in natural)})
+
+def _without_pressed_lung(truth: StudyTruth) -> StudyTruth:
+    """An effusion presses the lung beside it: that there is no atelectasis is not known then."""
+    if FindingKind.PLEURAL_EFFUSION not in truth.findings:
+        return truth
+    absent = tuple(kind for kind in truth.absent if kind is not FindingKind.ATELECTASIS)
+    return truth.model_copy(update={"absent": absent})

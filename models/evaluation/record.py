@@ -1,5 +1,6 @@
 """One study's findings beside its truth: what is kept of a study, and what every figure is made of."""
 
+import enum
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -16,6 +17,7 @@ from models.findings import Finding, FindingKind, Laterality, Presence, Quantity
 # a radius below this is less than the grid of a thick series can tell.
 _SMALLEST_RADIUS_MM = 4.0
 _RADIUS_OF_UNKNOWN_SIZE_MM = 15.0
+_SMALLEST_NODULE_MM, _LARGEST_NODULE_MM = 6.0, 30.0
 
 # What a kind without a probability is ranked by for ROC curves; -1 where low values speak for the finding.
 RANKED_BY: Mapping[FindingKind, tuple[Quantity, float]] = {
@@ -28,6 +30,20 @@ RANKED_BY: Mapping[FindingKind, tuple[Quantity, float]] = {
     FindingKind.HEPATIC_STEATOSIS: (Quantity.MEAN_ATTENUATION, -1.0),
     FindingKind.ARTERIAL_WALL_CALCIFICATION: (Quantity.CALCIUM_VOLUME, 1.0),
 }
+
+
+class SizeClass(enum.StrEnum):
+    """What the lesions of a kind are sorted by: the mean of their axial axes, in truth and answer alike.
+
+    Above 30 mm a nodule is a mass (Fleischner Society glossary, Radiology 2008;246:697), as the report words it; below
+    6 mm a solid one needs no follow-up (Fleischner Society, Radiology 2017;284:228) and belongs to neither.
+    """
+
+    NODULE = "nodule of 6 to 30 mm"
+    MASS = "mass above 30 mm"
+
+
+SORTED_BY_SIZE = FindingKind.PULMONARY_NODULE
 
 
 class _Record(BaseModel):
@@ -61,14 +77,20 @@ class SliceCounts(_Record):
 
 
 class Answer(_Record):
-    """What was said about one kind of one study beside what is true.
+    """What was said about one kind of one study beside what is true; with `size` about its lesions of that size.
 
     `probability` is calibrated, None where no network stands behind the answer; `score` ranks studies, None where the
     answer has neither a probability nor a measurement to rank by. `dice` where a mask is known; `key_slice_right`
     and `slices` where the positive slices are. `lesions` counts the true lesions, None where they are not known.
+
+    By size, the truth is whether there is a lesion of that size. The answer is present where one of that size was
+    described as present, indeterminate where one was described as doubtful or the study was left open without any
+    description, else absent; `score` is the highest probability of a described one, 0 without one. `descriptions`
+    are those that hit a lesion of that size, whatever size they gave it, and all that hit no lesion at all.
     """
 
     kind: FindingKind
+    size: SizeClass | None = None
     truth: KnownPresence
     presence: Presence
     probability: float | None
@@ -113,13 +135,14 @@ def read_answers(
     masks: Mapping[FindingKind, npt.NDArray[np.bool_]],
     lung_slices: npt.NDArray[np.bool_],
 ) -> tuple[Answer, ...]:
-    """One answer per kind. `masks` are true outlines on the volume's grid, (slice, row, column).
+    """One answer per kind, then nodules by size. `masks` are true outlines on the volume's grid, (slice, row, column).
 
     `lung_slices` says of each slice whether it shows lung: others cannot be wrong and are not counted.
     """
-    return tuple(
-        _answer(kind, truth.of(kind), [f for f in findings if f.kind is kind], volume, masks.get(kind), lung_slices)
-        for kind in FindingKind
+    of_kind = {kind: [f for f in findings if f.kind is kind] for kind in FindingKind}
+    return (
+        *(_answer(k, truth.of(k), found, volume, masks.get(k), lung_slices) for k, found in of_kind.items()),
+        *(_answer_by_size(size, truth.of(SORTED_BY_SIZE), of_kind[SORTED_BY_SIZE]) for size in SizeClass),
     )
 
 
@@ -135,8 +158,8 @@ def _answer(
     parts = [f for f in found if f.lesion is not None]
     lesions = None
     if truth.lesions or truth.presence == "absent":
-        lesions = len(truth.lesions)
-    descriptions, axes = _match(parts, truth.lesions) if lesions is not None else ((), ())
+        lesions = sum(lesion.counts for lesion in truth.lesions)
+    matches = _matches(parts, truth.lesions) if lesions is not None else []
     right = slices = None
     if truth.positive_slices and study.region is not None:
         right = _from_feet(study.region.key_slice, volume) in truth.positive_slices
@@ -153,13 +176,69 @@ def _answer(
         probability=study.probability,
         score=_score(study),
         reason=study.reason,
-        pairs=(*_pairs(study, parts, known), *axes),
+        pairs=(*_pairs(study, parts, known), *_axes(matches)),
         dice=None if mask is None else _dice(parts or [study], mask),
         key_slice_right=right,
         slices=slices,
         lesions=lesions,
-        descriptions=descriptions,
+        descriptions=_descriptions(matches),
     )
+
+
+def _answer_by_size(size: SizeClass, truth: KindTruth, found: Sequence[Finding]) -> Answer:
+    study = next(f for f in found if f.lesion is None)
+    parts = [f for f in found if f.lesion is not None]
+    described = [f for f in parts if _size_class(_mean_diameter_mm(f)) is size]
+    presence = study.presence
+    if parts or presence is Presence.PRESENT:
+        said = {f.presence for f in described}
+        presence = next((p for p in (Presence.PRESENT, Presence.INDETERMINATE) if p in said), Presence.ABSENT)
+    score = max((f.probability or 0.0 for f in described), default=0.0)
+    wanted = [l for l in truth.lesions if l.counts and _size_class(l.mean_diameter_mm) is size]
+    lesions = None
+    if truth.presence == "absent" or (truth.lesions and all(l.mean_diameter_mm for l in truth.lesions)):
+        lesions = len(wanted)
+    matches = _matches(parts, truth.lesions) if lesions is not None else []
+    matches = [(part, lesion) for part, lesion in matches if lesion is None or lesion in wanted]
+    return Answer(
+        kind=study.kind,
+        size=size,
+        truth=_truth_by_size(size, truth),
+        presence=presence,
+        probability=None,
+        score=None if presence is Presence.NOT_ASSESSED else score,
+        reason=study.reason,
+        pairs=_axes(matches),
+        lesions=lesions,
+        descriptions=_descriptions(matches),
+    )
+
+
+def _truth_by_size(size: SizeClass, truth: KindTruth) -> KnownPresence:
+    """Unknown where no lesion is named, or one that may be of this size does not count."""
+    if truth.presence == "absent":
+        return "absent"
+    if any(l.counts and _size_class(l.mean_diameter_mm) is size for l in truth.lesions):
+        return "present"
+    return "unknown" if not truth.lesions or any(_may_be(size, l) for l in truth.lesions) else "absent"
+
+
+def _may_be(size: SizeClass, lesion: TrueLesion) -> bool:
+    mean_mm = lesion.mean_diameter_mm
+    if mean_mm is None or _size_class(mean_mm) is size:
+        return True
+    return size is SizeClass.NODULE and mean_mm < _SMALLEST_NODULE_MM
+
+
+def _size_class(mean_mm: float | None) -> SizeClass | None:
+    if mean_mm is None or mean_mm < _SMALLEST_NODULE_MM:
+        return None
+    return SizeClass.MASS if mean_mm > _LARGEST_NODULE_MM else SizeClass.NODULE
+
+
+def _mean_diameter_mm(part: Finding) -> float | None:
+    axes = [m.value for m in part.measurements if m.quantity in (Quantity.LONG_AXIS, Quantity.SHORT_AXIS)]
+    return sum(axes) / len(axes) if axes else None
 
 
 def _score(study: Finding) -> float | None:
@@ -173,6 +252,9 @@ def _score(study: Finding) -> float | None:
 
 
 _WHOLE = (None, Laterality.BILATERAL)
+
+
+Match = tuple[Finding, TrueLesion | None]
 
 
 def _pairs(study: Finding, parts: Sequence[Finding], known: Sequence[TrueMeasurement]) -> list[Pair]:
@@ -209,11 +291,14 @@ def _measured(true: TrueMeasurement, study: Finding, parts: Sequence[Finding]) -
     return sum(values) if values and true.quantity is Quantity.VOLUME else max(values, default=None)
 
 
-def _match(parts: Sequence[Finding], lesions: Sequence[TrueLesion]) -> tuple[tuple[Description, ...], tuple[Pair, ...]]:
-    """From the surest description on, each may take the nearest lesion left; a second hit counts for nothing."""
+def _matches(parts: Sequence[Finding], lesions: Sequence[TrueLesion]) -> list[Match]:
+    """Each description with the lesion it hit, None where it hit nothing.
+
+    From the surest on, each may take the nearest lesion left. A second hit counts for nothing and is left out, and so
+    is the hit of a lesion that does not count.
+    """
     left = list(range(len(lesions)))
-    descriptions: list[Description] = []
-    axes: list[Pair] = []
+    matches: list[Match] = []
     for part in sorted(parts, key=lambda p: -(p.probability or 0.0)):
         if part.region is None:
             continue
@@ -226,11 +311,19 @@ def _match(parts: Sequence[Finding], lesions: Sequence[TrueLesion]) -> tuple[tup
         free = [index for index in sorted(reached, key=reached.__getitem__) if index in left]
         if reached and not free:
             continue
-        descriptions.append(Description(score=part.probability or 0.0, hit=bool(free)))
         if free:
             left.remove(free[0])
-            axes += _axis(part, lesions[free[0]])
-    return tuple(descriptions), tuple(axes)
+        if not free or lesions[free[0]].counts:
+            matches.append((part, lesions[free[0]] if free else None))
+    return matches
+
+
+def _descriptions(matches: Sequence[Match]) -> tuple[Description, ...]:
+    return tuple(Description(score=part.probability or 0.0, hit=lesion is not None) for part, lesion in matches)
+
+
+def _axes(matches: Sequence[Match]) -> tuple[Pair, ...]:
+    return tuple(pair for part, lesion in matches if lesion is not None for pair in _axis(part, lesion))
 
 
 def _radius_mm(lesion: TrueLesion) -> float:

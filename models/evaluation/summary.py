@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from models.evaluation.record import Answer, Record
+from models.evaluation.record import Answer, Record, SizeClass
 from models.evaluation.statistics import (
     Calibration,
     Froc,
@@ -54,18 +54,20 @@ class Scored:
     negative: tuple[float, ...]
 
 
-def known_answers(kind: FindingKind, records: Iterable[Record]) -> list[Answer]:
-    """The answers about `kind` in studies where the truth is known, assessed or not."""
-    return [a for r in records for a in r.answers if a.kind is kind and a.truth != "unknown"]
+def known_answers(kind: FindingKind, records: Iterable[Record], size: SizeClass | None = None) -> list[Answer]:
+    """The answers about `kind`, or its lesions of one size, where the truth is known; assessed or not."""
+    return [a for r in records for a in r.answers if a.kind is kind and a.size is size and a.truth != "unknown"]
 
 
-def trial(kind: FindingKind, data: str, records: Sequence[Record]) -> Trial | None:
+def trial(kind: FindingKind, data: str, records: Sequence[Record], size: SizeClass | None = None) -> Trial | None:
     """The figures of one kind over one group of studies; None where no study with known truth got an answer.
+
+    With `size`, of its lesions of that size (see `Answer`).
 
     Sensitivity is the share of positives that were called present, specificity the share of negatives that were not:
     an indeterminate answer is neither a find nor a false alarm.
     """
-    known = known_answers(kind, records)
+    known = known_answers(kind, records, size)
     given = [a for a in known if a.presence is not Presence.NOT_ASSESSED]
     if not given:
         return None
@@ -73,7 +75,7 @@ def trial(kind: FindingKind, data: str, records: Sequence[Record]) -> Trial | No
     negative = [a for a in given if a.truth == "absent"]
     hits = sum(a.presence is Presence.PRESENT for a in positive)
     clean = sum(a.presence is not Presence.PRESENT for a in negative)
-    scored = scores(kind, records)
+    scored = scores(kind, records, size)
     area = auroc(scored.positive, scored.negative)
     return Trial(
         data=data,
@@ -93,14 +95,14 @@ def trial(kind: FindingKind, data: str, records: Sequence[Record]) -> Trial | No
         lesions=_lesion_trial(given),
         outlines=_outline_trial(given),
         slices=_slice_trial(given),
-        calibration=_calibration_trial(kind, records),
-        note=_named(kind, records),
+        calibration=None if size else _calibration_trial(kind, records),
+        note=_named(kind, records, size),
     )
 
 
-def scores(kind: FindingKind, records: Iterable[Record]) -> Scored:
+def scores(kind: FindingKind, records: Iterable[Record], size: SizeClass | None = None) -> Scored:
     """What ranks the studies: probability or measurement where every answer has one, else the answer itself."""
-    given = [a for a in known_answers(kind, records) if a.presence is not Presence.NOT_ASSESSED]
+    given = [a for a in known_answers(kind, records, size) if a.presence is not Presence.NOT_ASSESSED]
     numeric = all(a.score is not None for a in given)
     order = {Presence.ABSENT: 0.0, Presence.INDETERMINATE: 0.5, Presence.PRESENT: 1.0}
     ranked = [(a.truth, a.score if numeric and a.score is not None else order[a.presence]) for a in given]
@@ -201,7 +203,7 @@ def _calibration_trial(kind: FindingKind, records: Sequence[Record]) -> Calibrat
     return CalibrationTrial(n=sum(figures.count), expected_error=figures.expected_error, brier=figures.brier)
 
 
-def _named(kind: FindingKind, records: Iterable[Record]) -> str:
+def _named(kind: FindingKind, records: Iterable[Record], size: SizeClass | None) -> str:
     """Which real studies stand behind the row; simulated ones are too many to name."""
     marks = {"present": "+", "absent": "-"}
     return ", ".join(
@@ -209,5 +211,5 @@ def _named(kind: FindingKind, records: Iterable[Record]) -> str:
         for r in records
         if not r.simulated
         for a in r.answers
-        if a.kind is kind and a.truth in marks and a.presence is not Presence.NOT_ASSESSED
+        if a.kind is kind and a.size is size and a.truth in marks and a.presence is not Presence.NOT_ASSESSED
     )

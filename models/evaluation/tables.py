@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from models.evaluation.evidence import evidence_of, withheld
-from models.evaluation.record import Answer, Record
+from models.evaluation.record import Answer, Record, SizeClass
 from models.evaluation.summary import SUBGROUPS, group_of, reliability, trial
 from models.findings import FindingKind
 from models.manifest import Interval, ModelManifest, Trial
@@ -15,10 +15,10 @@ ANSWERS_NAME, FIGURES_NAME, LESIONS_NAME = "answers.csv", "figures.csv", "measur
 EVALUATION_NAME = "evaluation.json"
 
 _FIGURE_COLUMNS = (
-    *("kind", "data", "subgroup", "positive", "negative", "indeterminate", "not_assessed"),
+    *("kind", "size", "data", "subgroup", "positive", "negative", "indeterminate", "not_assessed"),
     *("sensitivity", "sensitivity_low", "sensitivity_high", "specificity", "specificity_low", "specificity_high"),
     *("auroc", "auroc_low", "auroc_high", "quantity", "unit", "pairs", "bias", "lower_limit", "upper_limit"),
-    *("lesions", "lesions_found", "false_per_study", "competition_metric"),
+    *("lesions", "lesions_found", "false_per_study", "competition_metric", "sensitivity_at_two"),
 )
 
 
@@ -34,6 +34,16 @@ def grouped(records: Sequence[Record]) -> Iterator[tuple[str, str, list[Record]]
                     yield data, f"{name}: {value}", [r for r in of_data if of(r) == value]
 
 
+def _rows(records: Sequence[Record]) -> Iterator[tuple[FindingKind, SizeClass | None, str, Trial]]:
+    """(kind, size, subgroup, figures) of every group and subgroup."""
+    for data, subgroup, group in grouped(records):
+        for kind in FindingKind:
+            for size in (None, *SizeClass):
+                row = trial(kind, data, group, size)
+                if row is not None:
+                    yield kind, size, subgroup, row
+
+
 def write_tables(records: Sequence[Record], manifest: ModelManifest, out: Path) -> None:
     """Answers (a row for study and kind), true and measured numbers, figures by group as CSV; all figures as JSON."""
     evaluated = [r for r in records if r.outcome == "evaluated"]
@@ -41,7 +51,7 @@ def write_tables(records: Sequence[Record], manifest: ModelManifest, out: Path) 
         table = csv.writer(sink)
         table.writerow(
             (
-                *("study", "data", "outcome", "problem", "kind", "truth", "presence", "probability", "score"),
+                *("study", "data", "outcome", "problem", "kind", "size", "truth", "presence", "probability", "score"),
                 *("dice", "key_slice_right", "lesions", "lesions_found", "false_descriptions", "reason"),
             )
         )
@@ -55,7 +65,7 @@ def write_tables(records: Sequence[Record], manifest: ModelManifest, out: Path) 
         table.writerow(("study", "data", "kind", "quantity", "unit", "side", "true", "measured"))
         for record in evaluated:
             for answer in record.answers:
-                for pair in answer.pairs:
+                for pair in () if answer.size else answer.pairs:
                     table.writerow(
                         (
                             *(record.name, group_of(record), answer.kind.value, pair.quantity.value, pair.unit),
@@ -65,11 +75,8 @@ def write_tables(records: Sequence[Record], manifest: ModelManifest, out: Path) 
     with (out / FIGURES_NAME).open("w", newline="", encoding="utf-8") as sink:
         table = csv.writer(sink)
         table.writerow(_FIGURE_COLUMNS)
-        for data, subgroup, group in grouped(evaluated):
-            for kind in FindingKind:
-                row = trial(kind, data, group)
-                if row is not None:
-                    table.writerows(_figure_rows(kind, subgroup, row))
+        for kind, size, subgroup, row in _rows(evaluated):
+            table.writerows(_figure_rows(kind, size, subgroup, row))
     (out / EVALUATION_NAME).write_text(json.dumps(_document(records, manifest), indent=1) + "\n", encoding="utf-8")
 
 
@@ -77,24 +84,25 @@ def _answer_row(answer: Answer) -> tuple[object, ...]:
     hits = sum(d.hit for d in answer.descriptions)
     counted = answer.lesions is not None
     return (
-        *(answer.kind.value, answer.truth, answer.presence.value, answer.probability, answer.score, answer.dice),
-        *(answer.key_slice_right, answer.lesions, hits if counted else None),
+        *(answer.kind.value, answer.size, answer.truth, answer.presence.value, answer.probability, answer.score),
+        *(answer.dice, answer.key_slice_right, answer.lesions, hits if counted else None),
         *(len(answer.descriptions) - hits if counted else None, answer.reason),
     )
 
 
-def _figure_rows(kind: FindingKind, subgroup: str, row: Trial) -> Iterator[tuple[object, ...]]:
+def _figure_rows(kind: FindingKind, size: SizeClass | None, subgroup: str, row: Trial) -> Iterator[tuple[object, ...]]:
     start = (
-        *(kind.value, row.data, subgroup, row.positive, row.negative, row.indeterminate, row.not_assessed),
+        *(kind.value, size, row.data, subgroup, row.positive, row.negative, row.indeterminate, row.not_assessed),
         *(row.sensitivity, *_ends(row.sensitivity_interval), row.specificity, *_ends(row.specificity_interval)),
         *(row.auroc, *_ends(row.auroc_interval)),
     )
     lesions = row.lesions
-    end = (
-        (lesions.lesions, lesions.found, lesions.false_per_study, lesions.competition_metric)
-        if lesions
-        else (None,) * 4
-    )
+    end: tuple[object, ...] = (None,) * 5
+    if lesions:
+        end = (
+            *(lesions.lesions, lesions.found, lesions.false_per_study),
+            *(lesions.competition_metric, lesions.sensitivity_at_two),
+        )
     for one in row.agreement:
         yield (*start, one.quantity, one.unit, one.n, one.bias, one.lower, one.upper, *end)
     if not row.agreement:
@@ -109,10 +117,8 @@ def _document(records: Sequence[Record], manifest: ModelManifest) -> dict[str, o
     evaluated = [r for r in records if r.outcome == "evaluated"]
     evidence = evidence_of(evaluated)
     figures = [
-        {"kind": kind.value, "subgroup": subgroup} | row.model_dump(mode="json")
-        for data, subgroup, group in grouped(evaluated)
-        for kind in FindingKind
-        if (row := trial(kind, data, group)) is not None
+        {"kind": kind.value, "size": size, "subgroup": subgroup} | row.model_dump(mode="json")
+        for kind, size, subgroup, row in _rows(evaluated)
     ]
     calibrated = {kind.value: reliability(kind, evaluated) for kind in FindingKind}
     return {

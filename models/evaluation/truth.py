@@ -7,7 +7,7 @@ studies and leaves the data where they are. Both hold the fields of `StudyTruth`
      "present": ["consolidation"], "absent": ["pneumothorax"],
      "findings": {"pleural_effusion": {
         "measurements": [{"quantity": "volume", "value": 759.4, "unit": "ml", "laterality": "left"}],
-        "lesions": [{"centre_lps_mm": [45.0, 60.0, -120.0], "diameter_mm": 30.0}],
+        "lesions": [{"centre_lps_mm": [45.0, 60.0, -120.0], "diameter_mm": 30.0, "short_axis_mm": 24.0}],
         "positive_slices": [12, 13, 14], "mask": "effusion.nii.gz"}}}
 
 A kind that is named nowhere is unknown and counts neither as present nor as absent. Quantities and units are those of
@@ -61,11 +61,23 @@ class TrueMeasurement(_Record):
 
 
 class TrueLesion(_Record):
-    """One lesion: a point in it (LPS, mm), and its largest axial diameter where that is known."""
+    """One lesion: a point in it (LPS, mm), and where known its largest axial diameter and the width across that.
+
+    One that does not `count` is there, but cannot be asked for (hidden, too faint): neither missed nor named wrongly.
+    """
 
     centre_lps_mm: Point
     diameter_mm: float | None = Field(None, gt=0)
+    short_axis_mm: float | None = Field(None, gt=0)
     laterality: Laterality | None = None
+    counts: bool = True
+
+    @property
+    def mean_diameter_mm(self) -> float | None:
+        """Of both axes (Lung-RADS v2022), the largest diameter where the other is not known."""
+        if self.diameter_mm is None or self.short_axis_mm is None:
+            return self.diameter_mm
+        return (self.diameter_mm + self.short_axis_mm) / 2
 
 
 class KindTruth(_Record):
@@ -201,11 +213,12 @@ PHANTOM_COUNTS_FROM: Mapping[FindingKind, float] = {
     FindingKind.LYMPHADENOPATHY: 10.0,
 }
 _EMPHYSEMA_FROM_LAA_PERCENT = 5.0
+# On both sides of 0.5, as far as the ratio can be measured again; hearts of healthy phantoms are 0.42 to 0.54 wide.
+_HEART_ABSENT_TO, _HEART_PRESENT_FROM = 0.48, 0.52
 
 _SIZE_IS: Mapping[FindingKind, tuple[Quantity, Unit]] = {
     FindingKind.CORONARY_ARTERY_CALCIFICATION: (Quantity.AGATSTON_SCORE, "1"),
     FindingKind.AORTIC_DILATATION: (Quantity.ASCENDING_AORTA_DIAMETER, "mm"),
-    FindingKind.CARDIOMEGALY: (Quantity.CARDIOTHORACIC_RATIO, "{ratio}"),
     FindingKind.PULMONARY_ARTERY_ENLARGEMENT: (Quantity.PULMONARY_TRUNK_DIAMETER, "mm"),
     FindingKind.LOW_BONE_DENSITY: (Quantity.MEAN_ATTENUATION, "[hnsf'U]"),
     FindingKind.HEPATIC_STEATOSIS: (Quantity.MEAN_ATTENUATION, "[hnsf'U]"),
@@ -223,18 +236,32 @@ _COUNTED = (FindingKind.PULMONARY_NODULE, FindingKind.LYMPHADENOPATHY, FindingKi
 
 
 def phantom_truth(document: Mapping[str, Any], *, name: str) -> StudyTruth:
-    """The truth of a phantom from `imaging.phantom.truth_document`: a kind that was not placed is absent."""
+    """The truth of a phantom from `imaging.phantom.truth_document`: a kind that was not placed is absent.
+
+    Every phantom has a heart: how wide it is says whether it is enlarged, asked for or not.
+    """
     placed: dict[FindingKind, list[Mapping[str, Any]]] = {}
     for finding in document["findings"]:
         placed.setdefault(FindingKind(finding["kind"]), []).append(finding)
+    findings = {kind: _placed_truth(kind, parts) for kind, parts in placed.items()}
+    findings[FindingKind.CARDIOMEGALY] = _heart_truth(document.get("cardiothoracic_ratio"))
     return StudyTruth(
         name=name,
         source="phantoms",
         licence="Apache-2.0",
         simulated=True,
-        absent=tuple(kind for kind in FindingKind if kind not in placed),
-        findings={kind: _placed_truth(kind, parts) for kind, parts in placed.items()},
+        absent=tuple(kind for kind in FindingKind if kind not in findings),
+        findings=findings,
     )
+
+
+def _heart_truth(ratio: float | None) -> KindTruth:
+    if ratio is None:
+        return KindTruth(presence="unknown")
+    clear = ratio <= _HEART_ABSENT_TO or ratio >= _HEART_PRESENT_FROM
+    known = TrueMeasurement(quantity=Quantity.CARDIOTHORACIC_RATIO, value=ratio, unit="{ratio}")
+    said: KnownPresence = "unknown" if not clear else "present" if ratio >= _HEART_PRESENT_FROM else "absent"
+    return KindTruth(presence=said, measurements=(known,))
 
 
 def _placed_truth(kind: FindingKind, parts: Sequence[Mapping[str, Any]]) -> KindTruth:
@@ -251,7 +278,12 @@ def _placed_truth(kind: FindingKind, parts: Sequence[Mapping[str, Any]]) -> Kind
         total = sum(part["volume_ml"] for part in parts)
         measurements.append(TrueMeasurement(quantity=Quantity.VOLUME, value=total, unit="ml"))
     lesions = [
-        TrueLesion(centre_lps_mm=part["centre_mm"], diameter_mm=part["long_axis_mm"], laterality=part["laterality"])
+        TrueLesion(
+            centre_lps_mm=part["centre_mm"],
+            diameter_mm=part["long_axis_mm"],
+            short_axis_mm=part["measurements"].get("short_axis_mm"),
+            laterality=part["laterality"],
+        )
         for part in parts
         if kind in _COUNTED
     ]

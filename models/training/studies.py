@@ -47,7 +47,10 @@ _HEALTHY = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Study:
-    """One study with what is known of it. `hu` is (1, 1, D, H, W); `masks` and `present` by kind, where known."""
+    """One study with what is known of it. `hu` is (1, 1, D, H, W); `masks` and `present` by kind, where known.
+
+    `unknown` is where simulation leaves open whether there is any of a kind.
+    """
 
     name: str
     source: str
@@ -56,6 +59,7 @@ class Study:
     hu: npt.NDArray[np.float32]
     present: Mapping[FindingKind, bool]
     masks: Mapping[FindingKind, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    unknown: Mapping[FindingKind, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 
 def real_studies(index: Path) -> Iterator[Study]:
@@ -151,11 +155,12 @@ def _of_sample(sample: Sample, name: str, source: str) -> Study:
     shape = [int(np.ceil(n / MULTIPLE_OF)) * MULTIPLE_OF for n in sample.hu.shape]
     fill = [(0, wanted - n) for wanted, n in zip(shape, sample.hu.shape, strict=True)]
     present: dict[FindingKind, bool] = {}
-    masks = {}
+    masks, unknown = {}, {}
     for kind in LESIONS:
         mask = np.pad((sample.lesions & bit(kind)) > 0, fill)
         volume_ml = float(mask.sum()) * VOXEL_ML
-        open_ml = float(((sample.unknown & bit(kind)) > 0).sum()) * VOXEL_ML
+        unknown[kind] = np.pad((sample.unknown & bit(kind)) > 0, fill)
+        open_ml = float(unknown[kind].sum()) * VOXEL_ML
         masks[kind] = mask
         if volume_ml >= SMALLEST_ML[kind]:
             present[kind] = True
@@ -169,4 +174,5 @@ def _of_sample(sample: Sample, name: str, source: str) -> Study:
         hu=np.pad(sample.hu, fill, constant_values=-1024.0)[None, None],
         present=present,
         masks=masks,
+        unknown=unknown,
     )

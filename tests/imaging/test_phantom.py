@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from imaging.phantom import ANATOMY, SIZE_UNITS, LesionRequest, Phantom, make_phantom, truth_document
 
@@ -173,6 +174,18 @@ def test_several_lesions_of_a_kind_are_apart() -> None:
     assert gaps.min() > 12
     total = sum(truth.volume_ml or 0 for truth in phantom.truth)
     assert total == pytest.approx(np.count_nonzero(phantom.lesions["pulmonary_nodule"]) * 0.027)
+
+
+def test_above_30_mm_a_nodule_is_a_lobulated_mass_of_soft_tissue_in_one_piece() -> None:
+    phantom = phantom_with("pulmonary_nodule", 45.0, laterality="right")
+    mask = phantom.lesions["pulmonary_nodule"]
+    inside = np.argwhere(mask) * 3.0
+    assert ndimage.label(mask)[1] == 1
+    assert 15 < np.median(phantom.volume.hu[mask]) < 70
+    assert np.all(phantom.anatomy[mask] == label("lung_right"))
+    assert np.linalg.norm(inside - inside.mean(axis=0), axis=1).max() > 1.2 * 45 / 2
+    (truth,) = phantom.truth
+    assert truth.long_axis_mm is not None and truth.long_axis_mm > truth.measurements["short_axis_mm"] > 30
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 
 from imaging.geometry import Geometry
 from imaging.volume import Volume
-from models.evaluation.card import with_interval
+from models.evaluation.card import tables, with_interval
 from models.evaluation.evidence import evidence_of, grade, with_evidence
 from models.evaluation.page import PAGE_NAME, write_page
-from models.evaluation.record import Answer, Record, SliceCounts, read_answers
+from models.evaluation.record import Answer, Record, SizeClass, SliceCounts, read_answers
 from models.evaluation.summary import trial
 from models.evaluation.tables import FIGURES_NAME, write_tables
 from models.evaluation.truth import StudyTruth
@@ -25,7 +25,7 @@ from models.findings import (
     Quantity,
     Region,
 )
-from models.manifest import Trial, load_manifest
+from models.manifest import ModelManifest, Trial, load_manifest
 from models.measured import RULES
 
 NODULE, EFFUSION = FindingKind.PULMONARY_NODULE, FindingKind.PLEURAL_EFFUSION
@@ -52,12 +52,18 @@ def finding(kind: FindingKind, presence: Presence, **values: object) -> Finding:
     )
 
 
-def lesion(number: int, at: tuple[float, float, float], probability: float, long_axis_mm: float) -> Finding:
+def lesion(
+    number: int,
+    at: tuple[float, float, float],
+    probability: float,
+    long_axis_mm: float,
+    presence: Presence = Presence.PRESENT,
+) -> Finding:
     mask = np.ones((2, 4, 4), bool)
     box = (slice(0, 2), slice(0, 4), slice(0, 4))
     return finding(
         NODULE,
-        Presence.PRESENT,
+        presence,
         lesion=number,
         probability=probability,
         measurements=(Measurement(quantity=Quantity.LONG_AXIS, value=long_axis_mm, unit="mm"),),
@@ -73,7 +79,15 @@ def every_kind(*findings: Finding) -> list[Finding]:
 def answers(truth: dict[str, object], *findings: Finding, **masks: np.ndarray) -> dict[FindingKind, Answer]:
     known = StudyTruth.model_validate({"name": "s", "source": "made"} | truth)
     outlines = {FindingKind(kind): mask for kind, mask in masks.items()}
-    return {a.kind: a for a in read_answers(known, every_kind(*findings), volume(), outlines, LUNG_SLICES)}
+    read = read_answers(known, every_kind(*findings), volume(), outlines, LUNG_SLICES)
+    return {a.kind: a for a in read if a.size is None}
+
+
+def by_size(nodules: dict[str, object], *findings: Finding) -> dict[SizeClass | None, Answer]:
+    """Answers about nodules by size, that about all of them under None."""
+    known = StudyTruth.model_validate({"name": "s", "source": "made", "findings": {"pulmonary_nodule": nodules}})
+    read = read_answers(known, every_kind(*findings), volume(), {}, LUNG_SLICES)
+    return {a.size: a for a in read if a.kind is NODULE}
 
 
 def test_descriptions_take_the_nearest_lesion_once() -> None:
@@ -88,6 +102,58 @@ def test_descriptions_take_the_nearest_lesion_once() -> None:
     assert [(d.score, d.hit) for d in found.descriptions] == [(0.9, True), (0.7, False)]
     assert [(p.true, p.measured) for p in found.pairs] == [(10.0, 11.0)]
     assert found.lesions == 2
+
+
+MASS_AND_NODULE = [
+    {"centre_lps_mm": [5, 5, 5], "diameter_mm": 50, "short_axis_mm": 40},
+    {"centre_lps_mm": [90, 5, 5], "diameter_mm": 10},
+]
+
+
+def test_masses_and_nodules_have_rows_of_their_own() -> None:
+    """A mass is described too small; something else is described as one."""
+    said = finding(NODULE, Presence.PRESENT, probability=0.9)
+    found = by_size(
+        {"lesions": MASS_AND_NODULE}, said, lesion(1, (5, 5, 5), 0.9, 29.0), lesion(2, (200, 5, 5), 0.6, 42)
+    )
+    mass, nodule = found[SizeClass.MASS], found[SizeClass.NODULE]
+    assert (mass.truth, mass.presence, mass.score, mass.lesions) == ("present", Presence.PRESENT, 0.6, 1)
+    assert [(d.score, d.hit) for d in mass.descriptions] == [(0.9, True), (0.6, False)]
+    assert [(p.true, p.measured) for p in mass.pairs] == [(50.0, 29.0)]
+    assert (nodule.truth, nodule.presence, nodule.score, nodule.lesions) == ("present", Presence.PRESENT, 0.9, 1)
+    assert [(d.score, d.hit) for d in nodule.descriptions] == [(0.6, False)]
+
+
+def test_what_was_not_described_as_a_mass_is_no_mass_unless_the_study_was_left_open() -> None:
+    nodules = {"lesions": MASS_AND_NODULE[1:]}
+    small = finding(NODULE, Presence.INDETERMINATE, probability=0.3), lesion(1, (90, 5, 5), 0.3, 9.0)
+    left_open = finding(NODULE, Presence.INDETERMINATE, probability=0.0)
+    doubtful = lesion(1, (90, 5, 5), 0.3, 33.0, Presence.INDETERMINATE)
+    expected = [(small, Presence.ABSENT, 0.0), ((left_open,), Presence.INDETERMINATE, 0.0)]
+    expected.append(((left_open, doubtful), Presence.INDETERMINATE, 0.3))
+    for said, presence, score in expected:
+        mass = by_size(nodules, *said)[SizeClass.MASS]
+        assert (mass.truth, mass.presence, mass.score) == ("absent", presence, score)
+
+
+@pytest.mark.parametrize(
+    ("lesion_", "mass", "nodule"),
+    [
+        ({}, "unknown", "unknown"),
+        ({"diameter_mm": 5}, "absent", "unknown"),
+        ({"diameter_mm": 31, "short_axis_mm": 28}, "absent", "present"),
+        ({"diameter_mm": 50, "counts": False}, "unknown", "absent"),
+    ],
+)
+def test_lesions_that_say_nothing_about_a_size_leave_it_unknown(lesion_: dict, mass: str, nodule: str) -> None:
+    found = by_size({"lesions": [{"centre_lps_mm": [5, 5, 5], **lesion_}]}, finding(NODULE, Presence.ABSENT))
+    assert (found[SizeClass.MASS].truth, found[SizeClass.NODULE].truth) == (mass, nodule)
+
+
+def test_a_lesion_that_does_not_count_is_neither_missed_nor_named_wrongly() -> None:
+    hidden = {"centre_lps_mm": [5, 5, 5], "diameter_mm": 50, "counts": False}
+    found = by_size({"lesions": [hidden]}, finding(NODULE, Presence.PRESENT), lesion(1, (5, 5, 5), 0.9, 40.0))
+    assert (found[None].lesions, found[None].descriptions) == (0, ())
 
 
 def test_volumes_are_compared_by_side_and_outlines_by_dice() -> None:
@@ -188,16 +254,44 @@ def test_new_evidence_replaces_the_old_one_and_decides_what_is_withheld() -> Non
     assert manifest.withheld.keys() >= {FindingKind.EMPHYSEMA, *RULES}
 
 
+def test_masses_stand_in_the_manifest_and_the_card_without_a_grade() -> None:
+    sized = by_size({"lesions": MASS_AND_NODULE}, finding(NODULE, Presence.PRESENT), lesion(1, (5, 5, 5), 0.9, 45.0))
+    manifest = with_evidence(
+        load_manifest(MODEL), [record("n", "present", Presence.PRESENT, 0.9, answers=tuple(sized.values()))]
+    )
+    (row,) = ModelManifest.model_validate_json(manifest.model_dump_json()).evidence[NODULE].by_size["mass above 30 mm"]
+    assert row.lesions is not None
+    assert (row.positive, row.sensitivity, row.lesions.lesions, row.lesions.sensitivity_at_two) == (1, 1.0, 1, 1.0)
+    assert "| pulmonary_nodule: mass above 30 mm | - | phantoms | 1 | 0 | 1.00" in tables(manifest)
+
+
+def test_a_model_that_was_not_measured_by_size_claims_nothing_about_masses() -> None:
+    """The manifest of an older release has no such rows."""
+    document = load_manifest(MODEL).model_dump(mode="json")
+    for evidence in document["evidence"].values():
+        del evidence["by_size"]
+    assert "mass above" not in tables(ModelManifest.model_validate(document))
+
+
 def test_tables_and_page_name_groups_refusals_and_figures(tmp_path: Path) -> None:
     refused = record("late", "present", Presence.PRESENT, 0.5, outcome="refused", problem="half a <thorax>", answers=())
     manifest = load_manifest(MODEL)
-    records = [*suite(), *suite(simulated=False, source="a hospital"), refused]
+    sized = by_size({"lesions": MASS_AND_NODULE}, finding(NODULE, Presence.PRESENT), lesion(1, (5, 5, 5), 0.9, 45.0))
+    nodules = record("n", "present", Presence.PRESENT, 0.9, answers=tuple(sized.values()))
+    records = [*suite(), nodules, *suite(simulated=False, source="a hospital"), refused]
     write_tables(records, manifest, tmp_path)
     write_page(records, manifest, tmp_path)
     rows = (tmp_path / FIGURES_NAME).read_text().splitlines()
-    assert any(row.startswith("pleural_effusion,phantoms,,4,4,1,1,0.75,") for row in rows)
+    assert any(row.startswith("pleural_effusion,,phantoms,,4,4,1,1,0.75,") for row in rows)
+    assert any(row.startswith("pulmonary_nodule,mass above 30 mm,phantoms,,1,0,0,0,1.0,") for row in rows)
     page = (tmp_path / PAGE_NAME).read_text()
-    for words in ("half a &lt;thorax&gt;", "real CT, not trained on", with_interval(0.75, (0.3, 0.95))[:4], "<svg"):
+    for words in (
+        "half a &lt;thorax&gt;",
+        "mass above 30 mm, phantoms",
+        "real CT, not trained on",
+        with_interval(0.75, (0.3, 0.95))[:4],
+        "<svg",
+    ):
         assert words in page
 
 

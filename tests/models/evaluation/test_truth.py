@@ -2,9 +2,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from imaging.geometry import Geometry
 from imaging.phantom import LesionRequest, make_phantom, truth_document
+from models.evaluation.outlined import outlined_lesions
 from models.evaluation.phantoms import PREVALENCE, SIZES, make_planned, plan_suite
 from models.evaluation.truth import UnreadableTruth, find_labelled_studies, phantom_truth
 from models.findings import FindingKind, Quantity
@@ -91,7 +94,10 @@ def test_a_suite_follows_from_its_seed_and_holds_every_kind() -> None:
     suite = list(plan_suite(20, 5))
     assert suite == list(plan_suite(20, 5))
     assert suite != list(plan_suite(20, 6))
-    held = [request.kind for plan in suite for request in plan.requests]
+    requests = [request for plan in suite for request in plan.requests]
+    masses = [r for r in requests if r.kind == "pulmonary_nodule" and r.size > SIZES[FindingKind.PULMONARY_NODULE][1]]
+    held = [request.kind for request in requests if request not in masses]
+    assert len(masses) == round(20 * PREVALENCE)
     assert {kind: held.count(kind.value) for kind in SIZES} == dict.fromkeys(FindingKind, round(20 * PREVALENCE))
 
 
@@ -105,3 +111,40 @@ def test_calcium_to_be_scored_comes_without_contrast_medium_and_pressed_lung_is_
         suite[0], requests=(LesionRequest(kind="pleural_effusion", size=200.0),), spacing_mm=(6.0, 4.0, 4.0)
     )
     assert make_planned(fluid)[1].of(FindingKind.ATELECTASIS).presence == "unknown"
+
+
+def test_a_phantoms_heart_is_enlarged_or_not_by_its_width_and_open_between() -> None:
+    document = truth_document(make_phantom(3, spacing_mm=(5.0, 3.0, 3.0)))
+    assert document["cardiothoracic_ratio"] is not None
+    said = {}
+    for ratio in (0.46, 0.5, 0.53, None):
+        truth = phantom_truth(document | {"cardiothoracic_ratio": ratio}, name="p").of(FindingKind.CARDIOMEGALY)
+        said[ratio] = truth.presence
+        assert [m.value for m in truth.measurements] == ([] if ratio is None else [ratio])
+    assert said == {0.46: "absent", 0.5: "unknown", 0.53: "present", None: "unknown"}
+
+
+def test_a_nodule_under_fluid_is_not_asked_for() -> None:
+    """1.5 l of fluid fill nearly all of the side that the smaller nodule lies in."""
+    (plan,) = plan_suite(1, 5)
+    requests = (
+        LesionRequest(kind="pulmonary_nodule", size=8.0, laterality="left"),
+        LesionRequest(kind="pulmonary_nodule", size=40.0, laterality="right"),
+        LesionRequest(kind="pleural_effusion", size=1500.0, laterality="left"),
+    )
+    truth = make_planned(replace(plan, requests=requests, spacing_mm=(5.0, 3.0, 3.0)))[1]
+    assert [lesion.counts for lesion in truth.of(FindingKind.PULMONARY_NODULE).lesions] == [False, True]
+
+
+def test_pieces_of_an_outline_are_lesions_unless_they_are_open() -> None:
+    mask = np.zeros((20, 40, 40), bool)
+    mask[2:8, 4:20, 4:24] = True
+    mask[14:18, 30:34, 30:34] = True
+    unknown = mask.copy()
+    unknown[:10] = False
+    geometry = Geometry(np.eye(4)[[2, 1, 0, 3]] * 2.0, mask.shape)
+    large, small = outlined_lesions(mask, unknown, geometry, 0.1)
+    assert large.counts and not small.counts
+    assert large.diameter_mm == pytest.approx(np.hypot(32, 40), rel=0.05)
+    assert not any(lesion.counts for lesion in outlined_lesions(mask, mask, geometry, 0.1))
+    assert not any(lesion.counts for lesion in outlined_lesions(mask, ~mask, geometry, 100.0))
