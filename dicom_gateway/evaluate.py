@@ -21,7 +21,6 @@ from imaging.geometry import Geometry
 from imaging.headers import Series, read_studies
 from imaging.lungs import Lungs, segment_lungs
 from imaging.quality import QualityIssue, Verdict, check_voxels, is_rejected
-from imaging.selection import has_sharp_kernel
 from imaging.volume import Volume
 from models.detect import Detection, Detector
 from models.errors import ModelError
@@ -45,7 +44,9 @@ _INSERTED_SPACING_MM = 2.5  # that of models.training.network
 _NAMED = 5
 _ROOT = Path(__file__).parents[1]
 _CODE = ("imaging/**/*.py", "models/**/*.py", "dicom_gateway/pipeline.py", "dicom_gateway/evaluate.py")
-_ONLY_READS_RECORDS = ("card", "evidence", "page", "patches", "plots", "statistics", "summary", "tables")
+_ONLY_READS_RECORDS = (
+    *("card", "evidence", "nodule_figures", "page", "patches", "plots", "statistics", "summary", "tables"),
+)
 
 OnStage = Callable[[str], None]
 Masks = Mapping[FindingKind, npt.NDArray[np.bool_]]
@@ -214,13 +215,14 @@ def _read_dicom(folder: Path, on_stage: OnStage) -> tuple[Volume, Lungs, Acquisi
     if passed.volume is None or passed.lungs is None or chosen is None:
         rejections = [rejection.reason for rejection in passed.selection.rejected]
         raise Refused(_why(passed.quality) or "; ".join(rejections) or "no series of a chest CT")
-    return passed.volume, passed.lungs, _acquisition(chosen, passed.volume), has_sharp_kernel(chosen)
+    acquisition = _acquisition(chosen, passed.volume, passed.sharp_kernel)
+    return passed.volume, passed.lungs, acquisition, passed.sharp_kernel is not False
 
 
-def _acquisition(series: Series, volume: Volume) -> Acquisition:
+def _acquisition(series: Series, volume: Volume, sharp_kernel: bool | None) -> Acquisition:
     return Acquisition(
         slice_spacing_mm=volume.geometry.spacing_mm[0],
-        sharp_kernel=has_sharp_kernel(series) if series.convolution_kernel else None,
+        sharp_kernel=sharp_kernel,
         contrast=True if series.contrast_bolus_agent else None,
         manufacturer=series.manufacturer,
     )

@@ -23,9 +23,10 @@ from dicom_gateway.report.source_headers import read_source_headers
 from dicom_gateway.store.files import OUTLINES_NAME, REPORT_NAME, SEGMENTS_NAME, SR_NAME, SUMMARY_NAME
 from imaging.errors import ImagingError
 from imaging.headers import Series, Study
+from imaging.kernel import recognise_kernel
 from imaging.lungs import Lungs, segment_lungs
 from imaging.quality import QualityIssue, Verdict, check_headers, check_voxels, is_rejected
-from imaging.selection import Selection, has_sharp_kernel, next_selection, select_series
+from imaging.selection import Selection, next_selection, select_series
 from imaging.volume import Volume, load_volume
 from models.detect import Detection, Detector
 from models.findings import Finding, FindingKind, Presence
@@ -54,12 +55,16 @@ RESULT_FILES = {"sr": SR_NAME, "sc": SUMMARY_NAME, "seg": SEGMENTS_NAME}
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Passed:
-    """What the gates let through: the series' volume and lungs, or neither."""
+    """What the gates let through: the series' volume and lungs, or neither.
+
+    `sharp_kernel` is None where neither the kernel's name nor the image tells.
+    """
 
     selection: Selection
     quality: tuple[QualityIssue, ...]
     volume: Volume | None
     lungs: Lungs | None
+    sharp_kernel: bool | None = None
 
 
 def process_study(
@@ -149,7 +154,14 @@ def first_series_through_the_gates(study: Study, clock: "StageClock", decoded: P
                     lungs = segment_lungs(volume)
                     quality += check_voxels(volume, lungs)
                 if not is_rejected(quality):
-                    return Passed(selection=selection, quality=quality, volume=volume, lungs=lungs)
+                    kernel = recognise_kernel(selection.chosen.convolution_kernel, volume, lungs)
+                    return Passed(
+                        selection=selection,
+                        quality=quality + kernel.issues,
+                        volume=volume,
+                        lungs=lungs,
+                        sharp_kernel=kernel.sharp,
+                    )
         if not selection.alternatives:
             # The last one stays the chosen series: the report says why it was refused.
             break
@@ -173,8 +185,8 @@ def _detect(detector: Detector, passed: Passed, clock: "StageClock") -> Detectio
     if passed.volume is None or passed.lungs is None or passed.selection.chosen is None:
         return None
     clock.on_stage("analyse")
-    kernel = has_sharp_kernel(passed.selection.chosen)
-    detection = detector.detect(passed.volume, passed.lungs, sharp_kernel=kernel)
+    # What may be sharp is answered with as much care as what is.
+    detection = detector.detect(passed.volume, passed.lungs, sharp_kernel=passed.sharp_kernel is not False)
     clock.seconds |= detection.timings_s
     return replace(detection, findings=limited_to_what_is_seen(detection.findings, passed.quality))
 

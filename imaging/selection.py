@@ -25,10 +25,11 @@ _NOT_A_RECONSTRUCTION = frozenset(
      "SCREEN SAVE", "DOSE", "PERFUSION", "SUBTRACTION", "BONE SUBTRACTED"}
 )  # fmt: skip
 # Kernels for lung and bone by vendor: Siemens B/I/Br/Hr/Qr... from 50 up, Philips D, E, L and Y., Canon FC3x, FC5x
-# and FC8x, GE and United Imaging by word.
+# and FC8x, GE and United Imaging by word. The soft ones have lower numbers, the first letters, or words of their own.
 _SHARP_KERNEL = re.compile(
-    r"^[bihqu][a-z]?[5-9]\d|^(d|e|l|y[a-d])$|^fc[358]\d|lung|bone|edge|sharp|ultra", re.IGNORECASE
+    r"^[bdihqu][a-z]?[5-9]\d|^(d|e|l|y[a-d])$|^fc[358]\d|lung|bone|edge|sharp|ultra", re.IGNORECASE
 )
+_SOFT_KERNEL = re.compile(r"^[bdihqu][a-z]?[1-4]\d|^[abc]$|^fc[012]\d|soft|smooth|stand", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +189,7 @@ def _preference(series: Series) -> tuple[float, ...]:
         0.0 if _CHEST.search(_words(series)) else 1.0,
         1.0 if _is_derived(series) else 0.0,
         0.0 if spacing <= 1.5 else 1.0 if spacing <= 3.0 else 2.0,
-        1.0 if has_sharp_kernel(series) else 0.0,
+        1.0 if is_sharp_kernel(series.convolution_kernel) else 0.0,
         1.0 if series.contrast_bolus_agent else 0.0,
         spacing,
         -float(len(series.slices)),
@@ -200,9 +201,12 @@ def _is_derived(series: Series) -> bool:
     return bool(series.slices[0].image_type) and series.slices[0].image_type[0].upper() == "DERIVED"
 
 
-def has_sharp_kernel(series: Series) -> bool:
-    """Whether the kernel is one made for lung or bone, which sharpens noise and with it low HU."""
-    return bool(_SHARP_KERNEL.search((series.convolution_kernel or "").strip()))
+def is_sharp_kernel(name: str | None) -> bool | None:
+    """Whether a kernel is one made for lung or bone, which sharpens noise and with it low HU; None if unknown."""
+    stripped = (name or "").strip()
+    if _SHARP_KERNEL.search(stripped):
+        return True
+    return False if _SOFT_KERNEL.search(stripped) else None
 
 
 def _why_not_preferred(series: Series, chosen: Series | None) -> str:

@@ -24,7 +24,7 @@ class Anatomy:
     """A volume with the organs that the network outlined on its own grid.
 
     `labels` is uint8 (z, y, x) on `grid` (isotropic; z to superior, y to posterior, x to the patient's left), an
-    index into `names`. `sharp_kernel` as `imaging.selection.has_sharp_kernel` says.
+    index into `names`. `sharp_kernel` is true where the kernel may be sharp, see `imaging.kernel`.
     """
 
     volume: Volume

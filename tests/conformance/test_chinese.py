@@ -43,7 +43,7 @@ SOURCES = (
     *sorted((ROOT / "models" / "measured").glob("*.py")),
     *(ROOT / "models" / name for name in ("detect.py", "contrast.py", "contrast_phase.py", "measure.py", "heads.py")),
     ROOT / "models" / "evaluation" / "evidence.py",
-    *(ROOT / "imaging" / name for name in ("quality.py", "selection.py", "volume.py", "decoding.py")),
+    *(ROOT / "imaging" / name for name in ("quality.py", "kernel.py", "selection.py", "volume.py", "decoding.py")),
     ROOT / "dicom_gateway" / "report" / "compose.py",
     ROOT / "dicom_gateway" / "pipeline.py",
 )
@@ -95,6 +95,11 @@ MADE_OF_PARTS = {
     ),
     "the lung {} are cut off": ("the lung apices are cut off", "the lung bases are cut off"),
     "lung {} covered": ("lung apices covered", "lung bases covered"),
+    "by the noise of the image it is {}": (
+        "by the noise of the image it is sharp",
+        "by the noise of the image it is soft",
+    ),
+    "the kernel {} is not known": ("the kernel E1 is not known",),
     "median of {} is {} HU, not within {} to {}": (
         "median of lung is -400 HU, not within -950 to -550",
         "median of soft tissue is 300 HU, not within -150 to 130",
@@ -291,6 +296,10 @@ def test_the_fonts_have_every_character() -> None:
 @pytest.mark.parametrize(
     ("english", "ours"),
     [
+        (
+            "the kernel X1 is not known; by the noise of the image it is soft",
+            "未知卷积核X1；按图像噪声判断为平滑卷积核",
+        ),
         (
             "no suitable series (localizer (scout); modality SR is not CT (3 series))",
             "无合适的序列（定位像；设备类型SR不是CT（3个序列））",
