@@ -167,8 +167,8 @@ def axial_axes_mm(mask: Mask, spacing_mm: Point) -> tuple[float, float]:
     Voxel edges are included.
     """
     plane = mask[int(np.argmax(mask.sum(axis=(1, 2))))]
-    border: npt.NDArray[np.bool_] = plane & ~ndimage.binary_erosion(plane)
-    points = np.argwhere(border) * np.array(spacing_mm[1:])
+    edge: npt.NDArray[np.bool_] = plane & ~ndimage.binary_erosion(plane)
+    points = np.argwhere(edge) * np.array(spacing_mm[1:])
     points = points[:: max(1, len(points) // 800)]
     gaps = np.linalg.norm(points[:, None] - points[None], axis=-1)
     start, end = np.unravel_index(int(np.argmax(gaps)), gaps.shape)
