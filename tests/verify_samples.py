@@ -76,7 +76,7 @@ def record(connection: sa.Connection, worker: Worker, path: Path, number: int) -
         description="",
         accession_number="",
     )
-    file = StoredFile(path=path.relative_to(worker.settings.data_dir), sha256="0" * 64, size_bytes=1)
+    file = StoredFile(path=path.relative_to(worker.settings.data_dir), size_bytes=1)
     return ledger.record_instance(
         connection, header, file, calling_ae_title="CT1", association_count=number, now=float(number)
     )

@@ -32,7 +32,7 @@ def receive(worker, number=1, study=STUDY):
         accession_number="",
     )
     path = instance_path(study, "1.2", header.sop_instance_uid)
-    file = StoredFile(path=path, sha256="0" * 64, size_bytes=1)
+    file = StoredFile(path=path, size_bytes=1)
     stored = worker.settings.data_dir / path
     stored.parent.mkdir(parents=True, exist_ok=True)
     save_ct(stored, StudyInstanceUID=study, SeriesInstanceUID="1.2", SOPInstanceUID=header.sop_instance_uid)

@@ -64,7 +64,7 @@ def write_study(folder: Path, name: str, count: int, side: int = 160, **override
             "PixelData": noise.integers(0, 256, 2 * side * side, np.uint8).tobytes(),
         }
         image = save_ct(path, **values | overrides)
-        digests[str(image.SOPInstanceUID)] = files.digest(path)
+        digests[str(image.SOPInstanceUID)] = digest(path)
     return digests
 
 
@@ -129,7 +129,7 @@ def judge(settings: Settings, sent: Mapping[str, str], taken: Collection[str]) -
     ours = sent.keys() & stored.keys()
     return {
         "lost": {uid for uid in taken if uid not in stored},
-        "changed": {uid for uid in ours if any(_digest(settings, path) != sent[uid] for path in stored[uid])},
+        "changed": {uid for uid in ours if any(digest(settings.data_dir / path) != sent[uid] for path in stored[uid])},
         "twice": {uid for uid in ours if len(stored[uid]) > 1},
         "not indexed": {
             uid for uid in sent if uid in stored.keys() | rows.keys() and [rows.get(uid)] != stored.get(uid, [])[:1]
@@ -138,8 +138,11 @@ def judge(settings: Settings, sent: Mapping[str, str], taken: Collection[str]) -
     }
 
 
-def _digest(settings: Settings, path: Path) -> str:
-    try:
-        return files.digest(settings.data_dir / path)
-    except ValueError:
-        return "not a DICOM file"
+def digest(path: Path) -> str:
+    """SHA-256 of a file's data set, "not a DICOM file" when it is none."""
+    with path.open("rb") as file:
+        try:
+            file.seek(files.data_set_offset(file))
+        except ValueError:
+            return "not a DICOM file"
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,9 +11,8 @@ from factories import save_ct
 from pydicom.uid import EnhancedCTImageStorage
 from running import make_settings, role
 
-from dicom_gateway.store import files
 from imaging.uids import derive_uid
-from trials.ground import Tally, acknowledged, answers, judge, start_storescu, write_study
+from trials.ground import Tally, acknowledged, answers, digest, judge, start_storescu, write_study
 
 ASSOCIATIONS, IMAGES, SIDE = 8, 1000, 64
 FRAMES, FRAME_SIDE = 1000, 512
@@ -50,7 +49,7 @@ def _write_object(folder: Path, name: str) -> dict[str, str]:
     pixels = bytes(2 * FRAMES * FRAME_SIDE * FRAME_SIDE)
     uid = derive_uid("trial", name)
     image = save_ct(path, StudyInstanceUID=uid, SOPClassUID=EnhancedCTImageStorage, PixelData=pixels, **values)
-    return {str(image.SOPInstanceUID): files.digest(path)}
+    return {str(image.SOPInstanceUID): digest(path)}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from dicom_gateway.settings import Settings
 from dicom_gateway.store import files, index
 from dicom_gateway.store.schema import open_database
 from imaging.uids import derive_uid
-from trials.ground import Tally, acknowledged, answers, judge, sop_instance_uid, start_storescu, write_study
+from trials.ground import Tally, acknowledged, answers, digest, judge, sop_instance_uid, start_storescu, write_study
 
 IMAGES = 12
 DUPLICATE = "Stored already, with other bytes"
@@ -139,12 +139,12 @@ def name_all_alike(settings: Settings, out: Path, trials: int, seed: int) -> Tal
         write_study(out / str(trial), f"alike {trial} {seed}", IMAGES, SOPInstanceUID=uid)
         found = answers(start_storescu(settings, out / str(trial), "--no-halt"))
         (stored,) = [path for path in files.stored_paths(settings.data_dir) if path.stem == uid]
-        taken = {files.digest(path) for path, answer in found if answer == "Success"}
+        taken = {digest(path) for path, answer in found if answer == "Success"}
         tally.tried += 1
         tally.acknowledged += len(taken)
         tally.note("refused", sum(answer != "Success" for _, answer in found))
         tally.note("counted for the operator", refused(settings, f"alike {trial} {seed}"))
-        tally.add({"lost": taken - {files.digest(settings.data_dir / stored)}})
+        tally.add({"lost": taken - {digest(settings.data_dir / stored)}})
     return tally
 
 
@@ -167,7 +167,7 @@ def refused(settings: Settings, name: str) -> int:
 
 def digests(folder: Path) -> Mapping[str, str]:
     """SHA-256 of each file's data set by SOP Instance UID."""
-    return {sop_instance_uid(path): files.digest(path) for path in folder.iterdir()}
+    return {sop_instance_uid(path): digest(path) for path in folder.iterdir()}
 
 
 def c_store_command(sop_instance_uid: str) -> bytes:

@@ -62,7 +62,7 @@ def _index(engine: sa.Engine, settings: Settings, path: Path, now: float) -> boo
                 sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
             )
         sender = str(meta.get("SourceApplicationEntityTitle") or RECOVERED)
-        stored = files.StoredFile(path=path, sha256=files.digest(full), size_bytes=size_bytes)
+        stored = files.StoredFile(path=path, size_bytes=size_bytes)
         with engine.begin() as connection:
             ledger.record_instance(
                 connection,

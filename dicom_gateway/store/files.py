@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import threading
@@ -25,19 +24,16 @@ SUMMARY_NAME = "summary.sc.dcm"
 SEGMENTS_NAME = "segments.seg.dcm"
 
 _PREAMBLE_BYTES = 128
+_COMPARED_BYTES = 1 << 20
 _making_folders = threading.Lock()
 _META_LENGTH_END = _PREAMBLE_BYTES + 4 + 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """A file of the store: `path` relative to the data folder, `sha256` of the data set alone.
-
-    The file meta information (PS3.10 7.1) is left out of the digest: it is ours and may change with our version.
-    """
+    """A file of the store; `path` is relative to the data folder."""
 
     path: Path
-    sha256: str
     size_bytes: int
 
 
@@ -73,7 +69,6 @@ class PartFile:
     def __init__(self, data_dir: Path, meta: bytes) -> None:
         self._data_dir = data_dir
         self._path = data_dir / "incoming" / f"{uuid.uuid4().hex}.part"
-        self._digest = hashlib.sha256()
         self._meta_bytes = len(meta)
         self.data_set_bytes = 0
         with _failing_is_storage_full():
@@ -86,7 +81,6 @@ class PartFile:
 
     def write(self, content: bytes | memoryview) -> None:
         """Append to the data set."""
-        self._digest.update(content)
         self.data_set_bytes += len(content)
         with _failing_is_storage_full():
             _write_whole(self._file, content)
@@ -103,9 +97,7 @@ class PartFile:
         """
         is_new = True
         target = self._data_dir / path
-        stored = StoredFile(
-            path=path, sha256=self._digest.hexdigest(), size_bytes=self._meta_bytes + self.data_set_bytes
-        )
+        stored = StoredFile(path=path, size_bytes=self._meta_bytes + self.data_set_bytes)
         with _failing_is_storage_full():
             try:
                 os.fdatasync(self._file.fileno())
@@ -113,7 +105,7 @@ class PartFile:
                 # A hard link, unlike a rename, never replaces a file that is there.
                 os.link(self._path, target)
             except FileExistsError:
-                if digest(target) != stored.sha256:
+                if not _same_data_set(self._path, target):
                     raise ConflictingInstance("stored already, with other bytes") from None
                 is_new = False
             finally:
@@ -151,11 +143,18 @@ def stored_paths(data_dir: Path, changed_since: float = 0.0) -> Iterator[Path]:
                 yield path.relative_to(data_dir)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a stored file's data set. Raises ValueError when it is no DICOM file."""
-    with path.open("rb") as file:
-        file.seek(data_set_offset(file))
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _same_data_set(first: Path, second: Path) -> bool:
+    """Whether two files differ in nothing but their file meta information (PS3.10 7.1), which changes with our version.
+
+    Raises ValueError when one is no DICOM file.
+    """
+    with first.open("rb") as one, second.open("rb") as other:
+        for file in (one, other):
+            file.seek(data_set_offset(file))
+        while chunk := one.read(_COMPARED_BYTES):
+            if other.read(_COMPARED_BYTES) != chunk:
+                return False
+        return not other.read(1)
 
 
 def data_set_offset(file: BinaryIO) -> int:

@@ -119,7 +119,6 @@ class InstanceRow:
     study_instance_uid: str
     revision: int
     path: Path
-    sha256: str
     size_bytes: int
 
 

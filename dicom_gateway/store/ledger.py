@@ -452,7 +452,6 @@ def _new_instance(header: InstanceHeader, file: StoredFile, revision: int, now: 
         "study_instance_uid": header.study_instance_uid,
         "revision": revision,
         "path": file.path.as_posix(),
-        "sha256": file.sha256,
         "size_bytes": file.size_bytes,
         "received": now,
     }
@@ -460,10 +459,10 @@ def _new_instance(header: InstanceHeader, file: StoredFile, revision: int, now: 
 
 def _require_same(connection: sa.Connection, header: InstanceHeader, file: StoredFile) -> None:
     stored = connection.execute(
-        sa.select(instance.c.path, instance.c.sha256).where(instance.c.sop_instance_uid == header.sop_instance_uid)
-    ).one()
-    if tuple(stored) != (file.path.as_posix(), file.sha256):
-        raise ConflictingInstance("indexed already, with other bytes or in another series")
+        sa.select(instance.c.path).where(instance.c.sop_instance_uid == header.sop_instance_uid)
+    ).scalar_one()
+    if stored != file.path.as_posix():
+        raise ConflictingInstance("indexed already, in another series")
 
 
 def _insert_or_ignore(connection: sa.Connection, table: sa.Table, values: dict[str, Any]) -> bool:

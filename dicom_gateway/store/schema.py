@@ -107,7 +107,6 @@ instance = sa.Table(
     sa.Column("study_instance_uid", sa.ForeignKey("study.study_instance_uid"), nullable=False, index=True),
     sa.Column("revision", sa.Integer, nullable=False),
     sa.Column("path", sa.Text, nullable=False),
-    sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("received", sa.Float, nullable=False),
 )
@@ -247,6 +246,7 @@ def create_tables(engine: sa.Engine) -> None:
             # Two processes may start at the same time; pysqlite begins no transaction for DDL by itself.
             connection.exec_driver_sql("begin immediate")
         _add_delivery_outcomes(connection)
+        _drop_digests(connection)
 
 
 def _add_delivery_outcomes(connection: sa.Connection) -> None:
@@ -259,3 +259,9 @@ def _add_delivery_outcomes(connection: sa.Connection) -> None:
         connection.exec_driver_sql(
             "alter table delivery add column if not exists outcomes json, alter column objects type text"
         )
+
+
+def _drop_digests(connection: sa.Connection) -> None:
+    """Version 0.1.0 kept a digest of each instance; what is sent again is compared with the file itself now."""
+    if "sha256" in {column["name"] for column in sa.inspect(connection).get_columns(instance.name)}:
+        connection.exec_driver_sql("alter table instance drop column sha256")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from factories import make_ct_dataset
+from pydicom import dcmread
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE
 from running import make_settings, role
@@ -67,8 +68,9 @@ def test_full_disk(tmp_path):
             stored = index.list_instances(engine, uid, 1)
             assert {row.sop_instance_uid for row in stored} == acknowledged
             assert {row.path for row in stored} == set(files.stored_paths(settings.data_dir))
+            sent = {image.SOPInstanceUID: image.PixelData for image in images}
             for row in stored:
-                assert files.digest(settings.data_dir / row.path) == row.sha256
+                assert dcmread(settings.data_dir / row.path).PixelData == sent[row.sop_instance_uid]
             assert set(send(settings, images)) == {StoreStatus.SUCCESS}
             assert index.get_study(engine, uid).instance_count == len(images)
             engine.dispose()

@@ -154,7 +154,7 @@ def record(engine, number, now, association_count=2, study_instance_uid=STUDY, c
         accession_number="",
     )
     path = instance_path(study_instance_uid, "1.2", header.sop_instance_uid)
-    file = StoredFile(path=path, sha256="0" * 64, size_bytes=1)
+    file = StoredFile(path=path, size_bytes=1)
     with engine.begin() as connection:
         receipt = ledger.record_instance(
             connection, header, file, calling_ae_title=calling_ae_title, association_count=association_count, now=now
