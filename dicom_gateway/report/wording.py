@@ -1,10 +1,14 @@
 """Finding kinds, quantities and numbers in plain words, for every output a person reads; English unless asked."""
 
+from typing import TYPE_CHECKING
+
 from dicom_gateway.report.content import Report, ReportedFinding, ReportedMeasurement
 from dicom_gateway.report.language import ENGLISH, Language
 from dicom_gateway.settings import TEXT_CONDITIONS, Rule
-from dicom_gateway.store.schema import ObjectOutcome
 from models.findings import FindingKind, Laterality, Quantity
+
+if TYPE_CHECKING:  # `onescan analyze` has no database, and does not wait for its library
+    from dicom_gateway.store.schema import ObjectOutcome
 
 KIND_NAMES: dict[FindingKind, str] = {
     FindingKind.PULMONARY_NODULE: "Pulmonary nodule",
@@ -132,7 +136,7 @@ _CONDITION_NAMES = {
 }
 
 
-def outcome_in_words(outcome: ObjectOutcome) -> str:
+def outcome_in_words(outcome: "ObjectOutcome") -> str:
     """What became of a kind of object: "Summary page", "Structured report as Enhanced SR: ...", "Marks left out"."""
     words = object_name(outcome.name)
     if outcome.sent_as is None:
