@@ -61,6 +61,9 @@ _COMPARED_EVERY_PIXELS, _COMPARED_BLOCKS = 4, 16
 # In nine real series the spine lies 16 to 65 mm behind, the liver 69 to 119 mm below, and sides measure 52 to 116 mm;
 # as much below zero where that axis is turned.
 _SPINE_BEHIND_MM, _LIVER_BELOW_MM, _SIDES_MM = -10.0, -30.0, -30.0
+# With so little height of lung at one end, and more of the body beyond it, the scan is of another region. Lungs are
+# 200 to 300 mm high, and a chest CT goes on for some 50 mm below them.
+_ONLY_ONE_END_MM, _OTHER_REGION_MM = 100.0, 100.0
 _LUNG_HU = (-950.0, -550.0)
 _SOFT_TISSUE_HU = (-150.0, 130.0)
 
@@ -319,16 +322,23 @@ def _orientation(volume: Volume, lungs: Lungs) -> Iterator[QualityIssue]:
 
 def _coverage(volume: Volume, lungs: Lungs) -> Iterator[QualityIssue]:
     """A lung that still has a large cross-section in the outermost slice goes on outside the volume."""
-    area_mm2 = lungs.voxels_by_slice * float(np.prod(volume.geometry.spacing_mm[1:]))
-    superior_last = volume.geometry.affine[2, 0] > 0
-    ends = (
-        {"bases": area_mm2[0], "apices": area_mm2[-1]}
-        if superior_last
-        else {"apices": area_mm2[0], "bases": area_mm2[-1]}
+    upwards = slice(None, None, 1 if volume.geometry.affine[2, 0] > 0 else -1)
+    area_mm2 = lungs.voxels_by_slice[upwards] * float(np.prod(volume.geometry.spacing_mm[1:]))
+    seen = np.flatnonzero(area_mm2)
+    body = np.flatnonzero([plane.any() for plane in lungs.body[upwards]])
+    slice_mm = volume.geometry.spacing_mm[0]
+    lung_mm, below_mm, above_mm = (
+        float(slices * slice_mm) for slices in (seen[-1] - seen[0] + 1, seen[0] - body[0], body[-1] - seen[-1])
     )
-    for part, cut_mm2 in ends.items():
+    for part, cut_mm2, other, beyond_mm, region in (
+        ("bases", area_mm2[0], "apices", above_mm, "above them: a neck"),
+        ("apices", area_mm2[-1], "bases", below_mm, "below them: an abdomen"),
+    ):
         share = float(cut_mm2 / area_mm2.max())
-        if share > 0.6:
+        if share > 0.6 and lung_mm <= _ONLY_ONE_END_MM and beyond_mm >= max(lung_mm, _OTHER_REGION_MM):
+            message = f"of the lungs only the {other} are in the images, with {beyond_mm:.0f} mm of the body {region}"
+            yield _reject("coverage", message, share, 0.6)
+        elif share > 0.6:
             yield _reject("coverage", f"the lung {part} lie outside the images: half a thorax", share, 0.6)
         elif cut_mm2 > 400.0:
             yield _warn("coverage", f"the lung {part} are cut off; findings there are not seen", float(cut_mm2), 400.0)

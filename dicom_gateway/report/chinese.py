@@ -656,6 +656,12 @@ RECORD: dict[str, str] = {
     ),
     "the lung apices lie outside the images: half a thorax": "肺尖位于图像之外：仅有部分胸部",
     "the lung bases lie outside the images: half a thorax": "肺底位于图像之外：仅有部分胸部",
+    "of the lungs only the apices are in the images, with {n} mm of the body above them: a neck": (
+        "图像仅包括肺尖，其上方有{n} mm的身体：为颈部"
+    ),
+    "of the lungs only the bases are in the images, with {n} mm of the body below them: an abdomen": (
+        "图像仅包括肺底，其下方有{n} mm的身体：为腹部"
+    ),
     "the lung apices are cut off": "肺尖未完全包括",
     "the lung bases are cut off": "肺底未完全包括",
     "findings there are not seen": "该处病变无法显示",

@@ -93,6 +93,10 @@ MADE_OF_PARTS = {
         "the lung apices lie outside the images: half a thorax",
         "the lung bases lie outside the images: half a thorax",
     ),
+    "of the lungs only the {} are in the images, with {} mm of the body {}": (
+        "of the lungs only the apices are in the images, with 225 mm of the body above them: a neck",
+        "of the lungs only the bases are in the images, with 390 mm of the body below them: an abdomen",
+    ),
     "the lung {} are cut off": ("the lung apices are cut off", "the lung bases are cut off"),
     "lung {} covered": ("lung apices covered", "lung bases covered"),
     "by the noise of the image it is {}": (
@@ -143,6 +147,8 @@ NOT_SENTENCES = {
     "from imaging.decoding import serve",
     "{} pixels",
     "Rows and Columns",
+    "above them: a neck",
+    "below them: an abdomen",
     "RescaleSlope and RescaleIntercept",
 }
 # What stays as it is in a Chinese report: abbreviations, names, units, keywords of DICOM, and what the source wrote.

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 
 from imaging.geometry import Geometry
-from imaging.lungs import Lungs
+from imaging.lungs import Lungs, segment_lungs
+from imaging.phantom import Phantom, make_phantom
 from imaging.quality import Verdict, check_voxels
 from imaging.volume import Volume
 
-SHAPE, SPACING_MM = (100, 90, 120), 3.0
+IN_PLANE, SPACING_MM = (90, 120), 3.0
 
 
 def chest(first: int, last: int) -> tuple[Volume, Lungs]:
-    """Slices `first` to `last` of an elliptic body whose two lungs reach from slice 10 to 90."""
-    z, y, x = np.moveaxis(np.moveaxis(np.indices(SHAPE), 0, -1)[first:last] * SPACING_MM, -1, 0)
+    """Slices `first` to `last` of an endless elliptic body whose two lungs reach from slice 10 to 90."""
+    z, y, x = np.indices((last - first, *IN_PLANE)) * SPACING_MM
+    z += SPACING_MM * first
     body = ((x - 180) / 170) ** 2 + ((y - 135) / 125) ** 2 < 1
     left, right = (((x - at) / 60) ** 2 + ((y - 135) / 85) ** 2 + ((z - 150) / 120) ** 2 < 1 for at in (260, 100))
     hu = np.where(left | right, -850, np.where(body, 40, -1000)).astype(np.int16)
@@ -33,8 +35,11 @@ def chest(first: int, last: int) -> tuple[Volume, Lungs]:
         ((0, 84), Verdict.WARN, "apices are cut off"),
         ((50, 100), Verdict.REJECT, "bases lie outside"),
         ((0, 50), Verdict.REJECT, "apices lie outside"),
-        ((0, 28), Verdict.REJECT, "apices lie outside"),  # an abdomen with lung bases
-        ((72, 100), Verdict.REJECT, "bases lie outside"),  # a neck with lung apices
+        ((0, 28), Verdict.REJECT, "apices lie outside"),
+        ((-60, 28), Verdict.REJECT, "an abdomen"),
+        ((72, 130), Verdict.REJECT, "a neck"),
+        # So much of the lungs is no mere end of them.
+        ((-60, 50), Verdict.REJECT, "apices lie outside"),
         ((0, 12), Verdict.REJECT, "not a chest"),
     ],
 )
@@ -43,6 +48,43 @@ def test_what_is_cut_off_is_named_or_refused(slices: tuple[int, int], verdict: V
     worst = max((i for i in issues if i.check in ("coverage", "lungs")), key=lambda i: list(Verdict).index(i.verdict))
     assert worst.verdict is verdict
     assert words in worst.message
+
+
+@pytest.fixture(scope="module")
+def trunk() -> Phantom:
+    """A phantom from 390 mm below to 310 mm above the middle of the heart: its lungs are slices 44 to 94."""
+    return make_phantom(3, spacing_mm=(5.0, 2.5, 2.5), shape=(140, 150, 150))
+
+
+@pytest.mark.parametrize("from_head_to_feet", [False, True])
+@pytest.mark.parametrize(
+    ("slices", "words"),
+    [
+        ((30, 105), None),
+        ((35, 72), "apices lie outside the images: half a thorax"),
+        ((72, 110), "bases lie outside the images: half a thorax"),
+        ((0, 60), "only the bases are in the images, with 220 mm of the body below them: an abdomen"),
+        ((0, 42), "not a chest"),
+        ((82, 140), "only the apices are in the images, with 225 mm of the body above them: a neck"),
+        ((98, 140), "not a chest"),
+    ],
+)
+def test_a_phantom_cut_short_is_refused_as_what_it_shows(trunk, slices, words, from_head_to_feet) -> None:
+    volume = trunk.volume
+    affine, step = volume.geometry.affine.copy(), -1 if from_head_to_feet else 1
+    hu = np.ascontiguousarray(volume.hu[slice(*slices)][::step])
+    affine[:3, 0] *= step
+    cut = replace(
+        volume,
+        hu=hu,
+        geometry=Geometry(affine, hu.shape, "1.2"),
+        sop_instance_uids=volume.sop_instance_uids[: len(hu)],
+        frame_numbers=(None,) * len(hu),
+    )
+    issues = check_voxels(cut, segment_lungs(cut))
+    refused = [issue.message for issue in issues if issue.verdict is Verdict.REJECT]
+    assert len(refused) == (words is not None)
+    assert all(words in message for message in refused)
 
 
 @pytest.mark.parametrize(
