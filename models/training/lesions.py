@@ -20,6 +20,7 @@ from models.training.sources import Sample
 
 # three voxels: what is smaller is the business of the nodule detector, on a finer grid
 _SEEN_NODULE_MM = 3 * SPACING_MM
+_THICK_VOXELS = round(10.0 / SPACING_MM)
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -217,7 +218,9 @@ def add_consolidation(sample: Sample, space: Cavity, rng: np.random.Generator) -
     filled = np.maximum(ramp * rng.uniform(0.88, 1.0) * (1 - 0.6 * bronchi), rim)
     hu += filled * np.maximum(tissue_hu + 6 * smooth_noise(hu.shape, 4, rng) - hu, 0.0)
     _mark(sample, space, (filled > 0.13) & (ramp < 0.6), filled < 0.0, FindingKind.GROUND_GLASS_OPACITY)
-    _mark(sample, space, ramp >= 0.6, (ramp > 0.3) & (ramp < 0.75), FindingKind.CONSOLIDATION)
+    thick = _thick((ramp >= 0.6) & space.space)
+    _mark(sample, space, thick, (ramp > 0.3) & (ramp < 0.75), FindingKind.CONSOLIDATION)
+    _leave_open(sample, space, (ramp >= 0.6) & ~thick)
 
 
 def add_atelectasis(sample: Sample, space: Cavity, rng: np.random.Generator) -> None:
@@ -246,10 +249,25 @@ def add_atelectasis(sample: Sample, space: Cavity, rng: np.random.Generator) -> 
         ramp = soft_edge(rng.uniform(0.015, 0.04) - np.abs(plane).astype(np.float32), 0.02) * extent
     ramp = (ramp * space.reach).astype(np.float32)
     hu += ramp * np.maximum(_soft_tissue_hu(sample) + rng.uniform(-40, 10) - hu, 0.0)
-    mask = ramp > 0.5
+    plate = form >= 0.6
+    mask = ramp > 0.5 if plate else _thick((ramp > 0.5) & space.space)
     _mark(sample, space, mask, (ramp > 0.2) & (ramp < 0.7), FindingKind.ATELECTASIS)
+    if not plate:
+        _leave_open(sample, space, (ramp > 0.5) & ~mask)
     opacity = bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY)
     sample.unknown[space.box][ramp > 0.2 if dependent else (ramp > 0.2) & ~mask] |= opacity
+
+
+def _thick(airless: Mask) -> Mask:
+    """What is at least 10 mm thick: a thinner layer may as well be pleura, fluid or the wall."""
+    core = ndi.grey_opening(airless.astype(np.uint8), size=(_THICK_VOXELS,) * 3) > 0
+    return ndi.binary_dilation(core) & airless
+
+
+def _leave_open(sample: Sample, space: Cavity, layer: Mask) -> None:
+    unknown = sample.unknown[space.box]
+    for kind in (FindingKind.CONSOLIDATION, FindingKind.ATELECTASIS, FindingKind.PLEURAL_EFFUSION):
+        unknown[layer & space.space] |= bit(kind)
 
 
 def add_emphysema(sample: Sample, space: Cavity, rng: np.random.Generator) -> None:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage as ndi
 
 from imaging.phantom import LesionRequest, make_phantom
 from models.findings import FindingKind
@@ -132,6 +133,26 @@ def test_opacities_never_lower_attenuation(seed: int) -> None:
     assert not (dense & there(sample, FindingKind.GROUND_GLASS_OPACITY)).any()
     if dense.any():
         assert np.median(sample.hu[dense]) > -300
+
+
+def test_a_thin_layer_of_airless_lung_is_left_open() -> None:
+    """Nobody can tell it from thick pleura: no voxel is called consolidation whose surroundings of 10 mm are not."""
+    left_open = 0
+    for seed in range(12):
+        sample = thorax()
+        space = cavity(sample, "left")
+        assert space is not None
+        add_consolidation(sample, space, np.random.default_rng(seed))
+        called = there(sample, FindingKind.CONSOLIDATION)
+        core = ndi.grey_opening(called.astype(np.uint8), size=(4, 4, 4)) > 0
+        assert not (called & ~ndi.binary_dilation(core)).any()
+        dense = (sample.hu > -100) & (sample.anatomy == LABEL["lung_left"])
+        layer = dense & ~called
+        assert (
+            sample.unknown[layer & ~ndi.binary_dilation(called, iterations=2)] & bit(FindingKind.CONSOLIDATION)
+        ).all()
+        left_open += int(layer.sum())
+    assert left_open > 0
 
 
 def test_nodules_are_marked_where_the_image_changed() -> None:
