@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -137,20 +138,19 @@ class Detector:
         looks = (self.session.run(grid.hu), self.session.run(perturbed(grid.hu)))
         inferred = time.perf_counter()
         reading = _Reading(self, volume, lungs, grid, looks)
-        found: dict[FindingKind, tuple[Finding, ...]] = {}
-        if judged is not None:
-            found[FindingKind.PULMONARY_NODULE] = reading.nodules(judged)
-        for kind in self.manifest.lesions:
-            if kind not in self.manifest.withheld and kind not in found:
-                found[kind] = reading.network_findings(kind)
-        if FindingKind.EMPHYSEMA not in self.manifest.withheld:
-            air = found.get(FindingKind.PNEUMOTHORAX, ())
-            found[FindingKind.EMPHYSEMA] = self._graded((reading.emphysema(sharp_kernel, air),))
         anatomy = reading.anatomy(sharp_kernel)
-        for kind, rule in RULES.items():
-            if kind not in self.manifest.withheld:
-                measured_by_rule = rule(anatomy)
-                found[kind] = self._graded(_doubted(measured_by_rule) if reading.quality() else measured_by_rule)
+        found: dict[FindingKind, tuple[Finding, ...]] = {}
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            by_rule = beside.submit(self._by_rule, anatomy, doubted=bool(reading.quality()))
+            if judged is not None:
+                found[FindingKind.PULMONARY_NODULE] = reading.nodules(judged)
+            for kind in self.manifest.lesions:
+                if kind not in self.manifest.withheld and kind not in found:
+                    found[kind] = reading.network_findings(kind)
+            if FindingKind.EMPHYSEMA not in self.manifest.withheld:
+                air = found.get(FindingKind.PNEUMOTHORAX, ())
+                found[FindingKind.EMPHYSEMA] = self._graded((reading.emphysema(sharp_kernel, air),))
+            found |= by_rule.result()
         findings = tuple(
             finding for kind in FindingKind for finding in found.get(kind) or (reading.not_assessed(kind),)
         )
@@ -174,6 +174,11 @@ class Detector:
         if network is None or FindingKind.PULMONARY_NODULE in self.manifest.withheld:
             return None
         return judge_candidates(self.session, network, volume, lungs)
+
+    def _by_rule(self, anatomy: Anatomy, *, doubted: bool) -> dict[FindingKind, tuple[Finding, ...]]:
+        """The kinds that are measured on the anatomy."""
+        found = {kind: rule(anatomy) for kind, rule in RULES.items() if kind not in self.manifest.withheld}
+        return {kind: self._graded(_doubted(answer) if doubted else answer) for kind, answer in found.items()}
 
     def _graded(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
         """With the grade of the kind's evidence; what was never tried on labelled studies is simulation at best."""

@@ -190,6 +190,8 @@ class Report(_Record):
         silent |= {name: True for name in ("supersedes", "urgent", "verification") if not getattr(self, name)}
         if self.supersedes is not None and not self.supersedes.verified:
             silent["supersedes"] = {"verified"}
+        if self.analysed_series is not None and self.analysed_series.contrast_phase is None:
+            silent["analysed_series"] = {"contrast_phase"}
         if self.verification is None:
             silent["findings"] = {"__all__": {"verdict"}}
         elif self.verification.comment is None:

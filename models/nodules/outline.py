@@ -28,6 +28,7 @@ _HALO_ABOVE_LUNG_HU = 130.0
 _OPENINGS = (0.45, 0.6, 0.75, 0.9)
 _REACH_OF_DEPTH = 2.5
 _SMALLEST_PART_SOLID_MM = 6.0
+_LEAST_CLOSING_MM = 8.0
 _LONGEST = 3.2
 
 
@@ -105,15 +106,19 @@ def _core_hu(smooth: npt.NDArray[np.float32], distance_mm: npt.NDArray[np.float6
 def _pleural_space(lung: Mask, spacing: npt.NDArray[np.float64], diameter_mm: float) -> Mask:
     """The lung of the box with what is dense in it or at its border, wider by the 1 mm of the mask's own rim.
 
-    Closed by a ball as large as half a sphere of the expected size needs at the wall.
+    Closed by a ball as large as half a sphere of the expected size needs at the wall, on a grid that is coarser for a
+    larger ball: most of the time of an outline would go into this.
     """
-    radius_mm = max(8.0, 0.6 * diameter_mm)
-    pad = [int(np.ceil(radius_mm / mm)) + 1 for mm in spacing]
-    padded = np.pad(lung, [(p, p) for p in pad], mode="edge")
-    grown = reached_from(padded, spacing, radius_mm)
-    closed = distance_to(~grown, spacing) > radius_mm - 1.0
-    inner = closed[tuple(slice(p, -p) for p in pad)]
-    return filled_planes(inner)
+    radius_mm = max(_LEAST_CLOSING_MM, 0.6 * diameter_mm)
+    step = int(radius_mm / _LEAST_CLOSING_MM)
+    coarse, mm = lung[(slice(step // 2, None, step),) * 3], spacing * step
+    pad = np.ceil(radius_mm / mm).astype(int) + 1
+    padded = np.pad(coarse, [(p, p) for p in pad], mode="edge")
+    grown = reached_from(padded, mm, radius_mm)
+    closed = distance_to(~grown, mm) > radius_mm - 1.0
+    inner = filled_planes(closed[tuple(slice(p, -p) for p in pad)])
+    nearest = (np.minimum(np.arange(n) // step, m - 1) for n, m in zip(lung.shape, inner.shape, strict=True))
+    return inner[np.ix_(*nearest)]
 
 
 def _body(
