@@ -12,7 +12,7 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "benchmarks"), str(_ROOT / "tests")]
 
-from trials import broken_series, destinations, kill, memory, power, senders, storage  # noqa: E402
+from trials import broken_series, crowd, destinations, kill, memory, power, senders, storage  # noqa: E402
 
 KINDS = {
     "kill-listener": (kill.kill_listener, 200),
@@ -21,6 +21,7 @@ KINDS = {
     "power-control": (power.cut_power_without_sync, 9),
     "storage": (storage.fail_storage, 10),
     "senders": (senders.trouble, 30),
+    "crowd": (crowd.crowd, 1),
     "destinations": (destinations.trouble, 30),
     "memory": (memory.stay_flat, 2),
     "broken-series": (broken_series.tabulate, 1),
