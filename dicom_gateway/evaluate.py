@@ -19,6 +19,7 @@ from imaging.errors import ImagingError
 from imaging.files import find_files
 from imaging.geometry import Geometry
 from imaging.headers import Series, read_studies
+from imaging.kernel import recognise_kernel
 from imaging.lungs import Lungs, segment_lungs
 from imaging.quality import QualityIssue, Verdict, check_voxels, is_rejected
 from imaging.volume import Volume
@@ -165,15 +166,14 @@ def _read_inserted(study: "TrainingStudy", on_stage: OnStage) -> Scan:
     volume = Volume(hu, Geometry(affine, hu.shape), study.name, names, (None,) * count)
     outlined = {}
     if study.masks[SORTED_BY_SIZE].any():
-        outlined[SORTED_BY_SIZE] = KindTruth(
-            presence="present" if study.present.get(SORTED_BY_SIZE) else "unknown",
-            lesions=outlined_lesions(
-                study.masks[SORTED_BY_SIZE],
-                study.unknown[SORTED_BY_SIZE],
-                volume.geometry,
-                SMALLEST_ML[SORTED_BY_SIZE],
-            ),
+        lesions = outlined_lesions(
+            study.masks[SORTED_BY_SIZE],
+            study.unknown[SORTED_BY_SIZE],
+            volume.geometry,
+            SMALLEST_ML[SORTED_BY_SIZE],
         )
+        known = study.present.get(SORTED_BY_SIZE) and any(lesion.counts for lesion in lesions)
+        outlined[SORTED_BY_SIZE] = KindTruth(presence="present" if known else "unknown", lesions=lesions)
     return Scan(
         truth=StudyTruth(
             name=study.name,
@@ -198,7 +198,8 @@ def _read_labelled(study: LabelledStudy, on_stage: OnStage) -> Scan:
         on_stage("read")
         volume = read_image(study.data)
         lungs = _checked_lungs(volume, on_stage)
-        acquisition, sharp = Acquisition(slice_spacing_mm=volume.geometry.spacing_mm[0]), False
+        acquisition = Acquisition(slice_spacing_mm=volume.geometry.spacing_mm[0])
+        sharp = recognise_kernel(None, volume, lungs, is_original=True).sharp is not False
     masks = {
         kind: read_mask(path, volume.geometry) for kind in FindingKind if (path := study.mask_path(kind)) is not None
     }

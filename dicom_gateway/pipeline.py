@@ -26,7 +26,7 @@ from imaging.headers import Series, Study
 from imaging.kernel import recognise_kernel
 from imaging.lungs import Lungs, segment_lungs
 from imaging.quality import QualityIssue, Verdict, check_headers, check_voxels, is_rejected
-from imaging.selection import Selection, next_selection, select_series
+from imaging.selection import Selection, is_derived, next_selection, select_series
 from imaging.volume import Volume, load_volume
 from models.detect import Detection, Detector
 from models.findings import Finding, FindingKind, Presence
@@ -154,10 +154,12 @@ def first_series_through_the_gates(study: Study, clock: "StageClock", decoded: P
                     lungs = segment_lungs(volume)
                     quality += check_voxels(volume, lungs)
                 if not is_rejected(quality):
-                    kernel = recognise_kernel(selection.chosen.convolution_kernel, volume, lungs)
+                    kernel = recognise_kernel(
+                        selection.chosen.convolution_kernel, volume, lungs, is_original=not is_derived(selection.chosen)
+                    )
                     return Passed(
                         selection=selection,
-                        quality=quality + kernel.issues,
+                        quality=quality + ((kernel.issue,) if kernel.issue else ()),
                         volume=volume,
                         lungs=lungs,
                         sharp_kernel=kernel.sharp,
@@ -185,7 +187,7 @@ def _detect(detector: Detector, passed: Passed, clock: "StageClock") -> Detectio
     if passed.volume is None or passed.lungs is None or passed.selection.chosen is None:
         return None
     clock.on_stage("analyse")
-    # What may be sharp is answered with as much care as what is.
+    # What may be sharp is taken for sharp.
     detection = detector.detect(passed.volume, passed.lungs, sharp_kernel=passed.sharp_kernel is not False)
     clock.seconds |= detection.timings_s
     return replace(detection, findings=limited_to_what_is_seen(detection.findings, passed.quality))

@@ -67,6 +67,7 @@ _CT_IMAGE_STORAGE = CTImageStorage.encode() + bytes(len(CTImageStorage) % 2)
 # More than file meta information has, unless it holds private information.
 _FILE_META_BYTES = 1 << 14
 _OWN_GROUPS = _tags(*_FUNCTIONAL_GROUPS)
+_LONGEST_KERNEL = 64
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0"
 # What of these pydicom and we are sure to read alike.
 _UID = re.compile(rb"([0-9.]{1,64})\0?").fullmatch
@@ -362,7 +363,8 @@ def _kernel(ds: Dataset) -> str | None:
     groups = [_first(_value(ds, name)) for name in _FUNCTIONAL_GROUPS]
     reconstruction = next((_first(_value(g, "CTReconstructionSequence")) for g in groups if g), Dataset())
     kernel = _strings(_value(ds, "ConvolutionKernel")) or _strings(_value(reconstruction, "ConvolutionKernel"))
-    return "/".join(kernel) or None
+    # It is quoted in reports.
+    return "".join(filter(str.isprintable, "/".join(kernel)))[:_LONGEST_KERNEL] or None
 
 
 class _StudyParts:

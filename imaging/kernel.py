@@ -33,26 +33,29 @@ _SHARE, _LEAST_TILES = 0.1, 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """`sharp` is None where neither name nor image tells; `issues` says what was done without a name that is known."""
+    """`sharp` is None where neither name nor image tells; `issue` says what was done without a name that is known."""
 
     sharp: bool | None
-    issues: tuple[QualityIssue, ...] = ()
+    issue: QualityIssue | None = None
 
 
-def recognise_kernel(name: str | None, volume: Volume, lungs: Lungs) -> Kernel:
-    """The class of the kernel that made `volume`: that of `name` (ConvolutionKernel) if known, else by the noise."""
+def recognise_kernel(name: str | None, volume: Volume, lungs: Lungs, *, is_original: bool) -> Kernel:
+    """The class of the kernel that made `volume`: that of `name` (ConvolutionKernel) if known, else by the noise.
+
+    The noise of images that are not original (ImageType, PS3.3 C.7.6.1.1.2) tells of what was done to them instead.
+    """
     named = is_sharp_kernel(name)
     if named is not None:
         return Kernel(sharp=named)
     unnamed = f"the kernel {name.strip()} is not known" if name and name.strip() else "the kernel is not named"
-    ratio = noise_ratio(volume, lungs)
+    ratio = noise_ratio(volume, lungs) if is_original else None
     if ratio is None or SOFT_BELOW <= ratio <= SHARP_ABOVE:
         message = f"{unnamed}; the image does not tell whether it is sharp, and it is taken for sharp"
-        return Kernel(sharp=None, issues=(QualityIssue(check="kernel", verdict=Verdict.WARN, message=message),))
+        return Kernel(sharp=None, issue=QualityIssue(check="kernel", verdict=Verdict.WARN, message=message))
     sharp = ratio > SHARP_ABOVE
     message = f"{unnamed}; by the noise of the image it is {'sharp' if sharp else 'soft'}"
     issue = QualityIssue(check="kernel", verdict=Verdict.PASS, message=message, measured=ratio)
-    return Kernel(sharp=sharp, issues=(issue,))
+    return Kernel(sharp=sharp, issue=issue)
 
 
 def noise_ratio(volume: Volume, lungs: Lungs) -> float | None:

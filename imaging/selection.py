@@ -187,9 +187,9 @@ def _preference(series: Series) -> tuple[float, ...]:
     spacing = slice_spacing_mm(series.slices) or 10.0
     return (
         0.0 if _CHEST.search(_words(series)) else 1.0,
-        1.0 if _is_derived(series) else 0.0,
+        1.0 if is_derived(series) else 0.0,
         0.0 if spacing <= 1.5 else 1.0 if spacing <= 3.0 else 2.0,
-        1.0 if is_sharp_kernel(series.convolution_kernel) else 0.0,
+        {True: 1.0, None: 0.5, False: 0.0}[is_sharp_kernel(series.convolution_kernel)],
         1.0 if series.contrast_bolus_agent else 0.0,
         spacing,
         -float(len(series.slices)),
@@ -197,7 +197,8 @@ def _preference(series: Series) -> tuple[float, ...]:
     )
 
 
-def _is_derived(series: Series) -> bool:
+def is_derived(series: Series) -> bool:
+    """Whether ImageType says that the images were made of others (PS3.3 C.7.6.1.1.2)."""
     return bool(series.slices[0].image_type) and series.slices[0].image_type[0].upper() == "DERIVED"
 
 
@@ -209,6 +210,10 @@ def is_sharp_kernel(name: str | None) -> bool | None:
     return False if _SOFT_KERNEL.search(stripped) else None
 
 
+def _sharpness(series: Series) -> str:
+    return "sharp" if is_sharp_kernel(series.convolution_kernel) else "unknown"
+
+
 def _why_not_preferred(series: Series, chosen: Series | None) -> str:
     """The first criterion of `_preference` on which `series` lost against `chosen`."""
     if chosen is None:
@@ -218,7 +223,7 @@ def _why_not_preferred(series: Series, chosen: Series | None) -> str:
         "the chest is not named as its body part",
         "derived images; an original reconstruction was preferred",
         f"thicker slices ({spacing or 0:.2f} mm) than the analysed series ({best or 0:.2f} mm)",
-        f"sharp kernel ({series.convolution_kernel}); a softer one gives truer HU",
+        f"{_sharpness(series)} kernel ({series.convolution_kernel}); a softer one gives truer HU",
         "contrast-enhanced; the unenhanced series was preferred",
         f"larger slice spacing ({spacing or 0:.2f} mm) than the analysed series ({best or 0:.2f} mm)",
         f"fewer images ({len(series.slices)}) than the analysed series ({len(chosen.slices)})",

@@ -80,10 +80,11 @@ def _median_hu(anatomy: Anatomy, name: str) -> float | None:
         return None
     steps = round(_DEPTH_MM[name] / geometry.spacing_mm[0])
     deep = ndimage.binary_erosion(np.pad(outline[bounds[0]], 1), iterations=steps)[1:-1, 1:-1, 1:-1]
+    deep = cc3d.largest_k(deep, k=1, connectivity=6).astype(bool)
     if deep.sum() * geometry.voxel_volume_mm3 / 1000 < _LEAST_ML[name]:
         return None
     # A sharp kernel's noise would widen the spread.
     smooth = ndimage.uniform_filter(anatomy.grid.hu[0, 0][bounds[0]], 3)
-    hu = smooth[cc3d.largest_k(deep, k=1, connectivity=6).astype(bool)]
+    hu = smooth[deep]
     low, median, high = np.percentile(hu, [25, 50, 75])
     return float(median) if median < _BLOOD_HU and high - low <= _LARGEST_SPREAD * median else None

@@ -154,12 +154,13 @@ class Detector:
         findings = tuple(
             finding for kind in FindingKind for finding in found.get(kind) or (reading.not_assessed(kind),)
         )
+        enhancement = contrast_phase(anatomy) if not reading.quality() else None
         measured = time.perf_counter()
         return Detection(
             findings=findings,
             quality=reading.quality(),
             blood_pool=anatomy.blood_pool,
-            enhancement=contrast_phase(anatomy),
+            enhancement=enhancement,
             timings_s={
                 "nodules": sought - started,
                 "preprocess": prepared - sought,

@@ -199,6 +199,7 @@ class Incoming:
                     association_count=association_count,
                     now=time.time(),
                     priority=priority_of(self._calling_ae_title, settings),
+                    file_is_new=is_new,
                 )
         except ConflictingInstance:
             # The row is of the same UID in another place. After any other failure the file stays: another door may

@@ -59,12 +59,14 @@ def record_instance(
     association_count: int,
     now: float,
     priority: int = ROUTINE_PRIORITY,
+    file_is_new: bool = False,
 ) -> Receipt:
     """Index a stored instance; a study that was closed opens again with the next revision.
 
     `association_count` is how many images of the study the association has sent with this one. The study has the
-    most urgent (smallest) `priority` any of its images came with.
-    Raises ConflictingInstance when this SOP Instance UID is indexed with other bytes or another place.
+    most urgent (smallest) `priority` any of its images came with. `file_is_new` where there was no file at its place:
+    one that is indexed there all the same had lost its file, and what came instead counts as a late image.
+    Raises ConflictingInstance when this SOP Instance UID is indexed at another place.
     """
     open_revision = _insert_into_open_study(connection, header, file, now)
     if open_revision is not None:
@@ -80,8 +82,14 @@ def record_instance(
     revision = row["revision"] + reopened
     new = _insert_or_ignore(connection, instance, _new_instance(header, file, revision, now))
     if not new:
-        _require_same(connection, header, file)
-        return Receipt(revision=row["revision"], duplicate=True, reopened=False)
+        _require_same_place(connection, header, file)
+        if not file_is_new:
+            return Receipt(revision=row["revision"], duplicate=True, reopened=False)
+        connection.execute(
+            sa.update(instance)
+            .where(instance.c.sop_instance_uid == header.sop_instance_uid)
+            .values(revision=revision, size_bytes=file.size_bytes, received=now)
+        )
     largest = association_count if reopened else max(row["largest_association"], association_count)
     connection.execute(
         sa.update(study)
@@ -90,7 +98,7 @@ def record_instance(
             state=StudyState.RECEIVING,
             revision=revision,
             priority=min(row["priority"], priority),
-            instance_count=row["instance_count"] + 1,
+            instance_count=row["instance_count"] + new,
             last_received=now,
             last_released=0.0,
             largest_association=largest,
@@ -457,7 +465,7 @@ def _new_instance(header: InstanceHeader, file: StoredFile, revision: int, now: 
     }
 
 
-def _require_same(connection: sa.Connection, header: InstanceHeader, file: StoredFile) -> None:
+def _require_same_place(connection: sa.Connection, header: InstanceHeader, file: StoredFile) -> None:
     stored = connection.execute(
         sa.select(instance.c.path).where(instance.c.sop_instance_uid == header.sop_instance_uid)
     ).scalar_one()

@@ -263,5 +263,7 @@ def _add_delivery_outcomes(connection: sa.Connection) -> None:
 
 def _drop_digests(connection: sa.Connection) -> None:
     """Version 0.1.0 kept a digest of each instance; what is sent again is compared with the file itself now."""
-    if "sha256" in {column["name"] for column in sa.inspect(connection).get_columns(instance.name)}:
-        connection.exec_driver_sql("alter table instance drop column sha256")
+    if "sha256" not in {column["name"] for column in sa.inspect(connection).get_columns(instance.name)}:
+        return
+    if_exists = "" if connection.dialect.name == "sqlite" else "if exists "
+    connection.exec_driver_sql(f"alter table instance drop column {if_exists}sha256")

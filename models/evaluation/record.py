@@ -45,6 +45,8 @@ class SizeClass(enum.StrEnum):
 
 SORTED_BY_SIZE = FindingKind.PULMONARY_NODULE
 
+Match = tuple[Finding, TrueLesion | None]
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -160,6 +162,7 @@ def _answer(
     if truth.lesions or truth.presence == "absent":
         lesions = sum(lesion.counts for lesion in truth.lesions)
     matches = _matches(parts, truth.lesions) if lesions is not None else []
+    matches = [(part, lesion) for part, lesion in matches if lesion is None or lesion.counts]
     right = slices = None
     if truth.positive_slices and study.region is not None:
         right = _from_feet(study.region.key_slice, volume) in truth.positive_slices
@@ -188,6 +191,9 @@ def _answer(
 def _answer_by_size(size: SizeClass, truth: KindTruth, found: Sequence[Finding]) -> Answer:
     study = next(f for f in found if f.lesion is None)
     parts = [f for f in found if f.lesion is not None]
+    matches = _matches(parts, truth.lesions)
+    beside = [part for part, lesion in matches if lesion is not None and not lesion.counts]
+    parts = [part for part in parts if part not in beside]
     described = [f for f in parts if _size_class(_mean_diameter_mm(f)) is size]
     presence = study.presence
     if parts or presence is Presence.PRESENT:
@@ -198,8 +204,9 @@ def _answer_by_size(size: SizeClass, truth: KindTruth, found: Sequence[Finding])
     lesions = None
     if truth.presence == "absent" or (truth.lesions and all(l.mean_diameter_mm for l in truth.lesions)):
         lesions = len(wanted)
-    matches = _matches(parts, truth.lesions) if lesions is not None else []
     matches = [(part, lesion) for part, lesion in matches if lesion is None or lesion in wanted]
+    if lesions is None:
+        matches = []
     return Answer(
         kind=study.kind,
         size=size,
@@ -254,9 +261,6 @@ def _score(study: Finding) -> float | None:
 _WHOLE = (None, Laterality.BILATERAL)
 
 
-Match = tuple[Finding, TrueLesion | None]
-
-
 def _pairs(study: Finding, parts: Sequence[Finding], known: Sequence[TrueMeasurement]) -> list[Pair]:
     """Known numbers that were measured, whatever was concluded; a lesion that was not outlined is missed, not 0."""
     pairs = []
@@ -294,8 +298,7 @@ def _measured(true: TrueMeasurement, study: Finding, parts: Sequence[Finding]) -
 def _matches(parts: Sequence[Finding], lesions: Sequence[TrueLesion]) -> list[Match]:
     """Each description with the lesion it hit, None where it hit nothing.
 
-    From the surest on, each may take the nearest lesion left. A second hit counts for nothing and is left out, and so
-    is the hit of a lesion that does not count.
+    From the surest on, each may take the nearest lesion left. A second hit counts for nothing and is left out.
     """
     left = list(range(len(lesions)))
     matches: list[Match] = []
@@ -313,8 +316,7 @@ def _matches(parts: Sequence[Finding], lesions: Sequence[TrueLesion]) -> list[Ma
             continue
         if free:
             left.remove(free[0])
-        if not free or lesions[free[0]].counts:
-            matches.append((part, lesions[free[0]] if free else None))
+        matches.append((part, lesions[free[0]] if free else None))
     return matches
 
 

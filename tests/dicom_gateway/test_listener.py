@@ -233,6 +233,22 @@ def test_the_same_image_again_is_a_success_and_changes_nothing(settings):
     assert len(files_of(settings)) == 1
 
 
+def test_an_image_whose_file_is_gone_comes_back_as_a_late_image(settings):
+    """Nobody knows any more whether it is the same."""
+    first, again = make_ct_dataset(), make_ct_dataset(PixelData=bytes(range(256)) * 32)
+    with listening(settings) as engine:
+        send(settings, first)
+        row = index.find_instance(engine, first.SOPInstanceUID)
+        with engine.begin() as connection:
+            connection.execute(sa.update(study).values(state="reported"))
+        (settings.data_dir / row.path).unlink()
+        assert send(settings, again).Status == StoreStatus.SUCCESS
+        late, row = index.get_study(engine, row.study_instance_uid), index.find_instance(engine, first.SOPInstanceUID)
+    assert (late.state, late.revision, late.instance_count) == ("receiving", 2, 1)
+    assert (row.revision, row.size_bytes) == (2, (settings.data_dir / row.path).stat().st_size)
+    assert dcmread(settings.data_dir / row.path).PixelData == again.PixelData
+
+
 def test_other_bytes_under_the_same_uid_are_refused_and_the_first_kept(settings):
     first, second = make_ct_dataset(), make_ct_dataset(PatientID="OTHER")
     with listening(settings) as engine, capture_logs() as logs:

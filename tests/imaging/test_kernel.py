@@ -48,23 +48,25 @@ def scan(transfer: Transfer, pixel_mm: float, noise_hu: float = 20.0) -> tuple[V
     ],
 )
 def test_the_noise_tells_a_soft_kernel_from_a_sharp_one(half_per_mm, pixel_mm, sharp) -> None:
-    kernel = recognise_kernel(None, *scan(falling(half_per_mm), pixel_mm))
+    kernel = recognise_kernel(None, *scan(falling(half_per_mm), pixel_mm), is_original=True)
     assert kernel.sharp is sharp
-    (issue,) = kernel.issues
+    issue = kernel.issue
+    assert issue is not None
     assert issue.verdict is (Verdict.WARN if sharp is None else Verdict.PASS)
     assert "not named" in issue.message
 
 
 @pytest.mark.parametrize(("pixel_mm", "noise_hu"), [(1.2, 20.0), (0.75, 0.0)])
 def test_large_pixels_and_no_noise_tell_nothing(pixel_mm: float, noise_hu: float) -> None:
-    kernel = recognise_kernel(None, *scan(falling(1.0), pixel_mm, noise_hu))
+    kernel = recognise_kernel(None, *scan(falling(1.0), pixel_mm, noise_hu), is_original=True)
     assert kernel.sharp is None
 
 
 def test_a_known_name_wins_and_an_unknown_one_does_not() -> None:
     soft_image = scan(falling(0.35), 0.75)
-    assert recognise_kernel("B70f", *soft_image).sharp is True
-    assert recognise_kernel("B70f", *soft_image).issues == ()
-    unknown = recognise_kernel("X1", *soft_image)
+    assert recognise_kernel("B70f", *soft_image, is_original=True).sharp is True
+    assert recognise_kernel("B70f", *soft_image, is_original=True).issue is None
+    unknown = recognise_kernel("X1", *soft_image, is_original=True)
     assert unknown.sharp is False
-    assert "kernel X1 is not known" in unknown.issues[0].message
+    assert unknown.issue is not None and "kernel X1 is not known" in unknown.issue.message
+    assert recognise_kernel(None, *soft_image, is_original=False).sharp is None
