@@ -94,12 +94,17 @@ def test_diameter_within_1_mm(slice_mm: float, diameter_mm: float, vessel_radius
         assert volume_mm3(region, volume.geometry) == pytest.approx(np.pi / 6 * diameter_mm**3, rel=0.15)
 
 
-def test_a_nodule_at_the_wall_ends_at_the_wall() -> None:
-    volume, lungs = a_volume(1.0, ((11.0, 0.0, 0.0), 12.0, SOLID_HU), wall=True)
-    found = outline(volume, lungs, (11.0, 0.0, 0.0), 12.0)
+@pytest.mark.parametrize("slice_mm", [1.0, 2.5])
+@pytest.mark.parametrize(("diameter_mm", "centre_mm"), [(12.0, 11.0), (28.0, 3.0), (36.0, 0.0)])
+def test_a_nodule_at_the_wall_ends_at_the_wall(slice_mm: float, diameter_mm: float, centre_mm: float) -> None:
+    ball = ((centre_mm, 0.0, 0.0), diameter_mm, SOLID_HU)
+    volume, lungs = a_volume(slice_mm, ball, wall=True, extent_mm=max(64.0, 3 * diameter_mm))
+    found = outline(volume, lungs, ball[0], diameter_mm)
     assert found is not None
     region = region_of(found.mask, found.box, volume.geometry)
-    assert axial_axes_mm(region, volume.geometry)[0] == pytest.approx(12.0, abs=1.5)
+    depth_mm = diameter_mm / 2 + 15.0 - centre_mm
+    long_mm, short_mm = axial_axes_mm(region, volume.geometry)
+    assert (long_mm, short_mm) == (pytest.approx(diameter_mm, abs=1.5), pytest.approx(depth_mm, abs=3.0))
 
 
 @pytest.mark.parametrize(
