@@ -210,8 +210,10 @@ def is_sharp_kernel(name: str | None) -> bool | None:
     return False if _SOFT_KERNEL.search(stripped) else None
 
 
-def _sharpness(series: Series) -> str:
-    return "sharp" if is_sharp_kernel(series.convolution_kernel) else "unknown"
+def _why_not_its_kernel(series: Series) -> str:
+    if is_sharp_kernel(series.convolution_kernel):
+        return f"sharp kernel ({series.convolution_kernel}); a softer one gives truer HU"
+    return "a kernel that is not known; one that is known to be soft was preferred"
 
 
 def _why_not_preferred(series: Series, chosen: Series | None) -> str:
@@ -223,7 +225,7 @@ def _why_not_preferred(series: Series, chosen: Series | None) -> str:
         "the chest is not named as its body part",
         "derived images; an original reconstruction was preferred",
         f"thicker slices ({spacing or 0:.2f} mm) than the analysed series ({best or 0:.2f} mm)",
-        f"{_sharpness(series)} kernel ({series.convolution_kernel}); a softer one gives truer HU",
+        _why_not_its_kernel(series),
         "contrast-enhanced; the unenhanced series was preferred",
         f"larger slice spacing ({spacing or 0:.2f} mm) than the analysed series ({best or 0:.2f} mm)",
         f"fewer images ({len(series.slices)}) than the analysed series ({len(chosen.slices)})",

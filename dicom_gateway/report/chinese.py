@@ -724,6 +724,8 @@ RECORD: dict[str, str] = {
     "thicker slices ({n} mm) than the analysed series ({m} mm)": "层厚（{n} mm）大于所分析的序列（{m} mm）",
     "sharp kernel ({text_kernel})": "锐利卷积核（{text_kernel}）",
     "a softer one gives truer HU": "较软的卷积核CT值更准确",
+    "a kernel that is not known": "卷积核未知",
+    "one that is known to be soft was preferred": "优先选择已知的平滑卷积核",
     "the unenhanced series was preferred": "优先采用平扫序列",
     "contrast-enhanced": "增强扫描",
     "larger slice spacing ({n} mm) than the analysed series ({m} mm)": "层间距（{n} mm）大于所分析的序列（{m} mm）",

@@ -202,14 +202,15 @@ def test_the_thin_axial_chest_is_chosen_and_every_other_series_has_its_reason() 
         _numbered(10, slices=[replace(s, image_type=("DERIVED", "SECONDARY", "MIP")) for s in _every(1.0, 300)]),
         _numbered(11, slices=_every(1.0, 300), contrast_bolus_agent="Iohexol"),
         _numbered(12, slices=_every(1.0, 5)),
+        _numbered(13, slices=_every(1.0, 300), convolution_kernel=None),
     )
     selection = select_series(study)
     assert selection.chosen is not None and selection.chosen.series_number == 3
     reasons = {r.series_number: r.reason for r in selection.rejected}
-    assert set(reasons) == set(range(1, 13)) - {3}
+    assert set(reasons) == set(range(1, 14)) - {3}
     for number, word in {
         1: "localizer", 2: "thicker", 4: "sharp kernel", 5: "sagittal", 6: "SR", 7: "no CT images", 8: "HEAD",
-        9: "fewer images", 10: "MIP", 11: "contrast", 12: "only 5 images",
+        9: "fewer images", 10: "MIP", 11: "contrast", 12: "only 5 images", 13: "kernel that is not known",
     }.items():  # fmt: skip
         assert word in reasons[number], (number, reasons[number])
 
