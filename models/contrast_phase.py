@@ -7,6 +7,7 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
+from imaging.morphology import bounds
 from models.anatomy import Anatomy
 
 # Right heart and pulmonary arteries enhance first, then the aorta; later both sides are alike, and liver and spleen
@@ -75,16 +76,16 @@ def _median_hu(anatomy: Anatomy, name: str) -> float | None:
     """Of the largest piece of an organ well inside its outline; None where that is small or not of one attenuation."""
     geometry = anatomy.grid.geometry
     outline = anatomy.mask(name)
-    bounds = ndimage.find_objects(outline.astype(np.uint8))
-    if not bounds:
+    box = bounds(outline)
+    if box is None:
         return None
     steps = round(_DEPTH_MM[name] / geometry.spacing_mm[0])
-    deep = ndimage.binary_erosion(np.pad(outline[bounds[0]], 1), iterations=steps)[1:-1, 1:-1, 1:-1]
+    deep = ndimage.binary_erosion(np.pad(outline[box], 1), iterations=steps)[1:-1, 1:-1, 1:-1]
     deep = cc3d.largest_k(deep, k=1, connectivity=6).astype(bool)
     if deep.sum() * geometry.voxel_volume_mm3 / 1000 < _LEAST_ML[name]:
         return None
     # A sharp kernel's noise would widen the spread.
-    smooth = ndimage.uniform_filter(anatomy.grid.hu[0, 0][bounds[0]], 3)
+    smooth = ndimage.uniform_filter(anatomy.grid.hu[0, 0][box], 3)
     hu = smooth[deep]
     low, median, high = np.percentile(hu, [25, 50, 75])
     return float(median) if median < _BLOOD_HU and high - low <= _LARGEST_SPREAD * median else None

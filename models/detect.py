@@ -20,6 +20,7 @@ from models.anatomy import Anatomy
 from models.contrast import BloodPool, measure_blood_pool
 from models.contrast_phase import Enhancement, contrast_phase
 from models.findings import (
+    LARGEST_NODULE_MM,
     EvidenceGrade,
     Finding,
     FindingKind,
@@ -67,7 +68,6 @@ _MAXIMUM_DOUBTFUL = 3
 _SEEN_LUNG_ML = 100.0
 # A ball of 15 mm, six voxels of the network's grid: what is smaller is left to the network for nodules.
 _SMALLEST_MASS_ML = 1.8
-_LARGEST_NODULE_MM = 30.0
 # Short over long axis: what is slimmer is collapsed lung or a fissure.
 _LEAST_COMPACT = 0.4
 # Of a ball of soft tissue that a mass holds somewhere, and vessels side by side do not.
@@ -673,8 +673,8 @@ class _Lesion:
 
 
 def _words(nodule: Nodule) -> str:
-    """Its type; above 30 mm it is a mass (Fleischner Society glossary, Radiology 2008;246:697)."""
-    return f"{nodule.type} mass" if nodule.mean_diameter_mm > _LARGEST_NODULE_MM else nodule.type.value
+    """Its type, and whether it is large enough for a mass."""
+    return f"{nodule.type} mass" if nodule.mean_diameter_mm > LARGEST_NODULE_MM else nodule.type.value
 
 
 def _mostly_within(region: Region, other: Region) -> bool:

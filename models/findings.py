@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 from imaging.geometry import Point
 
+# Above it a nodule is a mass (Fleischner Society glossary, Radiology 2008;246:697): the mean of both axial axes.
+LARGEST_NODULE_MM = 30.0
+
 
 class FindingKind(enum.StrEnum):
     """Every finding kind OneScan reports on, assessed or not, in the order of the report."""

@@ -34,7 +34,6 @@ def crowd(folder: Path, trials: int, seed: int) -> Tally:
         for trial in range(trials):
             peers = [_Dawdler(settings, number) for number in range(PEERS)]
             began = time.monotonic()
-            tally.note("connected", sum(peer.is_connected for peer in peers))
             tally.note("associated", sum(peer.is_associated for peer in peers))
             beside_s, sent, taken = _send(settings, folder, f"beside {trial} {seed}", tally)
             tally.tried += 1
@@ -66,11 +65,11 @@ class _Dawdler:
     """One connection; a thread of its own sends what it sends, and sees its end."""
 
     def __init__(self, settings: Settings, number: int) -> None:
-        self.is_open = self.is_connected = self.is_associated = False
+        self.is_associated = False
         self._connection = socket.create_connection(
             ("127.0.0.1", settings.dicom_port), timeout=30, source_address=(f"127.0.1.{1 + number % ADDRESSES}", 0)
         )
-        self.is_open = self.is_connected = True
+        self.is_open = True
         way, drip = number // ADDRESSES % 4, b""
         if way == 1:
             drip = associate_request()

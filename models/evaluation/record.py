@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict
 
 from imaging.volume import Volume
 from models.evaluation.truth import KindTruth, KnownPresence, StudyTruth, TrueLesion, TrueMeasurement
-from models.findings import Finding, FindingKind, Laterality, Presence, Quantity
+from models.findings import LARGEST_NODULE_MM, Finding, FindingKind, Laterality, Presence, Quantity
 
 # A description hits a lesion when its centre lies within the lesion's radius (Setio et al., Med Image Anal 2017;42:1);
 # a radius below this is less than the grid of a thick series can tell.
 _SMALLEST_RADIUS_MM = 4.0
 _RADIUS_OF_UNKNOWN_SIZE_MM = 15.0
-_SMALLEST_NODULE_MM, _LARGEST_NODULE_MM = 6.0, 30.0
+_SMALLEST_NODULE_MM = 6.0
 
 # What a kind without a probability is ranked by for ROC curves; -1 where low values speak for the finding.
 RANKED_BY: Mapping[FindingKind, tuple[Quantity, float]] = {
@@ -35,8 +35,8 @@ RANKED_BY: Mapping[FindingKind, tuple[Quantity, float]] = {
 class SizeClass(enum.StrEnum):
     """What the lesions of a kind are sorted by: the mean of their axial axes, in truth and answer alike.
 
-    Above 30 mm a nodule is a mass (Fleischner Society glossary, Radiology 2008;246:697), as the report words it; below
-    6 mm a solid one needs no follow-up (Fleischner Society, Radiology 2017;284:228) and belongs to neither.
+    A mass is what the report calls one. Below 6 mm a solid nodule needs no follow-up (Fleischner Society, Radiology
+    2017;284:228) and belongs to neither.
     """
 
     NODULE = "nodule of 6 to 30 mm"
@@ -204,9 +204,7 @@ def _answer_by_size(size: SizeClass, truth: KindTruth, found: Sequence[Finding])
     lesions = None
     if truth.presence == "absent" or (truth.lesions and all(l.mean_diameter_mm for l in truth.lesions)):
         lesions = len(wanted)
-    matches = [(part, lesion) for part, lesion in matches if lesion is None or lesion in wanted]
-    if lesions is None:
-        matches = []
+    matches = [match for match in matches if lesions is not None and (match[1] is None or match[1] in wanted)]
     return Answer(
         kind=study.kind,
         size=size,
@@ -240,7 +238,7 @@ def _may_be(size: SizeClass, lesion: TrueLesion) -> bool:
 def _size_class(mean_mm: float | None) -> SizeClass | None:
     if mean_mm is None or mean_mm < _SMALLEST_NODULE_MM:
         return None
-    return SizeClass.MASS if mean_mm > _LARGEST_NODULE_MM else SizeClass.NODULE
+    return SizeClass.MASS if mean_mm > LARGEST_NODULE_MM else SizeClass.NODULE
 
 
 def _mean_diameter_mm(part: Finding) -> float | None:
