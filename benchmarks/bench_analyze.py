@@ -20,10 +20,10 @@ import pytest
 import SimpleITK as sitk
 
 from dicom_gateway.pipeline import process_study, write_result
-from dicom_gateway.settings import BUNDLED_MODEL_DIR
 from imaging.headers import read_studies
 from imaging.phantom import LesionRequest, make_phantom
 from imaging.phantom_dicom import write_phantom
+from models import BUNDLED_MODEL_DIR
 from models.detect import Detector
 from models.session import ModelSession
 

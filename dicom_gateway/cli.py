@@ -1,6 +1,7 @@
 """The command `onescan`."""
 
 import gc
+import importlib.util
 import os
 import re
 import sys
@@ -17,7 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dicom_gateway.errors import ConfigurationError
-from dicom_gateway.settings import BUNDLED_MODEL_DIR, Settings
+from dicom_gateway.settings import Settings
+from models import BUNDLED_MODEL_DIR
+from models.errors import ModelError
 
 USAGE_ERROR = 2
 # Phantoms that neither training nor calibration uses, to compare a variant's answers on.
@@ -143,7 +146,6 @@ def _analyze(paths: list[Path], out_dir: Path, unpacked: Path, settings: Setting
 
 
 def _session(settings: Settings):  # type: ignore[no-untyped-def]  # naming the type would import onnxruntime
-    from models.errors import ModelError
     from models.session import ModelSession
 
     try:
@@ -318,7 +320,11 @@ def train(
 
     Exit code 0: the run has its steps. 1: the loss became no number. 2: wrong usage.
     """
+    _need_onnx()
+    import torch
+
     from models.training.dataset import read_config, read_sources
+    from models.training.start import exported_network
     from models.training.train import UnusableCheckpoint, steps_done, use_threads
     from models.training.train import train as run_training
 
@@ -328,11 +334,14 @@ def train(
         if (done := steps_done(run)) >= config.steps:
             out.print(f"{run} has {done} steps and {config.steps} were asked for: nothing to train. {following}")
             return
+        if not done and config.start_from is not None:
+            # Reading and making what is trained on may take half an hour.
+            exported_network(config.start_from, config.features)
         run.mkdir(parents=True, exist_ok=True)
         with _progress() as progress:
             progress.add_task("reading volumes and making phantoms", total=None)
             sources = read_sources(config)
-    except (OSError, ValueError) as error:
+    except (ModelError, OSError, ValueError) as error:
         raise _stopped("Cannot train", error, USAGE_ERROR) from error
     use_threads(threads)
     try:
@@ -352,6 +361,9 @@ def train(
         raise _stopped("Cannot train", error, USAGE_ERROR) from error
     except FloatingPointError as error:
         raise _stopped("Training has stopped", error, 1) from error
+    except torch.OutOfMemoryError as error:
+        smaller = MemoryError(f"the GPU's memory is too small for {config.batch} x {config.crop}: lower batch or crop")
+        raise _stopped("Training has stopped", smaller, 1) from error
     out.print(f"{config.steps} steps: {run}. {following}")
 
 
@@ -383,11 +395,7 @@ def export(
     if missing := [path for path in (training, run, index) if not path.exists()]:
         err.print(f"[red]No such file or folder:[/] {', '.join(map(str, missing))}")
         raise typer.Exit(USAGE_ERROR)
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        err.print("[red]onnx is not installed:[/] pip install 'onescan[train]'", markup=True)
-        raise typer.Exit(USAGE_ERROR) from error
+    _need_onnx()
     from models.training.bundle import write_bundle
     from models.training.dataset import read_config
     from models.training.studies import phantom_studies
@@ -627,6 +635,12 @@ def verify(
     for line in headline(report):
         out.print(line, highlight=False, markup=False)
     out.print(f"Revision {report.revision}, verified by {by}; queued for its destinations.", markup=False)
+
+
+def _need_onnx() -> None:
+    if importlib.util.find_spec("onnx") is None:
+        err.print("[red]onnx is not installed:[/] pip install 'onescan[train]'", markup=True)
+        raise typer.Exit(USAGE_ERROR)
 
 
 def _stopped(what: str, error: Exception, code: int) -> typer.Exit:

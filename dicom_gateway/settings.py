@@ -22,10 +22,10 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from dicom_gateway.errors import ConfigurationError
+from models import BUNDLED_MODEL_DIR
 from models.findings import FindingKind
 
 DEFAULT_FILE = Path("onescan.toml")
-BUNDLED_MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "weights"
 ANY_AE_TITLE = "*"
 _DATABASES = ("postgresql", "sqlite")
 _LOOPBACK_OF_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}

@@ -185,7 +185,10 @@ def write_bundle(
         withheld=withheld(evidence),
         familiarity=known,
         nodules=nodule_network,
-        training_data=(*_training_data(config, real), *(() if nodules is None else (_NODULE_SHAPES,))),
+        # What the network started from may have seen the same.
+        training_data=tuple(
+            dict.fromkeys((*_training_data(config, real), *(() if nodules is None else (_NODULE_SHAPES,))))
+        ),
     )
     if nodule_network is not None and nodules is not None and nodules.resolve() != out.resolve():
         shutil.copyfile(nodules / nodule_network.weights, out / nodule_network.weights)
@@ -206,7 +209,9 @@ def _nodule_network(folder: Path) -> NoduleNetwork:
 
 
 def _training_data(config: Config, real: Sequence[Answer]) -> tuple[TrainingSource, ...]:
-    trained = [TrainingSource(name=v.name, licence=v.licence, use="training") for v in config.volumes]
+    before = () if config.start_from is None else load_manifest(config.start_from).training_data
+    trained = [source for source in before if source.use == "training"]
+    trained += [TrainingSource(name=v.name, licence=v.licence, use="training") for v in config.volumes]
     own = [read_labels(folder) for folder in config.labelled]
     trained += [TrainingSource(name=labels.name, licence=labels.licence, use="training") for labels in own]
     if config.organ_map:

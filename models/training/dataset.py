@@ -13,6 +13,7 @@ from pydantic import dataclasses as checked
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from models import BUNDLED_MODEL_DIR
 from models.training.annotations import rasterise, read_annotations
 from models.training.labelled import find_labelled, labelled_sample
 from models.training.lesions import insert_lesions
@@ -59,7 +60,8 @@ class Config:
     """One training run, as its TOML file says it.
 
     Paths of data are relative to `data_root`; `annotations`, the phantom folder and `labelled_folder` are relative to
-    the TOML file. The folders of `labelled_folder` are volumes of one's own, described in `models.training.labelled`.
+    the TOML file, as is `start_from`, the folder of a model to start from ("bundled": the one that comes with OneScan).
+    The folders of `labelled_folder` are volumes of one's own, described in `models.training.labelled`.
     """
 
     data_root: Path
@@ -80,6 +82,7 @@ class Config:
     phantom_folder: Path
     phantom_first_seed: Count
     phantoms: Count
+    start_from: Path | None = None
 
 
 def read_config(path: Path) -> Config:
@@ -92,6 +95,8 @@ def read_config(path: Path) -> Config:
                 volume["annotations"] = (folder / volume["annotations"]).resolve()
         if "phantom_folder" in table:
             table["phantom_folder"] = (folder / table["phantom_folder"]).resolve()
+        if (start := table.get("start_from")) is not None:
+            table["start_from"] = BUNDLED_MODEL_DIR if start == "bundled" else (folder / start).resolve()
         return Config(
             data_root=(folder / table.pop("data_root", ".")).resolve(),
             labelled=find_labelled(folder / table.pop("labelled_folder")) if "labelled_folder" in table else (),

@@ -7,6 +7,7 @@ steps, so a run may be shortened or lengthened between two starts. Every 20 step
 
 import argparse
 import copy
+import itertools
 import os
 import pickle
 import time
@@ -22,6 +23,7 @@ from models.training.curves import PROGRESS_NAME, Progress, write_curves
 from models.training.dataset import Config, Samples, Sources, read_config, read_sources
 from models.training.losses import anatomy_loss, lesion_loss
 from models.training.network import ChestNet
+from models.training.start import exported_network, normalise
 
 CHECKPOINT = "checkpoint.pt"
 OnProgress = Callable[[Progress], None]
@@ -29,6 +31,7 @@ _REPORT_EVERY = 20
 _SAVE_EVERY = 50
 _AVERAGE_OVER_STEPS = 150
 _MOST_WORKERS = 8
+_STARTING_BATCHES = 12
 
 
 class UnusableCheckpoint(ValueError):
@@ -89,11 +92,17 @@ def train(config: Config, sources: Sources, run: Path, on_progress: OnProgress =
     """Run or resume training in the folder `run`; returns the averaged network. `on_progress` hears every 20 steps.
 
     On the GPU where torch has one. A run that has its steps is left as it is. Raises FloatingPointError when the loss
-    is no number; the last checkpoint stays. Raises UnusableCheckpoint where the folder holds another network.
+    is no number; the last checkpoint stays. Raises UnusableCheckpoint where the folder holds another network, and what
+    `models.training.start.exported_network` raises where that of `config.start_from` cannot be used.
     """
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = ChestNet(config.features).to(device)
+    if config.start_from is None or (run / CHECKPOINT).exists():
+        net = ChestNet(config.features).to(device)
+    else:
+        net = exported_network(config.start_from, config.features).to(device)
+        first = itertools.islice(batches(config, sources, 0), _STARTING_BATCHES)
+        normalise(net, [batch["hu"].to(device) for batch in first])
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-4)
     average = copy.deepcopy(net)
     step = _resume(run / CHECKPOINT, net, average, optimizer)

@@ -10,11 +10,11 @@ from scipy import ndimage
 
 from dicom_gateway.pipeline import process_study
 from dicom_gateway.report.stored import StoredResult
-from dicom_gateway.settings import BUNDLED_MODEL_DIR
 from imaging.files import find_files
 from imaging.headers import read_studies
 from imaging.lungs import segment_lungs
 from imaging.volume import Volume, load_volume
+from models import BUNDLED_MODEL_DIR
 from models.detect import Detector
 from models.evaluation.truth import find_labelled_studies
 from models.session import ModelSession

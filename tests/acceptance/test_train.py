@@ -9,8 +9,8 @@ import pytest
 import SimpleITK as sitk
 from running import ROOT, onescan
 
-from dicom_gateway.settings import BUNDLED_MODEL_DIR
 from imaging.phantom import ANATOMY, make_phantom
+from models import BUNDLED_MODEL_DIR
 from models.findings import FindingKind
 from models.manifest import load_manifest
 from models.measured import RULES
@@ -139,6 +139,8 @@ def refused(*arguments: str | Path, code: int = 2) -> str:
         (("seed = 1", "seed ="), "my.toml"),
         (("[32, 32, 32]", "[32, 40, 32]"), "crop.1: Input should be a multiple of 16"),
         (("phantom = 1.0", ""), "mix.phantom: the key is missing"),
+        (("seed = 1", 'seed = 1\nstart_from = "phantoms"'), "no readable model.json"),
+        (("seed = 1", 'seed = 1\nstart_from = "bundled"'), "another network than `features` asks for"),
     ],
 )
 def test_a_wrong_configuration_is_explained(tmp_path: Path, change: tuple[str, str], said: str) -> None:

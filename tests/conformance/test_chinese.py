@@ -29,8 +29,9 @@ from dicom_gateway.report.objects import ENCODERS, part_10
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.typefaces import printable
 from dicom_gateway.report.wording import KIND_NAMES, PRESENCE_NAMES, QUANTITY_NAMES
-from dicom_gateway.settings import BUNDLED_MODEL_DIR, Destination, ResultObject
+from dicom_gateway.settings import Destination, ResultObject
 from imaging.quality import Verdict
+from models import BUNDLED_MODEL_DIR
 from models.manifest import load_manifest
 
 ROOT = Path(__file__).resolve().parents[2]

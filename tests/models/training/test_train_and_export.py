@@ -1,5 +1,6 @@
 """A few steps of the real training loop on a tiny network, then the real export and its comparison."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from models import BUNDLED_MODEL_DIR
+from models.manifest import MANIFEST_NAME
 from models.training.curves import CURVES_NAME, PROGRESS_NAME, Progress, read_progress
 from models.training.dataset import Config, Mix, Sources
 from models.training.export import compare, export, folded, trained_network, unfitted
 from models.training.familiarity import familiarity, fit_strangeness
 from models.training.labels import LABEL
-from models.training.network import LESIONS, ChestNet, StudyHead, study_evidence
+from models.training.network import LESIONS, Block, ChestNet, StudyHead, study_evidence
 from models.training.sources import OrganMap, Sample
+from models.training.start import exported_network, normalise
 from models.training.train import CHECKPOINT, batches, learning_rate, steps_done, train
 from models.training.variants import Variant, measured_loss, write_variant
 
@@ -72,6 +76,10 @@ def weights(net: torch.nn.Module) -> torch.Tensor:
     return torch.cat([value.detach().float().flatten() for value in net.state_dict().values()])
 
 
+def blocks(net: ChestNet) -> list[Block]:
+    return [module for module in net.modules() if isinstance(module, Block)]
+
+
 def test_the_seed_decides_the_network(config: Config, sources: Sources, tmp_path: Path) -> None:
     """Equal up to the rounding of oneDNN's convolutions, which Adam's first steps enlarge."""
     trained = {}
@@ -109,6 +117,41 @@ def test_a_run_goes_on_where_it_stopped(config: Config, sources: Sources, tmp_pa
     ended = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert (stopped["step"], ended["step"]) == (2, 3)
     assert any((stopped["net"][key] != ended["net"][key]).any() for key in stopped["net"])
+
+
+def test_a_run_starts_from_an_exported_network(config: Config, sources: Sources, tmp_path: Path) -> None:
+    """It answers as that one did, its normalisations do their work again, and the training begins there."""
+    torch.manual_seed(5)
+    net = ChestNet(FEATURES)
+    grids = [torch.randn(2, 1, 16, 32, 32) * 400 - 300 for _ in range(4)]
+    for grid in grids:
+        net(grid)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    export(net, StudyHead(), unfitted(net), folder / "model.onnx")
+    shutil.copyfile(BUNDLED_MODEL_DIR / MANIFEST_NAME, folder / MANIFEST_NAME)
+
+    started = exported_network(folder, FEATURES)
+    normalise(started, grids)
+    net.eval()
+    started.eval()
+    with torch.no_grad():
+        for then, now in zip(net(grids[0]), started(grids[0]), strict=True):
+            torch.testing.assert_close(now, then, atol=1e-4, rtol=1e-4)
+        of_grids = [started.stem[0](started.windows(grid)) for grid in grids]
+    seen = torch.cat([values.transpose(0, 1).flatten(1) for values in of_grids], dim=1)
+    torch.testing.assert_close(started.stem[1].running_mean, seen.mean(dim=1))
+    torch.testing.assert_close(started.stem[1].running_var, seen.var(dim=1), rtol=0.01, atol=0.01)
+
+    train(replace(config, steps=1, start_from=folder), sources, tmp_path)
+    trained = ChestNet(FEATURES)
+    trained.load_state_dict(torch.load(tmp_path / CHECKPOINT, weights_only=True)["net"])
+    assert all(
+        float((now[0].weight - then[0].weight).detach().abs().max()) < 0.01
+        for now, then in zip(blocks(trained), blocks(started), strict=True)
+    )
+    with pytest.raises(ValueError, match="features"):
+        exported_network(folder, (4, 4, 4, 4, 8))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(config: Config, sources: Sources, tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""Start a run from the network of a model folder instead of from noise.
+
+An exported network has its batch normalisations folded into the convolutions, and a folded one cannot be trained as it
+was. They are put back so that the network answers what it answered and each normalisation again does what it is for:
+its statistics are measured on training samples, and its scale and shift undo them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from models.manifest import load_manifest
+from models.training.network import Block, ChestNet
+
+_OF_THE_NETWORK = "net."
+
+
+def exported_network(folder: Path, features: tuple[int, ...]) -> ChestNet:
+    """The network of a model folder; it answers as the exported one, but its normalisations do nothing yet.
+
+    Raises OSError where there is no weights file, models.errors.ManifestMismatch where the folder holds no model,
+    ValueError where its network has other features, or its weights are not stored as float32.
+    """
+    net = ChestNet(features)
+    path = folder / load_manifest(folder).weights
+    weights = _stored(path)
+    shapes = {name: tensor.shape for name, tensor in _folded_weights(net).items()}
+    if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+        raise ValueError(f"{path} holds another network than `features` asks for, or not in float32")
+    with torch.no_grad():
+        for name, tensor in _folded_weights(net).items():
+            tensor.copy_(weights[name])
+        for norm in _normalisations(net):
+            # eps is part of what it divides by.
+            norm.running_var.fill_(1.0 - norm.eps)
+    return net
+
+
+def normalise(net: ChestNet, grids: Sequence[Tensor]) -> None:
+    """Let each normalisation divide by what it sees on `grids`, (N, 1, D, H, W) in HU, and scale and shift it back.
+
+    `net` is one of `exported_network`; its answers stay the same.
+    """
+    seen: dict[nn.BatchNorm3d, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in _normalisations(net)}
+    hooks = [norm.register_forward_pre_hook(_noting(moments)) for norm, moments in seen.items()]
+    net.eval()
+    with torch.no_grad():
+        for grid in grids:
+            net(grid)
+        for norm, moments in seen.items():
+            mean, square = (torch.stack(column).mean(dim=0) for column in zip(*moments, strict=True))
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_((square - mean**2).clamp(min=0.0))
+            norm.weight.copy_(torch.sqrt(norm.running_var + norm.eps))
+            norm.bias.add_(norm.running_mean)
+    for hook in hooks:
+        hook.remove()
+
+
+def _normalisations(net: ChestNet) -> list[Any]:
+    return [module[1] for module in net.modules() if isinstance(module, Block)]
+
+
+def _stored(path: Path) -> dict[str, Tensor]:
+    try:
+        model = onnx.load(path)
+    except DecodeError as error:
+        raise ValueError(f"{path} is no ONNX file") from error
+    return {
+        tensor.name.removeprefix(_OF_THE_NETWORK): torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        for tensor in model.graph.initializer
+        if tensor.name.startswith(_OF_THE_NETWORK)
+    }
+
+
+def _folded_weights(net: ChestNet) -> Mapping[str, Tensor]:
+    """Where each weight of an exported network belongs; the shift of a normalisation takes its convolution's."""
+    state = dict(net.state_dict())
+    for name, module in net.named_modules():
+        if isinstance(module, Block):
+            shift = state[f"{name}.1.bias"]
+            state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.1.")}
+            state[f"{name}.0.bias"] = shift
+    return state
+
+
+def _noting(moments: list[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """Hears what goes into a normalisation, and keeps its mean and mean square by channel."""
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].double()
+        moments.append((values.mean(dim=(0, 2, 3, 4)), (values**2).mean(dim=(0, 2, 3, 4))))
+
+    return note
