@@ -321,8 +321,6 @@ def train(
     Exit code 0: the run has its steps. 1: the loss became no number. 2: wrong usage.
     """
     _need_onnx()
-    import torch
-
     from models.training.dataset import read_config, read_sources
     from models.training.start import exported_network
     from models.training.train import UnusableCheckpoint, steps_done, use_threads
@@ -359,11 +357,8 @@ def train(
             )
     except UnusableCheckpoint as error:
         raise _stopped("Cannot train", error, USAGE_ERROR) from error
-    except FloatingPointError as error:
+    except (FloatingPointError, MemoryError) as error:
         raise _stopped("Training has stopped", error, 1) from error
-    except torch.OutOfMemoryError as error:
-        smaller = MemoryError(f"the GPU's memory is too small for {config.batch} x {config.crop}: lower batch or crop")
-        raise _stopped("Training has stopped", smaller, 1) from error
     out.print(f"{config.steps} steps: {run}. {following}")
 
 

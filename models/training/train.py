@@ -92,8 +92,9 @@ def train(config: Config, sources: Sources, run: Path, on_progress: OnProgress =
     """Run or resume training in the folder `run`; returns the averaged network. `on_progress` hears every 20 steps.
 
     On the GPU where torch has one. A run that has its steps is left as it is. Raises FloatingPointError when the loss
-    is no number; the last checkpoint stays. Raises UnusableCheckpoint where the folder holds another network, and what
-    `models.training.start.exported_network` raises where that of `config.start_from` cannot be used.
+    is no number, MemoryError when the GPU has too little; the last checkpoint stays. Raises UnusableCheckpoint where
+    the folder holds another network, and what `models.training.start.exported_network` raises where that of
+    `config.start_from` cannot be used.
     """
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -115,7 +116,12 @@ def train(config: Config, sources: Sources, run: Path, on_progress: OnProgress =
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         batch = {name: values.to(device) for name, values in batch.items()}
-        anatomy, lesions = batch_loss(net, batch, step, config.precision)
+        try:
+            anatomy, lesions = batch_loss(net, batch, step, config.precision)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"the GPU is too small for batch {config.batch} of crop {config.crop}: lower one"
+            ) from error
         if not torch.isfinite(anatomy + lesions):
             raise FloatingPointError(f"step {step}: the loss is {anatomy:.3g} + {lesions:.3g} in {config.precision}")
         optimizer.zero_grad(set_to_none=True)
