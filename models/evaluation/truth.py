@@ -119,6 +119,12 @@ class StudyTruth(_Record):
         return KindTruth(presence=named)
 
 
+class _Index(_Record):
+    version: Literal[1]
+    root: str = "."
+    studies: tuple[StudyTruth, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledStudy:
     """A study on disk with its truth; masks are relative to `folder`."""
@@ -162,34 +168,33 @@ def _of_folder(file: Path) -> LabelledStudy:
             if isinstance(document, dict) and "seed" in document
             else StudyTruth.model_validate(document)
         )
+        study = LabelledStudy(truth=truth, data=file.parent / (truth.path or "."), folder=file.parent)
+        _check_paths([study])
     except (OSError, ValueError, KeyError) as error:
         raise UnreadableTruth(f"{file}: {_said(error)}") from error
-    study = LabelledStudy(truth=truth, data=file.parent / (truth.path or "."), folder=file.parent)
-    _check_paths(file, [study])
+    except (AttributeError, TypeError) as error:
+        raise UnreadableTruth(f"{file}: not as `onescan phantom` writes it: {error}") from error
     return study
 
 
 def _of_index(file: Path) -> list[LabelledStudy]:
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-        if table.get("version") != 1:
-            raise ValueError("version must be 1")
-        root = (file.parent / table.get("root", ".")).resolve()
-        truths = [StudyTruth.model_validate(entry) for entry in table["studies"]]
-        if nameless := [truth.name for truth in truths if truth.path is None]:
+        index = _Index.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+        root = (file.parent / index.root).resolve()
+        if nameless := [truth.name for truth in index.studies if truth.path is None]:
             raise ValueError(f"no path: {', '.join(nameless)}")
-    except (OSError, ValueError, KeyError) as error:
+        studies = [LabelledStudy(truth=truth, data=root / str(truth.path), folder=root) for truth in index.studies]
+        _check_paths(studies)
+    except (OSError, ValueError) as error:
         raise UnreadableTruth(f"{file}: {_said(error)}") from error
-    studies = [LabelledStudy(truth=truth, data=root / str(truth.path), folder=root) for truth in truths]
-    _check_paths(file, studies)
     return studies
 
 
-def _check_paths(file: Path, studies: Sequence[LabelledStudy]) -> None:
+def _check_paths(studies: Sequence[LabelledStudy]) -> None:
     missing = [f"{path} ({study.truth.name})" for study in studies for path in study.paths if not path.exists()]
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        raise UnreadableTruth(f"{file}: no such file or folder: {', '.join(missing[:_NAMED])}{more}")
+        raise ValueError(f"no such file or folder: {', '.join(missing[:_NAMED])}{more}")
 
 
 def _said(error: Exception) -> str:

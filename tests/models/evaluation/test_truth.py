@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,27 @@ def test_data_and_masks_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("root = 3", "root: "),
+        (f'root = "{"a" * 300}"', "File name too long"),
+        ('studies = "one"', "studies: "),
+        ("studies = [1]", "studies.0: "),
+        ("rot = '.'", "rot: "),
+        ('[[studies]]\npath = "."\nsource = "b"\nname = 1', "studies.0.name: "),
+        ('[[studies]]\npath = 1\nsource = "b"\nname = "a"', "studies.0.path: "),
+        (f'[[studies]]\npath = "{"a" * 300}"\nsource = "b"\nname = "a"', "File name too long"),
+    ],
+)
+def test_what_is_wrong_with_an_index_is_named(tmp_path: Path, text: str, named: str) -> None:
+    index = tmp_path / "studies.toml"
+    whole = text if "studies" in text else f'{text}\n[[studies]]\npath = "."\nsource = "b"\nname = "a"'
+    index.write_text(f"version = 1\n{whole}\n")
+    with pytest.raises(UnreadableTruth, match=re.escape(f"{index}: ") + f".*{re.escape(named)}"):
+        find_labelled_studies([index])
+
+
+@pytest.mark.parametrize(
     ("document", "named"),
     [
         ({"version": 2, "name": "a", "source": "b"}, "version"),
@@ -62,6 +84,7 @@ def test_data_and_masks_that_are_not_there_are_named(tmp_path: Path) -> None:
             "more than once",
         ),
         ({"seed": 1}, "findings"),
+        ({"seed": 1, "findings": [1]}, "not as `onescan phantom` writes it"),
     ],
 )
 def test_what_is_wrong_with_a_truth_file_is_named(tmp_path: Path, document: dict[str, object], named: str) -> None:
