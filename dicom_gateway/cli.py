@@ -153,8 +153,7 @@ def _session(settings: Settings):  # type: ignore[no-untyped-def]  # naming the 
             settings.model_dir, settings.execution_provider, threads=settings.inference_threads or None
         )
     except ModelError as error:
-        err.print(f"[red]The model cannot be used:[/] {error}")
-        raise typer.Exit(USAGE_ERROR) from error
+        raise _stopped("The model cannot be used", error, USAGE_ERROR) from error
 
 
 @app.command()
@@ -242,10 +241,11 @@ def evaluate(
     if missing := [path for path in named if not path.exists()]:
         err.print(f"[red]No such file or folder:[/] {', '.join(map(str, missing))}")
         raise typer.Exit(USAGE_ERROR)
+    _check_writable(out_dir)
     try:
         labelled = find_labelled_studies(paths or ())
     except UnreadableTruth as error:
-        err.print(f"[red]{escape(str(error))}[/]", highlight=False)
+        err.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
         raise typer.Exit(USAGE_ERROR) from error
     if not labelled and not simulate:
         err.print("[red]Nothing to evaluate:[/] name an index file or a folder with truth.json, or say --simulate N.")
@@ -390,6 +390,7 @@ def export(
     if missing := [path for path in (training, run, index) if not path.exists()]:
         err.print(f"[red]No such file or folder:[/] {', '.join(map(str, missing))}")
         raise typer.Exit(USAGE_ERROR)
+    _check_writable(out_dir)
     _need_onnx()
     from models.training.bundle import write_bundle
     from models.training.dataset import read_config
@@ -636,6 +637,16 @@ def _need_onnx() -> None:
     if importlib.util.find_spec("onnx") is None:
         err.print("[red]onnx is not installed:[/] pip install 'onescan[train]'", markup=True)
         raise typer.Exit(USAGE_ERROR)
+
+
+def _check_writable(folder: Path) -> None:
+    """Exit before the work where its results could not be written; the folder need not be there yet."""
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        err.print(f"[red]Cannot write to {escape(str(folder))}:[/] {error.strerror}", highlight=False, soft_wrap=True)
+        raise typer.Exit(USAGE_ERROR) from error
 
 
 def _stopped(what: str, error: Exception, code: int) -> typer.Exit:

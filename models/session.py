@@ -125,7 +125,7 @@ def _provider(execution_provider: ExecutionProvider) -> str:
 
 
 def _open(folder: Path, name: str, sha256: str, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
-    weights = _checked_weights(folder, name, sha256)
+    weights = checked_weights(folder, name, sha256)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Weights in other files than the one that the digest covers are refused: this is no folder to find them in.
@@ -142,7 +142,8 @@ def _open(folder: Path, name: str, sha256: str, provider: str, threads: int | No
         raise ManifestMismatch(f"onnxruntime cannot load {name}: {error}") from error
 
 
-def _checked_weights(folder: Path, name: str, sha256: str) -> bytes:
+def checked_weights(folder: Path, name: str, sha256: str) -> bytes:
+    """The file `name` of a model folder. Raises ManifestMismatch where it is not there or has another digest."""
     path = folder / name
     try:
         weights = path.read_bytes()

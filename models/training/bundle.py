@@ -33,6 +33,7 @@ from models.manifest import (
     Trial,
     load_manifest,
 )
+from models.session import checked_weights
 from models.training.calibrate import METHOD, fit_head, operating_point, study_logit
 from models.training.dataset import Config, read_config, read_sources
 from models.training.evaluate import Answer, answers, trial
@@ -148,8 +149,8 @@ def write_bundle(
     `nodules` is a model folder or one of `models.training.nodules_evaluate`: its network goes into the bundle.
     Raises OSError or ValueError naming what cannot be read, before anything is written.
     """
-    net = trained_network(config.features, run / CHECKPOINT)
     nodule_network = None if nodules is None else _nodule_network(nodules)
+    net = trained_network(config.features, run / CHECKPOINT)
     studies = read_studies(config, index, count)
     out.mkdir(parents=True, exist_ok=True)
     weights = out / WEIGHTS_NAME
@@ -197,14 +198,13 @@ def write_bundle(
 
 
 def _nodule_network(folder: Path) -> NoduleNetwork:
-    if (folder / FIGURES_NAME).exists():
-        return read_network(folder)
     try:
-        network = load_manifest(folder).nodules
+        network = read_network(folder) if (folder / FIGURES_NAME).exists() else load_manifest(folder).nodules
+        if network is None:
+            raise ValueError(f"{folder} has no network for nodules")
+        checked_weights(folder, network.weights, network.sha256)
     except ManifestMismatch as error:
         raise ValueError(str(error)) from error
-    if network is None:
-        raise ValueError(f"{folder} has no network for nodules")
     return network
 
 

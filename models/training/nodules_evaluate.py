@@ -310,8 +310,15 @@ def real_series(weights: _Weights, network: NoduleNetwork, data: Path, place: st
 
 
 def read_network(folder: Path) -> NoduleNetwork:
-    """The manifest's section for the `nodules.onnx` of a folder that `measure` wrote."""
-    return NoduleNetwork.model_validate(json.loads((folder / FIGURES_NAME).read_text())["network"])
+    """The manifest's section for the `nodules.onnx` of a folder that `measure` wrote.
+
+    Raises OSError or ValueError naming the file.
+    """
+    path = folder / FIGURES_NAME
+    try:
+        return NoduleNetwork.model_validate(json.loads(path.read_text())["network"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} describes no network for nodules") from error
 
 
 def main() -> None:

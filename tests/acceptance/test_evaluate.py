@@ -87,18 +87,31 @@ def test_a_model_stays_as_it_is_when_no_study_could_be_read(tmp_path: Path) -> N
         (("--simulate", "1", "--hosts", "nowhere.toml"), "No such file"),
         (("--simulate", "1", "--hosts", "models/MODEL_CARD.md"), "models/MODEL_CARD.md cannot be used"),
         (("--simulate", "1", "--hosts", "FILE"), "precision"),
+        (("FILE",), "root: Input should be a valid string"),
     ],
 )
 def test_flags_that_would_do_nothing_and_files_that_cannot_be_used_are_told_before_the_run(
     tmp_path: Path, arguments: tuple[str, ...], said: str
 ) -> None:
     file = tmp_path / "file"
-    file.write_text("steps = 1\n")
+    file.write_text("steps = 1\nroot = 3\n")
     out = tmp_path / "out"
     run = onescan("evaluate", *(file if a == "FILE" else a for a in arguments), "--out", out)
     assert (run.returncode, out.exists()) == (2, False)
     assert said in run.stderr
     assert len(run.stderr.splitlines()) == 1
+
+
+def test_what_would_stop_the_run_at_its_end_stops_it_at_its_beginning(tmp_path: Path) -> None:
+    """A file where the folder of figures should be; weights that are not those of the manifest."""
+    shutil.copy(ROOT / "models" / "weights" / "model.json", tmp_path)
+    (tmp_path / "model.onnx").write_text("no weights")
+    for out, said in ((tmp_path / "model.onnx" / "out", "Cannot write to"), (tmp_path / "out", "SHA-256")):
+        run = onescan("evaluate", "--simulate", "1", "--out", out, "--model", tmp_path)
+        assert run.returncode == 2
+        assert said in run.stderr
+        assert len(run.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_evidence_of_the_bundled_model_is_printed() -> None:

@@ -187,6 +187,7 @@ def test_an_export_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     index.write_text("version = 1\n")
     assert "studies.toml" in said()
     assert "model.json" in said("--nodules", tmp_path)
+    assert "Cannot write to" in said("--out", index / "model")
     config.write_text(CONFIG.replace("seed = 1\n", ""))
     assert "seed: the key is missing" in said()
     assert not (tmp_path / "model").exists()

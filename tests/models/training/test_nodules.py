@@ -11,7 +11,7 @@ from models.errors import ManifestMismatch
 from models.session import ModelSession
 from models.training.nodule_scenes import Host, Inserted, make_scene, thick_slices
 from models.training.nodules import NoduleNet, Patches, labelled_patches, nodule_at, train
-from models.training.nodules_evaluate import export, fit_platt
+from models.training.nodules_evaluate import FIGURES_NAME, export, fit_platt, read_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript:DeprecationWarning")
 
@@ -100,3 +100,10 @@ def test_exported_weights_judge_and_a_wrong_digest_is_refused(tmp_path: Path) ->
     (tmp_path / "model.json").write_text(json.dumps(document))
     with pytest.raises(ManifestMismatch, match=r"nodules\.onnx has SHA-256"):
         ModelSession.open(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"network": {}}'])
+def test_figures_that_describe_no_network_are_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / FIGURES_NAME).write_text(content)
+    with pytest.raises(ValueError, match=rf"^\S*{FIGURES_NAME} describes no network for nodules$"):
+        read_network(tmp_path)

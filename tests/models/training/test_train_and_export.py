@@ -10,6 +10,7 @@ import torch
 
 from models import BUNDLED_MODEL_DIR
 from models.manifest import MANIFEST_NAME
+from models.training.bundle import write_bundle
 from models.training.curves import CURVES_NAME, PROGRESS_NAME, Progress, read_progress
 from models.training.dataset import Config, Mix, Sources
 from models.training.export import compare, export, folded, trained_network, unfitted
@@ -240,3 +241,14 @@ def test_what_lies_outside_the_known_images_is_strange() -> None:
     assert (strangeness(torch.randn(50, 4) * spread) < known.limit).float().mean() > 0.9
     assert strangeness(torch.tensor([[0.0, 0.0, 0.0, 3.0]])) > known.limit
     assert strangeness(torch.tensor([[3.0, 0.0, 0.0, 0.0]])) < known.limit
+
+
+@pytest.mark.parametrize(("weights", "said"), [(None, "cannot be read"), (b"others", "SHA-256")])
+def test_weights_for_nodules_that_the_manifest_does_not_name_are_refused_before_the_run_is_read(
+    config: Config, tmp_path: Path, weights: bytes | None, said: str
+) -> None:
+    shutil.copy(BUNDLED_MODEL_DIR / MANIFEST_NAME, tmp_path)
+    if weights is not None:
+        (tmp_path / "nodules.onnx").write_bytes(weights)
+    with pytest.raises(ValueError, match=f"nodules.onnx .*{said}"):
+        write_bundle(config, tmp_path / "no.toml", tmp_path / "no run", tmp_path / "out", "0", 4, tmp_path)
