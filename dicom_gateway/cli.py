@@ -250,8 +250,11 @@ def evaluate(
     if not labelled and not simulate:
         err.print("[red]Nothing to evaluate:[/] name an index file or a folder with truth.json, or say --simulate N.")
         raise typer.Exit(USAGE_ERROR)
-    from dicom_gateway.evaluate import inserted_cases, labelled_case, phantom_cases
+    from dicom_gateway.evaluate import MOST_INSERTED, inserted_cases, labelled_case, phantom_cases
 
+    if hosts is not None and simulate > MOST_INSERTED:
+        err.print(f"[red]--simulate with --hosts goes up to {MOST_INSERTED}:[/] another --seed makes others.")
+        raise typer.Exit(USAGE_ERROR)
     cases = [*map(labelled_case, labelled), *phantom_cases(simulate, seed)]
     if card is not None:
         try:

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from models.training.studies import Study as TrainingStudy
 
 _INSERTED_FIRST_SEED = 200_000
-_MOST_INSERTED = 1000
+# Studies of one seed; those of the next begin there.
+MOST_INSERTED = 1000
 _INSERTED_SPACING_MM = 2.5  # that of models.training.network
 _NAMED = 5
 _ROOT = Path(__file__).parents[1]
@@ -120,8 +121,9 @@ def phantom_cases(count: int, seed: int) -> Iterator[Case]:
 def inserted_cases(training: Path, count: int, seed: int) -> Iterator[Case]:
     """Lesions put into the held-out patients of a training configuration, on the network's own spacing.
 
-    Seeds are none that calibration uses. Raises OSError or ValueError for a file that is no configuration,
-    OSError where the patients' volumes are not there, and ValueError where there are no patients.
+    There are `MOST_INSERTED` at most. Seeds are none that calibration uses. Raises OSError or ValueError for a file
+    that is no configuration, OSError where the patients' volumes are not there, and ValueError where there are no
+    patients.
     """
     from models.training.dataset import read_config
     from models.training.studies import HELD_OUT_SOURCE, held_out_hosts, held_out_study
@@ -133,8 +135,8 @@ def inserted_cases(training: Path, count: int, seed: int) -> Iterator[Case]:
     files += [volume.annotations for volume in config.held_out if volume.annotations is not None]
     state = f"{training.read_text()} {_state(files)} {_contents(_ROOT.glob('models/training/*.py'))}"
     hosts = cache(lambda: held_out_hosts(config))
-    first = _INSERTED_FIRST_SEED + seed * _MOST_INSERTED
-    for index in range(first, first + min(count, _MOST_INSERTED)):
+    first = _INSERTED_FIRST_SEED + seed * MOST_INSERTED
+    for index in range(first, first + count):
 
         def read(on_stage: OnStage, index: int = index) -> Scan:
             on_stage("insert lesions")

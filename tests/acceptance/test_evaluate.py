@@ -87,6 +87,7 @@ def test_a_model_stays_as_it_is_when_no_study_could_be_read(tmp_path: Path) -> N
         (("--simulate", "1", "--hosts", "nowhere.toml"), "No such file"),
         (("--simulate", "1", "--hosts", "models/MODEL_CARD.md"), "models/MODEL_CARD.md cannot be used"),
         (("--simulate", "1", "--hosts", "FILE"), "precision"),
+        (("--simulate", "1001", "--hosts", "FILE"), "--simulate with --hosts goes up to 1000"),
         (("FILE",), "root: Input should be a valid string"),
     ],
 )
