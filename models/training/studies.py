@@ -3,6 +3,7 @@
 Real series take the way the product takes: headers, selection, volume, lungs, `imaging.preprocess.prepare`.
 """
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,11 +103,12 @@ def read_volume(path: Path) -> Volume:
     """The chest series of a DICOM folder, or a file that SimpleITK reads with HU in it."""
     if not path.is_dir():
         return read_image(path)
-    studies, _ = read_studies(find_files([path], path))
-    chosen = select_series(studies[0]).chosen if studies else None
-    if chosen is None:
-        raise ValueError(f"no chest series in {path.name}")
-    return load_volume(chosen)
+    with tempfile.TemporaryDirectory(prefix="onescan-") as unpacked:
+        studies, _ = read_studies(find_files([path], Path(unpacked)))
+        chosen = select_series(studies[0]).chosen if studies else None
+        if chosen is None:
+            raise ValueError(f"no chest series in {path.name}")
+        return load_volume(chosen)
 
 
 def simulated_studies(sources: Sources, config: Config, first_seed: int, count: int) -> Iterator[Study]:
