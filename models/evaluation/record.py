@@ -220,12 +220,19 @@ def _answer_by_size(size: SizeClass, truth: KindTruth, found: Sequence[Finding])
 
 
 def _truth_by_size(size: SizeClass, truth: KindTruth) -> KnownPresence:
-    """Unknown where no lesion is named, or one that may be of this size does not count."""
-    if truth.presence == "absent":
+    """Unknown where no lesion is named and none ruled out, or one that may be of this size does not count."""
+    if truth.presence == "absent" or _is_ruled_out(size, truth.none_above_mm):
         return "absent"
     if any(l.counts and _size_class(l.mean_diameter_mm) is size for l in truth.lesions):
         return "present"
     return "unknown" if not truth.lesions or any(_may_be(size, l) for l in truth.lesions) else "absent"
+
+
+def _is_ruled_out(size: SizeClass, none_above_mm: float | None) -> bool:
+    if none_above_mm is None:
+        return False
+    largest = _size_class(none_above_mm)
+    return largest is None or (size is SizeClass.MASS and largest is SizeClass.NODULE)
 
 
 def _may_be(size: SizeClass, lesion: TrueLesion) -> bool:

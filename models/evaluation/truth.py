@@ -8,12 +8,14 @@ studies and leaves the data where they are. Both hold the fields of `StudyTruth`
      "findings": {"pleural_effusion": {
         "measurements": [{"quantity": "volume", "value": 759.4, "unit": "ml", "laterality": "left"}],
         "lesions": [{"centre_lps_mm": [45.0, 60.0, -120.0], "diameter_mm": 30.0, "short_axis_mm": 24.0}],
-        "positive_slices": [12, 13, 14], "mask": "effusion.nii.gz"}}}
+        "positive_slices": [12, 13, 14], "mask": "effusion.nii.gz"},
+       "pulmonary_nodule": {"presence": "unknown", "none_above_mm": 30}}}
 
-A kind that is named nowhere is unknown and counts neither as present nor as absent. Quantities and units are those of
-`models.findings`. Slices are counted from 0 at the lowest one (feet); a mask is a NIfTI file, not 0 inside, placed by
-its own header. `path` and `mask` are relative to the folder of a `truth.json`, in an index file to its `root`, and what
-they name must be there. An index file has
+A kind that is named nowhere is unknown and counts neither as present nor as absent. `none_above_mm` of nodules says
+that none has a mean axial diameter above it, whatever smaller ones there are: 30 where there is no mass; below 6 there
+is no nodule of 6 to 30 mm either. Quantities and units are those of `models.findings`. Slices are counted from 0 at the
+lowest one (feet); a mask is a NIfTI file, not 0 inside, placed by its own header. `path` and `mask` are relative to the
+folder of a `truth.json`, in an index file to its `root`, and what they name must be there. An index file has
 
     version = 1
     root = "../archive"          # relative to the index file's folder; that folder when left out
@@ -81,13 +83,27 @@ class TrueLesion(_Record):
 
 
 class KindTruth(_Record):
-    """What is known about one kind. `lesions`, where given, are all lesions of the kind that a reader would name."""
+    """What is known about one kind. `lesions`, where given, are all lesions of the kind that a reader would name.
+
+    No lesion has a mean axial diameter above `none_above_mm`; whether there are smaller ones is for `presence` to say.
+    """
 
     presence: KnownPresence = "present"
+    none_above_mm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     measurements: tuple[TrueMeasurement, ...] = ()
     lesions: tuple[TrueLesion, ...] = ()
     positive_slices: tuple[int, ...] = ()
     mask: str | None = None
+
+    @model_validator(mode="after")
+    def _none_is_larger(self) -> Self:
+        if self.none_above_mm is None:
+            return self
+        if "presence" not in self.model_fields_set and not self.lesions:
+            raise ValueError("none_above_mm does not say whether there are smaller ones: presence must")
+        if any((lesion.mean_diameter_mm or 0.0) > self.none_above_mm for lesion in self.lesions):
+            raise ValueError("a lesion is larger than none_above_mm")
+        return self
 
 
 class StudyTruth(_Record):
@@ -109,6 +125,13 @@ class StudyTruth(_Record):
         named = [*self.present, *self.absent, *self.findings]
         if twice := {kind.value for kind in named if named.count(kind) > 1}:
             raise ValueError(f"named more than once: {', '.join(sorted(twice))}")
+        return self
+
+    @model_validator(mode="after")
+    def _sorted_by_size(self) -> Self:
+        limited = [kind for kind, known in self.findings.items() if known.none_above_mm is not None]
+        if any(kind is not FindingKind.PULMONARY_NODULE for kind in limited):
+            raise ValueError("none_above_mm is for pulmonary_nodule: no other kind is sorted by size")
         return self
 
     def of(self, kind: FindingKind) -> KindTruth:

@@ -150,6 +150,33 @@ def test_lesions_that_say_nothing_about_a_size_leave_it_unknown(lesion_: dict, m
     assert (found[SizeClass.MASS].truth, found[SizeClass.NODULE].truth) == (mass, nodule)
 
 
+@pytest.mark.parametrize(
+    ("none_above_mm", "mass", "nodule"),
+    [(31, "unknown", "unknown"), (30, "absent", "unknown"), (6, "absent", "unknown"), (5, "absent", "absent")],
+)
+def test_a_size_above_which_there_is_no_lesion_rules_larger_ones_out(
+    none_above_mm: float, mass: str, nodule: str
+) -> None:
+    found = by_size({"presence": "unknown", "none_above_mm": none_above_mm}, finding(NODULE, Presence.ABSENT))
+    assert (found[SizeClass.MASS].truth, found[SizeClass.NODULE].truth) == (mass, nodule)
+
+
+def test_a_study_without_a_mass_counts_in_the_row_of_masses_and_nowhere_else(tmp_path: Path) -> None:
+    """What is described where nothing is known may be one of the smaller nodules: no lesion is counted as false."""
+    said = finding(NODULE, Presence.PRESENT, probability=0.9)
+    for described, specificity in ((42.0, 0.0), (12.0, 1.0)):
+        found = by_size({"presence": "unknown", "none_above_mm": 30}, said, lesion(1, (5, 5, 5), 0.9, described))
+        one = record("n", "unknown", Presence.PRESENT, 0.9, answers=tuple(found.values()))
+        row = trial(NODULE, "phantoms", [one], SizeClass.MASS)
+        assert row is not None
+        assert (row.positive, row.negative, row.specificity, row.lesions) == (0, 1, specificity, None)
+        assert trial(NODULE, "phantoms", [one]) is None
+        assert trial(NODULE, "phantoms", [one], SizeClass.NODULE) is None
+    write_tables([one], load_manifest(MODEL), tmp_path)
+    rows = (tmp_path / FIGURES_NAME).read_text().splitlines()[1:]
+    assert {row.split(",")[1] for row in rows} == {"mass above 30 mm"}
+
+
 def test_a_lesion_that_does_not_count_is_neither_missed_nor_named_wrongly() -> None:
     hidden = {"centre_lps_mm": [5, 5, 5], "diameter_mm": 50, "counts": False}
     found = by_size({"lesions": [hidden]}, finding(NODULE, Presence.PRESENT), lesion(1, (5, 5, 5), 0.9, 40.0))

@@ -73,6 +73,10 @@ def test_what_is_wrong_with_an_index_is_named(tmp_path: Path, text: str, named: 
         find_labelled_studies([index])
 
 
+def nodules(**known: object) -> dict[str, object]:
+    return {"name": "a", "source": "b", "findings": {"pulmonary_nodule": known}}
+
+
 @pytest.mark.parametrize(
     ("document", "named"),
     [
@@ -85,6 +89,12 @@ def test_what_is_wrong_with_an_index_is_named(tmp_path: Path, text: str, named: 
         ),
         ({"seed": 1}, "findings"),
         ({"seed": 1, "findings": [1]}, "not as `onescan phantom` writes it"),
+        (nodules(none_above_mm=30), "presence must"),
+        (nodules(none_above_mm=30, lesions=[{"centre_lps_mm": [0, 0, 0], "diameter_mm": 31}]), "a lesion is larger"),
+        (
+            {"name": "a", "source": "b", "findings": {"emphysema": {"presence": "present", "none_above_mm": 30}}},
+            "none_above_mm is for pulmonary_nodule",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_truth_file_is_named(tmp_path: Path, document: dict[str, object], named: str) -> None:
