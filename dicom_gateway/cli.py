@@ -407,7 +407,7 @@ def export(
         try:
             config = read_config(training)
             manifest = write_bundle(config, index, run, out_dir, version, simulate, nodules)
-        except (OSError, ValueError) as error:
+        except (ModelError, OSError, ValueError) as error:
             raise _stopped("Cannot export", error, USAGE_ERROR) from error
         if variant is not None:
             grids = [study.hu for study in phantom_studies(config, _VARIANT_SEED, _VARIANT_STUDIES)]

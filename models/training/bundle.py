@@ -17,7 +17,6 @@ import onnxruntime
 import torch
 
 from imaging.volume import AIR_HU
-from models.errors import ManifestMismatch
 from models.evaluation.card import write_tables
 from models.evaluation.evidence import completed, grade, withheld
 from models.evaluation.summary import REAL_SEEN, REAL_UNSEEN
@@ -147,9 +146,10 @@ def write_bundle(
 
     `index` names labelled real studies: operating points keep them clean, familiarity is fitted to them, too.
     `nodules` is a model folder or one of `models.training.nodules_evaluate`: its network goes into the bundle.
-    Raises OSError or ValueError naming what cannot be read, before anything is written.
+    Raises ManifestMismatch, OSError or ValueError naming what cannot be read, before anything is written.
     """
     nodule_network = None if nodules is None else _nodule_network(nodules)
+    before = () if config.start_from is None else load_manifest(config.start_from).training_data
     net = trained_network(config.features, run / CHECKPOINT)
     studies = read_studies(config, index, count)
     out.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def write_bundle(
         nodules=nodule_network,
         # What the network started from may have seen the same.
         training_data=tuple(
-            dict.fromkeys((*_training_data(config, real), *(() if nodules is None else (_NODULE_SHAPES,))))
+            dict.fromkeys((*_training_data(config, before, real), *(() if nodules is None else (_NODULE_SHAPES,))))
         ),
     )
     if nodule_network is not None and nodules is not None and nodules.resolve() != out.resolve():
@@ -198,18 +198,16 @@ def write_bundle(
 
 
 def _nodule_network(folder: Path) -> NoduleNetwork:
-    try:
-        network = read_network(folder) if (folder / FIGURES_NAME).exists() else load_manifest(folder).nodules
-        if network is None:
-            raise ValueError(f"{folder} has no network for nodules")
-        checked_weights(folder, network.weights, network.sha256)
-    except ManifestMismatch as error:
-        raise ValueError(str(error)) from error
+    network = read_network(folder) if (folder / FIGURES_NAME).exists() else load_manifest(folder).nodules
+    if network is None:
+        raise ValueError(f"{folder} has no network for nodules")
+    checked_weights(folder, network.weights, network.sha256)
     return network
 
 
-def _training_data(config: Config, real: Sequence[Answer]) -> tuple[TrainingSource, ...]:
-    before = () if config.start_from is None else load_manifest(config.start_from).training_data
+def _training_data(
+    config: Config, before: Sequence[TrainingSource], real: Sequence[Answer]
+) -> tuple[TrainingSource, ...]:
     trained = [source for source in before if source.use == "training"]
     trained += [TrainingSource(name=v.name, licence=v.licence, use="training") for v in config.volumes]
     own = [read_labels(folder) for folder in config.labelled]

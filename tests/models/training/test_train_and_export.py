@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models import BUNDLED_MODEL_DIR
+from models.errors import ManifestMismatch
 from models.manifest import MANIFEST_NAME
 from models.training.bundle import write_bundle
 from models.training.curves import CURVES_NAME, PROGRESS_NAME, Progress, read_progress
@@ -250,5 +251,14 @@ def test_weights_for_nodules_that_the_manifest_does_not_name_are_refused_before_
     shutil.copy(BUNDLED_MODEL_DIR / MANIFEST_NAME, tmp_path)
     if weights is not None:
         (tmp_path / "nodules.onnx").write_bytes(weights)
-    with pytest.raises(ValueError, match=f"nodules.onnx .*{said}"):
+    with pytest.raises(ManifestMismatch, match=f"nodules.onnx .*{said}"):
         write_bundle(config, tmp_path / "no.toml", tmp_path / "no run", tmp_path / "out", "0", 4, tmp_path)
+
+
+def test_a_model_that_the_run_started_from_and_is_gone_is_named_before_the_run_is_read(
+    config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(ManifestMismatch, match=r"no readable model\.json in .*gone"):
+        write_bundle(
+            replace(config, start_from=tmp_path / "gone"), tmp_path / "no.toml", tmp_path, tmp_path / "out", "0", 4
+        )
