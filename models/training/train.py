@@ -96,6 +96,13 @@ def train(config: Config, sources: Sources, run: Path, on_progress: OnProgress =
     the folder holds another network, and what `models.training.start.exported_network` raises where that of
     `config.start_from` cannot be used.
     """
+    try:
+        return _trained(config, sources, run, on_progress)
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"the GPU is too small for {config.batch} crops of {config.crop} voxels at once") from error
+
+
+def _trained(config: Config, sources: Sources, run: Path, on_progress: OnProgress) -> ChestNet:
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.start_from is None or (run / CHECKPOINT).exists():
@@ -116,12 +123,7 @@ def train(config: Config, sources: Sources, run: Path, on_progress: OnProgress =
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         batch = {name: values.to(device) for name, values in batch.items()}
-        try:
-            anatomy, lesions = batch_loss(net, batch, step, config.precision)
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(
-                f"the GPU is too small for batch {config.batch} of crop {config.crop}: lower one"
-            ) from error
+        anatomy, lesions = batch_loss(net, batch, step, config.precision)
         if not torch.isfinite(anatomy + lesions):
             raise FloatingPointError(f"step {step}: the loss is {anatomy:.3g} + {lesions:.3g} in {config.precision}")
         optimizer.zero_grad(set_to_none=True)
