@@ -81,6 +81,7 @@ _LINING_MM = 10.0
 _LINING_SHARE = 0.7
 _NETWORK_METHOD = "network"
 _DOUBTFUL_NODULE = "what was found may be a nodule, a mass, a vessel or collapsed lung"
+_MASS_OR_CONSOLIDATION = "also outlined as consolidation: the two look alike"
 _UNFAMILIAR = "the image is unlike those the model knows"
 _PER_SIDE_KINDS = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 _FOCAL_KINDS = (FindingKind.PULMONARY_NODULE,)
@@ -347,7 +348,9 @@ class _Reading:
             return mass_cut if nodule in masses else cut
 
         parts = tuple(
-            self._nodule_finding(presence, n, nodule, cut_of(nodule))
+            self._nodule_finding(
+                presence, n, nodule, cut_of(nodule), self._likeness(nodule) if nodule in masses else None
+            )
             for n, nodule in enumerate(sure[:_MAXIMUM_LESIONS], start=1)
         )
         open_parts = tuple(
@@ -413,6 +416,15 @@ class _Reading:
         mass = self._manifest.lesions.index(FindingKind.PULMONARY_NODULE)
         airless = (self._outputs.lesions[kinds] >= _OPAQUE).any(axis=0) & (self._outputs.lesions[mass] < _OPAQUE)
         return self._lies_mostly_in(airless, region)
+
+    def _likeness(self, mass: Nodule) -> str | None:
+        """What else a mass may be: dense lung fills a round part of it as a tumour does."""
+        consolidation = FindingKind.CONSOLIDATION
+        if consolidation not in self._manifest.lesions:
+            return None
+        channel, point = self._manifest.lesions.index(consolidation), self._manifest.operating_points[consolidation]
+        outlined = self._outputs.lesions[channel] >= point.voxel_threshold
+        return _MASS_OR_CONSOLIDATION if self._lies_mostly_in(outlined, mass.region) else None
 
     def _lies_mostly_in(self, mask: npt.NDArray[np.bool_], region: Region) -> bool:
         """Whether most of a region of the source grid is in a mask of the network's."""

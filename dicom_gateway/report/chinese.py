@@ -490,6 +490,7 @@ RECORD: dict[str, str] = {
         "所勾画区域沿胸腔积液分布，可能为受压肺组织"
     ),
     "may be no nodule": "可能并非结节",
+    "also outlined as consolidation: the two look alike": "同时被勾画为实变；两者影像相似",
     "what was found may be a nodule, a mass, a vessel or collapsed lung": "所发现者可能为结节、肿块、血管或萎陷肺",
     "the score is not stable: {n} and {m} when the image is moved by one voxel": (
         "评分不稳定：图像移动一个体素前后分别为{n}和{m}"

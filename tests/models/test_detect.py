@@ -6,6 +6,7 @@ sides, outlines, measurements, the answer about the study.
 
 import hashlib
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,6 +183,36 @@ def test_a_mass_is_described_though_the_nodule_network_sees_none(detector: Detec
     outline[mass.region.box] = mass.region.mask
     assert 2 * (outline & ball).sum() / (outline.sum() + ball.sum()) > 0.9
     assert mass.probability == study.probability
+    assert mass.reason is None
+
+
+def test_a_mass_that_is_consolidation_as_well_says_so(detector: Detector) -> None:
+    """The network's second kind outlines what its first does."""
+    volume, _ = _thorax(np.eye(3), (75.0, 20.0, 50.0))
+    manifest, second = detector.manifest, FindingKind.CONSOLIDATION
+    (known,) = manifest.lesions
+
+    def run(hu: np.ndarray) -> HeadOutputs:
+        outputs = detector.session.run(hu)
+        twice = {name: np.concatenate([getattr(outputs, name)] * 2) for name in ("lesions", "study_logits")}
+        return replace(outputs, **twice)
+
+    both = SimpleNamespace(
+        manifest=manifest.model_copy(
+            update={
+                "nodules": NODULES,
+                "lesions": (known, second),
+                "operating_points": {known: (point := manifest.operating_points[known]), second: point},
+                "evidence": {known: (evidence := manifest.evidence[known]), second: evidence},
+            }
+        ),
+        run=run,
+        judge=lambda patches: np.full(len(patches), -9.0, np.float32),
+    )
+    findings = Detector(both).detect(volume, segment_lungs(volume), sharp_kernel=False).findings  # type: ignore[arg-type]
+    _, mass = [f for f in findings if f.kind is FindingKind.PULMONARY_NODULE]
+    assert (mass.presence, mass.reason) == (Presence.PRESENT, "also outlined as consolidation: the two look alike")
+    assert next(f for f in findings if f.kind is second).presence is Presence.PRESENT
 
 
 @pytest.mark.parametrize("organ", ["background", "pulmonary_trunk"])
