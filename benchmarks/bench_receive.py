@@ -155,17 +155,25 @@ def _tree(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _cpu_s(process: psutil.Process) -> float:
-    own = process.cpu_times()
-    # Children of a forking server that have ended are in its own account.
-    total = own.user + own.system + own.children_user + own.children_system
+    """CPU seconds of a receiver and of the children it had, which end first."""
+    return sum(wait_until(lambda: _accounts(process), "children of the receiver have ended"))
+
+
+def _accounts(process: psutil.Process) -> list[float]:
+    """CPU seconds of a receiver with the children it has waited for, and of those it has not; [] while one of them runs.
+
+    A forking server of which two children end at once may wait for one alone, and a child has no account of its own
+    any more when it was waited for. Hence the children are listed first: none is missed, and none counted twice.
+    """
     try:
-        for child in process.children(recursive=True):
-            with_child = child.cpu_times()
-            total += with_child.user + with_child.system
+        children = process.children(recursive=True)
+        own = process.cpu_times()
+        if any(child.status() != psutil.STATUS_ZOMBIE for child in children):
+            return []
+        waited_for = own.children_user + own.children_system
+        return [own.user + own.system + waited_for, *(sum(child.cpu_times()[:2]) for child in children)]
     except psutil.NoSuchProcess:
-        # One has ended just now.
-        return _cpu_s(process)
-    return float(total)
+        return []
 
 
 @contextmanager
