@@ -4,7 +4,6 @@ import hmac
 import ipaddress
 import threading
 import time
-from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from pynetdicom.sop_class import CTImageStorage, EnhancedCTImageStorage, Verific
 from dicom_gateway.errors import StorageFull
 from dicom_gateway.events import Event, emit
 from dicom_gateway.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_gateway.origin import origin_of
 from dicom_gateway.receive import commitment, pdu, performed
 from dicom_gateway.receive.pdu import AssociateRequest, ContextResult, Rejection, UserIdentity
 from dicom_gateway.receive.reception import Reception
@@ -63,7 +63,8 @@ class Admission:
     def __init__(self, reception: Reception) -> None:
         self._reception = reception
         self._settings = reception.settings
-        self._addresses: dict[Hashable, str] = {}
+        # Origin and calling AE title of each.
+        self._open: dict[Hashable, tuple[str, str]] = {}
         self._free_at: dict[str, float] = {}
         self._wrong_passcodes = WrongAttempts()
         # A sender asks for the same each time.
@@ -86,7 +87,7 @@ class Admission:
                 self._wrong_protocol(request, answer.application_context)
                 or self._unknown_user(answer.user_identity, address)
                 or (self._no_room() if stores else None)
-                or self._too_many(association, address)
+                or self._too_many(association, request.calling_ae_title, origin_of(address))
             )
             if refused is None:
                 self._remember(request.items, answer)
@@ -106,7 +107,7 @@ class Admission:
     def end(self, association: Hashable) -> None:
         """The association is over, whether it was accepted or not."""
         with self._lock:
-            self._addresses.pop(association, None)
+            self._open.pop(association, None)
 
     def pace(self, association: Hashable, received_bytes: int) -> None:
         """Let an address that sends faster than it may wait; the others are read meanwhile."""
@@ -114,11 +115,11 @@ class Admission:
         if limit_mb_per_s is None:
             return
         with self._lock:
-            address = self._addresses[association]
+            origin, _ = self._open[association]
             now = time.monotonic()
             self._free_at = {other: free_at for other, free_at in self._free_at.items() if free_at > now}
-            free_at = self._free_at.get(address, now) + received_bytes / (limit_mb_per_s * 1e6)
-            self._free_at[address] = free_at
+            free_at = self._free_at.get(origin, now) + received_bytes / (limit_mb_per_s * 1e6)
+            self._free_at[origin] = free_at
         self._closed.wait(min(free_at - now, threading.TIMEOUT_MAX))
 
     def close(self) -> None:
@@ -180,14 +181,18 @@ class Admission:
             return Rejection.TEMPORARY_CONGESTION, "no free space for images"
         return None
 
-    def _too_many(self, association: Hashable, address: str) -> tuple[Rejection, str] | None:
+    def _too_many(self, association: Hashable, calling: str, origin: str) -> tuple[Rejection, str] | None:
+        settings = self._settings
         with self._lock:
-            of_address = Counter(self._addresses.values())[address]
-            if len(self._addresses) >= self._settings.maximum_associations:
+            titles = [title for other, title in self._open.values() if other == origin]
+            # So that a program that opens ever more keeps no other out of the same machine. Not for titles that anybody
+            # could invent: they would be no limit.
+            is_its_first = calling in settings.calling_ae_titles and calling not in titles
+            if len(self._open) >= settings.maximum_associations:
                 return Rejection.LOCAL_LIMIT_EXCEEDED, "too many associations"
-            if of_address >= self._settings.maximum_associations_per_address:
+            if len(titles) >= settings.maximum_associations_per_address and not is_its_first:
                 return Rejection.LOCAL_LIMIT_EXCEEDED, "too many associations of this address"
-            self._addresses[association] = address
+            self._open[association] = (origin, calling)
         return None
 
 

@@ -15,6 +15,7 @@ from collections import Counter
 
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.events import Event, emit
+from dicom_gateway.origin import origin_of
 from dicom_gateway.receive.admission import Admission
 from dicom_gateway.receive.commitment import Commitments
 from dicom_gateway.receive.connection import HALF_OPEN_TIMEOUT_S, Association, Stream
@@ -24,7 +25,7 @@ from dicom_gateway.store.schema import open_database
 from dicom_gateway.tls import TlsContext
 
 _BACKLOG = 1024
-# Beyond these the address with the most of them makes room: whoever opens them cannot keep others out.
+# Beyond these the origin with the most of them makes room: whoever opens them cannot keep others out.
 _MAXIMUM_HALF_OPEN = 256
 _THREAD_STACK_BYTES = 512 << 10
 # Open files: the connection, the image that comes, its folder or the file that it repeats.
@@ -114,7 +115,7 @@ class Listener:
             thread = threading.Thread(target=self._serve, args=(connection, peer[0]), name="connection", daemon=True)
             with self._lock:
                 self._connections[connection] = thread
-                self._half_open[connection] = peer[0]
+                self._half_open[connection] = origin_of(peer[0])
                 in_the_way = self._in_the_way() if len(self._half_open) > _MAXIMUM_HALF_OPEN else None
             if in_the_way is not None:
                 _wake(in_the_way, socket.SHUT_RDWR)
@@ -124,9 +125,9 @@ class Listener:
                 self._forget(connection)
 
     def _in_the_way(self) -> socket.socket:
-        """The oldest half-open connection of the address that has the most; it counts no more."""
-        ((address, _),) = Counter(self._half_open.values()).most_common(1)
-        oldest = next(connection for connection, peer in self._half_open.items() if peer == address)
+        """The oldest half-open connection of the origin that has the most; it counts no more."""
+        ((origin, _),) = Counter(self._half_open.values()).most_common(1)
+        oldest = next(connection for connection, other in self._half_open.items() if other == origin)
         del self._half_open[oldest]
         return oldest
 

@@ -414,6 +414,31 @@ def test_limits_of_associations(tmp_path, limit):
         wait_until(again, "a place")
 
 
+def test_a_flood_under_another_ae_title_leaves_a_sender_of_the_same_address_a_place(tmp_path):
+    settings = make_settings(tmp_path, calling_ae_titles=("CT1", "CT2", "*"), maximum_associations_per_address=2)
+    with listening(settings), ExitStack() as open_peers:
+
+        def associate(calling: str) -> int:
+            return open_peers.enter_context(Peer(settings)).associate(calling=calling).kind
+
+        assert [associate("CT2") for _ in range(3)] == [ASSOCIATE_AC, ASSOCIATE_AC, ASSOCIATE_RJ]
+        # A name that nobody has set down is no other sender.
+        assert associate("INVENTED") == ASSOCIATE_RJ
+        with Peer(settings) as good:
+            assert good.associate(calling="CT1").kind == ASSOCIATE_AC
+            assert associate("CT1") == ASSOCIATE_RJ
+            assert good.ask(store_request(make_ct_dataset())).Status == StoreStatus.SUCCESS
+
+
+def test_a_subnet_of_ipv6_has_the_share_of_one_address(tmp_path):
+    settings = make_settings(tmp_path, maximum_associations_per_address=2)
+    admission = Admission(Reception(settings=settings, engine=sa.create_engine("sqlite://")))
+    request = parse_associate_request(associate_request()[6:])
+    addresses = ("2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1")
+    accepted = [isinstance(admission.answer(address, request, address), Accepted) for address in addresses]
+    assert accepted == [True, True, False, True]
+
+
 @pytest.mark.parametrize(
     ("limits", "answer"),
     [
