@@ -45,6 +45,7 @@ class Event(enum.StrEnum):
     FILE_MISSING = "file_missing"
     STORED_FILE_UNREADABLE = "stored_file_unreadable"
     STUDY_REOPENED = "study_reopened"
+    PATIENTS_DIFFER = "patients_differ"
     STUDY_COMPLETE = "study_complete"
     STUDY_EXCLUDED = "study_excluded"
     STUDY_LACKS_IMAGES = "study_lacks_images"

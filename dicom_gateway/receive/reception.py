@@ -209,6 +209,15 @@ class Incoming:
             raise
         if receipt.reopened:
             emit(Event.STUDY_REOPENED, study_instance_uid=header.study_instance_uid, revision=receipt.revision)
+        if receipt.other_patient:
+            # Kept all the same: nobody knows which image is wrong, and the analysis refuses a study of two patients.
+            emit(
+                Event.PATIENTS_DIFFER,
+                level="warning",
+                calling_ae_title=self._calling_ae_title,
+                study_instance_uid=header.study_instance_uid,
+                sop_instance_uid=header.sop_instance_uid,
+            )
 
 
 def refusal_of(error: Exception, calling_ae_title: str) -> StoreRefused:

@@ -43,11 +43,15 @@ class InstanceHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What recording an instance did: `duplicate` when we had it, `reopened` when its study was closed before."""
+    """What recording an instance did: `duplicate` when we had it, `reopened` when its study was closed before.
+
+    `other_patient` when it is new and its Patient ID is another one than that of the study's first image.
+    """
 
     revision: int
     duplicate: bool
     reopened: bool
+    other_patient: bool
 
 
 def record_instance(
@@ -70,11 +74,12 @@ def record_instance(
     """
     open_revision = _insert_into_open_study(connection, header, file, now)
     if open_revision is not None:
-        connection.execute(
+        patient_id = connection.execute(
             _COUNT_INSTANCE,
             {"uid": header.study_instance_uid, "now": now, "sent": association_count, "urgency": priority},
-        )
-        return Receipt(revision=open_revision, duplicate=False, reopened=False)
+        ).scalar_one()
+        other_patient = _differ(patient_id, header.patient_id)
+        return Receipt(revision=open_revision, duplicate=False, reopened=False, other_patient=other_patient)
     _insert_or_ignore(connection, study, _new_study(header, calling_ae_title, priority, now))
     key = study.c.study_instance_uid == header.study_instance_uid
     row = connection.execute(sa.select(study).where(key).with_for_update()).mappings().one()
@@ -84,7 +89,7 @@ def record_instance(
     if not new:
         _require_same_place(connection, header, file)
         if not file_is_new:
-            return Receipt(revision=row["revision"], duplicate=True, reopened=False)
+            return Receipt(revision=row["revision"], duplicate=True, reopened=False, other_patient=False)
         connection.execute(
             sa.update(instance)
             .where(instance.c.sop_instance_uid == header.sop_instance_uid)
@@ -105,7 +110,8 @@ def record_instance(
             error=None,
         )
     )
-    return Receipt(revision=revision, duplicate=False, reopened=reopened)
+    other_patient = _differ(row["patient_id"], header.patient_id)
+    return Receipt(revision=revision, duplicate=False, reopened=reopened, other_patient=other_patient)
 
 
 def record_refusal(
@@ -430,6 +436,7 @@ _COUNT_INSTANCE = (
         ),
         error=None,
     )
+    .returning(study.c.patient_id)
 )
 
 
@@ -463,6 +470,11 @@ def _new_instance(header: InstanceHeader, file: StoredFile, revision: int, now: 
         "size_bytes": file.size_bytes,
         "received": now,
     }
+
+
+def _differ(patient_id: str, other: str) -> bool:
+    """Whether two Patient IDs are both given and not the same, as imaging.patients tells them apart."""
+    return bool(patient_id and other) and patient_id.upper() != other.upper()
 
 
 def _require_same_place(connection: sa.Connection, header: InstanceHeader, file: StoredFile) -> None:

@@ -264,6 +264,25 @@ def test_other_bytes_under_the_same_uid_are_refused_and_the_first_kept(settings)
     assert "OTHER" not in str(logs)
 
 
+def test_an_image_that_names_another_patient_than_its_study_is_kept_and_told_of(settings):
+    patient = make_ct_dataset().PatientID
+    ids = [patient, patient.lower(), "", "SOMEBODY-ELSE", "SOMEBODY-ELSE", patient]
+    images = [make_ct_dataset(InstanceNumber=number, PatientID=named) for number, named in enumerate(ids, start=1)]
+    with listening(settings) as engine, capture_logs() as logs:
+        for image in (*images[:4], images[3]):
+            assert send(settings, image).Status == StoreStatus.SUCCESS
+        with engine.begin() as connection:
+            connection.execute(sa.update(study).values(state="reported"))
+        for late in images[4:]:
+            assert send(settings, late).Status == StoreStatus.SUCCESS
+        row = index.get_study(engine, images[0].StudyInstanceUID)
+    told = [log for log in logs if log["event"] == "patients_differ"]
+    assert [log["sop_instance_uid"] for log in told] == [images[3].SOPInstanceUID, images[4].SOPInstanceUID]
+    assert {log["study_instance_uid"] for log in told} == {row.study_instance_uid}
+    assert (row.patient_id, row.instance_count, len(files_of(settings))) == (patient, 6, 6)
+    assert not any(name in str(logs) for name in (patient, patient.lower(), "SOMEBODY"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "status"),
     [
