@@ -445,7 +445,7 @@ class Settings(BaseSettings):
     maximum_associations_per_address: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=100,
         description="The same for each network address, in IPv6 for each /64; the first association of each title in "
-        "calling_ae_titles is let in beyond it."
+        "calling_ae_titles is let in beyond it.",
     )
     maximum_mb_per_s_per_address: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="MB a second that are read from one address; unset: as fast as it comes."
