@@ -160,7 +160,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 def _accounts(process: psutil.Process) -> list[float]:
-    """CPU seconds of a receiver with the children it has waited for, and of those it has not; [] while one of them runs.
+    """CPU seconds of a receiver with the children it has waited for, and of those it has not; [] while one runs.
 
     A forking server of which two children end at once may wait for one alone, and a child has no account of its own
     any more when it was waited for. Hence the children are listed first: none is missed, and none counted twice.
