@@ -202,7 +202,8 @@ def _measure(receiver: str, folders: list[Path], work: Path) -> Cell:
     with start(work, nodelay) as (process, port, called, kept), _peak_mb(process) as peak:
         before, started = _cpu_s(process), time.perf_counter()
         options = ["-xt"] if "JPEG-LS" in folders[0].name else []
-        command = [str(dcmtk("storescu")), *options, "-aec", called, "+sd", "127.0.0.1", str(port)]
+        # A receiver that serves one sender after another is waited for longer than the usual 30 s.
+        command = [str(dcmtk("storescu")), *options, "-ta", "600", "-aec", called, "+sd", "127.0.0.1", str(port)]
         senders = [
             subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             for folder in folders
