@@ -241,7 +241,8 @@ def evaluate(
     if missing := [path for path in named if not path.exists()]:
         err.print(f"[red]No such file or folder:[/] {', '.join(map(str, missing))}")
         raise typer.Exit(USAGE_ERROR)
-    _check_writable(out_dir)
+    for folder in (out_dir, *([settings.model_dir] if write_evidence else []), *([card.parent] if card else [])):
+        _check_writable(folder)
     try:
         labelled = find_labelled_studies(paths or ())
     except UnreadableTruth as error:
@@ -321,7 +322,7 @@ def train(
     The configuration mixes phantoms, real volumes with inserted lesions, painted organ maps and labelled volumes of
     one's own: see [bold]models/training/own.toml[/] and [bold]models/training/labelled.py[/].
 
-    Exit code 0: the run has its steps. 1: the loss became no number. 2: wrong usage.
+    Exit code 0: the run has its steps. 1: the loss became no number, or the GPU is too small. 2: wrong usage.
     """
     _need_onnx()
     from models.training.dataset import read_config, read_sources
@@ -638,7 +639,7 @@ def verify(
 
 def _need_onnx() -> None:
     if importlib.util.find_spec("onnx") is None:
-        err.print("[red]onnx is not installed:[/] pip install 'onescan[train]'", markup=True)
+        err.print("[red]onnx is not installed:[/] pip install 'onescan\\[train]'")
         raise typer.Exit(USAGE_ERROR)
 
 

@@ -82,8 +82,12 @@ _LINING_SHARE = 0.7
 _NETWORK_METHOD = "network"
 _DOUBTFUL_NODULE = "what was found may be a nodule, a mass, a vessel or collapsed lung"
 _MASS_OR_CONSOLIDATION = "also outlined as consolidation: the two look alike"
-_ONE_LOOK = "the outlines of a second look, moved by one voxel, do not show it"
-_NOT_THERE = (Presence.ABSENT, Presence.NOT_ASSESSED)
+_ONE_LOOK = {
+    Presence.ABSENT: "the outlines of a second look, moved by one voxel, do not show it",
+    Presence.NOT_ASSESSED: "the outlines of a second look, moved by one voxel, do not let it be measured",
+}
+# Found by HU: outlines say where it is, not whether.
+_WITHOUT_OUTLINES = (FindingKind.MEDICAL_DEVICE,)
 _UNFAMILIAR = "the image is unlike those the model knows"
 _PER_SIDE_KINDS = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 _FOCAL_KINDS = (FindingKind.PULMONARY_NODULE,)
@@ -180,15 +184,18 @@ class Detector:
         return judge_candidates(self.session, network, volume, lungs)
 
     def _by_rule(self, anatomy: Anatomy, again: Anatomy, *, doubted: bool) -> dict[FindingKind, tuple[Finding, ...]]:
-        """The kinds that are measured on the anatomy; what is there must be there on that of the second look, too."""
+        """The kinds that are measured on the anatomy; what is there must not be missing on that of the second look."""
         found = {}
         for kind, rule in RULES.items():
             if kind in self.manifest.withheld:
                 continue
             answer = rule(anatomy)
-            if answer[0].presence is Presence.PRESENT and rule(again)[0].presence in _NOT_THERE:
-                answer = _doubted(answer, _ONE_LOOK)
-            found[kind] = self._graded(_doubted(answer, _UNFAMILIAR) if doubted else answer)
+            if doubted:
+                answer = _doubted(answer, _UNFAMILIAR)
+            elif answer[0].presence is Presence.PRESENT and kind not in _WITHOUT_OUTLINES:
+                missing = _ONE_LOOK.get(rule(again)[0].presence)
+                answer = answer if missing is None else _doubted(answer, missing)
+            found[kind] = self._graded(answer)
         return found
 
     def _graded(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -432,7 +439,7 @@ class _Reading:
     def _likeness(self, mass: Nodule) -> str | None:
         """What else a mass may be: dense lung fills a round part of it as a tumour does."""
         consolidation = FindingKind.CONSOLIDATION
-        if consolidation not in self._manifest.lesions:
+        if consolidation not in self._manifest.lesions or consolidation in self._manifest.withheld:
             return None
         channel, point = self._manifest.lesions.index(consolidation), self._manifest.operating_points[consolidation]
         outlined = self._outputs.lesions[channel] >= point.voxel_threshold

@@ -187,7 +187,7 @@ class Admission:
             titles = [title for other, title in self._open.values() if other == origin]
             # So that a program that opens ever more keeps no other out of the same machine. Not for titles that anybody
             # could invent: they would be no limit.
-            is_its_first = calling in settings.calling_ae_titles and calling not in titles
+            is_its_first = calling in settings.calling_ae_titles and calling not in {ANY_AE_TITLE, *titles}
             if len(self._open) >= settings.maximum_associations:
                 return Rejection.LOCAL_LIMIT_EXCEEDED, "too many associations"
             if len(titles) >= settings.maximum_associations_per_address and not is_its_first:

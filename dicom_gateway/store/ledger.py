@@ -45,7 +45,7 @@ class InstanceHeader:
 class Receipt:
     """What recording an instance did: `duplicate` when we had it, `reopened` when its study was closed before.
 
-    `other_patient` when it is new and its Patient ID is another one than that of the study's first image.
+    `other_patient` when it is no duplicate and its Patient ID is another one than that of the study's first image.
     """
 
     revision: int
@@ -473,7 +473,7 @@ def _new_instance(header: InstanceHeader, file: StoredFile, revision: int, now: 
 
 
 def _differ(patient_id: str, other: str) -> bool:
-    """Whether two Patient IDs are both given and not the same, as imaging.patients tells them apart."""
+    """Whether two Patient IDs are both given and not the same; imaging.patients looks at more of them, and decides."""
     return bool(patient_id and other) and patient_id.upper() != other.upper()
 
 

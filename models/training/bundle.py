@@ -42,7 +42,7 @@ from models.training.labelled import read_labels
 from models.training.network import ANATOMY, LESIONS, MULTIPLE_OF, SPACING_MM, StudyHead
 from models.training.nodules_evaluate import FIGURES_NAME, read_network
 from models.training.studies import Study, held_out_studies, phantom_studies, real_studies, simulated_studies
-from models.training.train import CHECKPOINT
+from models.training.train import CHECKPOINT, STARTED_FROM
 
 WEIGHTS_NAME = "model.onnx"
 _MAXIMUM_HU = 3071.0
@@ -149,7 +149,7 @@ def write_bundle(
     Raises ManifestMismatch, OSError or ValueError naming what cannot be read, before anything is written.
     """
     nodule_network = None if nodules is None else _nodule_network(nodules)
-    before = () if config.start_from is None else load_manifest(config.start_from).training_data
+    before = _seen_before(run / STARTED_FROM)
     net = trained_network(config.features, run / CHECKPOINT)
     studies = read_studies(config, index, count)
     out.mkdir(parents=True, exist_ok=True)
@@ -205,10 +205,18 @@ def _nodule_network(folder: Path) -> NoduleNetwork:
     return network
 
 
+def _seen_before(path: Path) -> tuple[TrainingSource, ...]:
+    """What the model that a run started from was trained on."""
+    if not path.exists():
+        return ()
+    sources = ModelManifest.model_validate_json(path.read_bytes()).training_data
+    return tuple(source for source in sources if source.use == "training")
+
+
 def _training_data(
     config: Config, before: Sequence[TrainingSource], real: Sequence[Answer]
 ) -> tuple[TrainingSource, ...]:
-    trained = [source for source in before if source.use == "training"]
+    trained = [*before]
     trained += [TrainingSource(name=v.name, licence=v.licence, use="training") for v in config.volumes]
     own = [read_labels(folder) for folder in config.labelled]
     trained += [TrainingSource(name=labels.name, licence=labels.licence, use="training") for labels in own]

@@ -95,7 +95,7 @@ def read_config(path: Path) -> Config:
                 volume["annotations"] = (folder / volume["annotations"]).resolve()
         if "phantom_folder" in table:
             table["phantom_folder"] = (folder / table["phantom_folder"]).resolve()
-        if (start := table.get("start_from")) is not None:
+        if isinstance(start := table.get("start_from"), str):
             table["start_from"] = BUNDLED_MODEL_DIR if start == "bundled" else (folder / start).resolve()
         return Config(
             data_root=(folder / table.pop("data_root", ".")).resolve(),

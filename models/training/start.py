@@ -12,10 +12,11 @@ from typing import Any
 import onnx
 import torch
 from google.protobuf.message import DecodeError
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from models.manifest import load_manifest
+from models.session import checked_weights
 from models.training.network import Block, ChestNet
 
 _OF_THE_NETWORK = "net."
@@ -24,15 +25,15 @@ _OF_THE_NETWORK = "net."
 def exported_network(folder: Path, features: tuple[int, ...]) -> ChestNet:
     """The network of a model folder; it answers as the exported one, but its normalisations do nothing yet.
 
-    Raises OSError where there is no weights file, models.errors.ManifestMismatch where the folder holds no model,
+    Raises models.errors.ManifestMismatch where the folder holds no model or other weights than its manifest says,
     ValueError where its network has other features, or its weights are not stored as float32.
     """
     net = ChestNet(features)
-    path = folder / load_manifest(folder).weights
-    weights = _stored(path)
+    manifest = load_manifest(folder)
+    weights = _stored(checked_weights(folder, manifest.weights, manifest.sha256))
     shapes = {name: tensor.shape for name, tensor in _folded_weights(net).items()}
     if shapes != {name: tensor.shape for name, tensor in weights.items()}:
-        raise ValueError(f"{path} holds another network than `features` asks for, or not in float32")
+        raise ValueError(f"{folder} holds another network than `features` asks for, or not in float32")
     with torch.no_grad():
         for name, tensor in _folded_weights(net).items():
             tensor.copy_(weights[name])
@@ -67,15 +68,18 @@ def _normalisations(net: ChestNet) -> list[Any]:
     return [module[1] for module in net.modules() if isinstance(module, Block)]
 
 
-def _stored(path: Path) -> dict[str, Tensor]:
+def _stored(weights: bytes) -> dict[str, Tensor]:
+    """What is stored as float32 in the file itself: another one that it names is not what the digest covers."""
     try:
-        model = onnx.load(path)
+        model = onnx.load_model_from_string(weights)
     except DecodeError as error:
-        raise ValueError(f"{path} is no ONNX file") from error
+        raise ValueError("the weights to start from are no ONNX file") from error
     return {
         tensor.name.removeprefix(_OF_THE_NETWORK): torch.from_numpy(numpy_helper.to_array(tensor).copy())
         for tensor in model.graph.initializer
         if tensor.name.startswith(_OF_THE_NETWORK)
+        and tensor.data_type == TensorProto.FLOAT
+        and tensor.data_location != TensorProto.EXTERNAL
     }
 
 

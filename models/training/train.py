@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from models.manifest import MANIFEST_NAME
 from models.training.curves import PROGRESS_NAME, Progress, write_curves
 from models.training.dataset import Config, Samples, Sources, read_config, read_sources
 from models.training.losses import anatomy_loss, lesion_loss
@@ -26,6 +27,8 @@ from models.training.network import ChestNet
 from models.training.start import exported_network, normalise
 
 CHECKPOINT = "checkpoint.pt"
+# The manifest of the model that a run began with; not there where it began with none.
+STARTED_FROM = "started_from.json"
 OnProgress = Callable[[Progress], None]
 _REPORT_EVERY = 20
 _SAVE_EVERY = 50
@@ -105,10 +108,15 @@ def train(config: Config, sources: Sources, run: Path, on_progress: OnProgress =
 def _trained(config: Config, sources: Sources, run: Path, on_progress: OnProgress) -> ChestNet:
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.start_from is None or (run / CHECKPOINT).exists():
+    if (run / CHECKPOINT).exists():
         net = ChestNet(config.features).to(device)
+    elif config.start_from is None:
+        net = ChestNet(config.features).to(device)
+        (run / STARTED_FROM).unlink(missing_ok=True)
     else:
         net = exported_network(config.start_from, config.features).to(device)
+        # The configuration may change before the export, and so may that folder.
+        (run / STARTED_FROM).write_bytes((config.start_from / MANIFEST_NAME).read_bytes())
         first = itertools.islice(batches(config, sources, 0), _STARTING_BATCHES)
         normalise(net, [batch["hu"].to(device) for batch in first])
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-4)

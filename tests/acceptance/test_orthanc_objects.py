@@ -1,4 +1,4 @@
-"""All result objects of a study with every finding through a real PACS and back, in both languages."""
+"""All result objects of a study with every finding through a real PACS and back, in Chinese (who keeps that keeps English)."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -28,10 +28,7 @@ pytestmark = pytest.mark.acceptance
 NAME = "Wang^XiaoDong=王^小东"
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_every_object_comes_back_as_it_was_sent(
-    language: str, make_case: Callable[..., StoredResult], tmp_path: Path
-) -> None:
+def test_every_object_comes_back_as_it_was_sent(make_case: Callable[..., StoredResult], tmp_path: Path) -> None:
     source = {"PatientName": NAME, "StudyDescription": "胸部CT平扫"}
     sent: dict[str, Dataset] = {}
     with orthanc(tmp_path) as (rest, port):
@@ -42,7 +39,7 @@ def test_every_object_comes_back_as_it_was_sent(
                 "host": "127.0.0.1",
                 "port": port,
                 "objects": tuple(ENCODERS),
-                "language": language,
+                "language": "zh",
             }
         )
         case = replace(make_case("all outlined", **source), edition=edition_for(peer))

@@ -1,7 +1,7 @@
 """Five real patients through the pipeline: series, sides, volumes, emphysema index, contrast, honest negatives."""
 
 from datetime import UTC, datetime
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ def analysed(request: pytest.FixtureRequest, detector: Detector) -> tuple[str, S
     return request.param, result, load_volume(study.series[0])
 
 
-@cache
+@lru_cache(maxsize=1)
 def _aerated_lung(volume: Volume) -> np.ndarray:
     """A second opinion without our code: the large pockets of air in the patient, vessels and airways as they are."""
     air = volume.hu < -400

@@ -1,17 +1,19 @@
 """A few steps of the real training loop on a tiny network, then the real export and its comparison."""
 
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from models import BUNDLED_MODEL_DIR
 from models.errors import ManifestMismatch
-from models.manifest import MANIFEST_NAME
-from models.training.bundle import write_bundle
+from models.manifest import MANIFEST_NAME, load_manifest
+from models.training.bundle import _seen_before, write_bundle
 from models.training.curves import CURVES_NAME, PROGRESS_NAME, Progress, read_progress
 from models.training.dataset import Config, Mix, Sources
 from models.training.export import compare, export, folded, trained_network, unfitted
@@ -20,7 +22,7 @@ from models.training.labels import LABEL
 from models.training.network import LESIONS, Block, ChestNet, StudyHead, study_evidence
 from models.training.sources import OrganMap, Sample
 from models.training.start import exported_network, normalise
-from models.training.train import CHECKPOINT, batches, learning_rate, steps_done, train
+from models.training.train import CHECKPOINT, STARTED_FROM, batches, learning_rate, steps_done, train
 from models.training.variants import Variant, measured_loss, write_variant
 
 pytestmark = [
@@ -131,7 +133,9 @@ def test_a_run_starts_from_an_exported_network(config: Config, sources: Sources,
     folder = tmp_path / "model"
     folder.mkdir()
     export(net, StudyHead(), unfitted(net), folder / "model.onnx")
-    shutil.copyfile(BUNDLED_MODEL_DIR / MANIFEST_NAME, folder / MANIFEST_NAME)
+    weights = (folder / "model.onnx").read_bytes()
+    manifest = load_manifest(BUNDLED_MODEL_DIR).model_copy(update={"sha256": hashlib.sha256(weights).hexdigest()})
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
 
     started = exported_network(folder, FEATURES)
     normalise(started, grids)
@@ -148,12 +152,58 @@ def test_a_run_starts_from_an_exported_network(config: Config, sources: Sources,
     train(replace(config, steps=1, start_from=folder), sources, tmp_path)
     trained = ChestNet(FEATURES)
     trained.load_state_dict(torch.load(tmp_path / CHECKPOINT, weights_only=True)["net"])
+    # As exported each scales by 1, which a step of training hardly moves: those of the run have been measured.
+    assert all(float((block[1].weight - 1).detach().abs().max()) > 0.05 for block in blocks(trained))
     assert all(
         float((now[0].weight - then[0].weight).detach().abs().max()) < 0.01
         for now, then in zip(blocks(trained), blocks(started), strict=True)
     )
     with pytest.raises(ValueError, match="features"):
         exported_network(folder, (4, 4, 4, 4, 8))
+    shutil.rmtree(folder)
+    train(replace(config, steps=2, start_from=folder), sources, tmp_path)
+    assert steps_done(tmp_path) == 2, "a run that goes on needs no model to start from"
+    known = {source.name for source in _seen_before(tmp_path / STARTED_FROM)}
+    assert known == {source.name for source in manifest.training_data if source.use == "training"} != set()
+    (tmp_path / CHECKPOINT).unlink()
+    train(replace(config, steps=1), sources, tmp_path)
+    assert _seen_before(tmp_path / STARTED_FROM) == ()
+
+
+def test_other_weights_than_the_manifest_says_are_not_started_from(tmp_path: Path) -> None:
+    shutil.copy(BUNDLED_MODEL_DIR / MANIFEST_NAME, tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"others")
+    with pytest.raises(ManifestMismatch, match="SHA-256"):
+        exported_network(tmp_path, FEATURES)
+
+
+@pytest.mark.parametrize("stored", ["outside", "bf16"])
+def test_weights_that_are_no_float32_of_the_file_itself_are_not_started_from(stored: str, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    net = ChestNet((8, 8, 8, 8, 8)).eval()
+    path = tmp_path / "model.onnx"
+    export(net, StudyHead(), unfitted(net), path)
+    if stored == "bf16":
+        write_variant(path, path, "bf16")
+    else:
+        onnx.save(onnx.load(path), path, save_as_external_data=True, location="outside.bin", size_threshold=0)
+        assert (tmp_path / "outside.bin").exists()
+    manifest = load_manifest(BUNDLED_MODEL_DIR)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / MANIFEST_NAME).write_text(manifest.model_copy(update={"sha256": digest}).model_dump_json())
+    with pytest.raises(ValueError, match="not in float32"):
+        exported_network(tmp_path, (8, 8, 8, 8, 8))
+
+
+def test_too_little_memory_of_a_gpu_is_named(
+    config: Config, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("models.training.train.batch_loss", full)
+    with pytest.raises(MemoryError, match="2 crops"):
+        train(config, sources, tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(config: Config, sources: Sources, tmp_path: Path) -> None:
@@ -253,12 +303,3 @@ def test_weights_for_nodules_that_the_manifest_does_not_name_are_refused_before_
         (tmp_path / "nodules.onnx").write_bytes(weights)
     with pytest.raises(ManifestMismatch, match=f"nodules.onnx .*{said}"):
         write_bundle(config, tmp_path / "no.toml", tmp_path / "no run", tmp_path / "out", "0", 4, tmp_path)
-
-
-def test_a_model_that_the_run_started_from_and_is_gone_is_named_before_the_run_is_read(
-    config: Config, tmp_path: Path
-) -> None:
-    with pytest.raises(ManifestMismatch, match=r"no readable model\.json in .*gone"):
-        write_bundle(
-            replace(config, start_from=tmp_path / "gone"), tmp_path / "no.toml", tmp_path, tmp_path / "out", "0", 4
-        )
