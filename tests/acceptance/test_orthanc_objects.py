@@ -1,4 +1,4 @@
-"""All result objects of a study with every finding through a real PACS and back, in Chinese (who keeps that keeps English)."""
+"""All result objects of a study with every finding through a real PACS and back, with Chinese words in them."""
 
 from collections import Counter
 from collections.abc import Callable
