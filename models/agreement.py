@@ -5,14 +5,10 @@ augmentation: Wang et al., Neurocomputing 2019;338:34). A whole voxel moves all 
 of theirs, and can be undone exactly. The mean of both is the answer, their difference its uncertainty.
 """
 
-from typing import TypeVar
-
 import numpy as np
 import numpy.typing as npt
 
 from models.session import HeadOutputs
-
-Values = TypeVar("Values", bound=np.generic)
 
 _AXES = (2, 3, 4)
 _BRIGHTER_HU = 8.0
@@ -28,14 +24,9 @@ def perturbed(hu: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return (np.roll(smooth, (1, 1, 1), axis=_AXES) + np.float32(_BRIGHTER_HU)).astype(np.float32)
 
 
-def moved_back(values: npt.NDArray[Values]) -> npt.NDArray[Values]:
-    """What was said about a perturbed grid, its last axes (D, H, W), at the voxels of the unperturbed one."""
-    return np.roll(values, (-1, -1, -1), axis=(-3, -2, -1))
-
-
 def averaged(first: HeadOutputs, second: HeadOutputs) -> HeadOutputs:
     """The mean of a look and that at the perturbed image, moved back; anatomy and strangeness are the first's."""
-    lesions = moved_back(second.lesions)
+    lesions = np.roll(second.lesions, (-1, -1, -1), axis=(1, 2, 3))
     lesions += first.lesions
     lesions *= 0.5
     return HeadOutputs(

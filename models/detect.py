@@ -15,7 +15,7 @@ from imaging.preprocess import ModelInput, prepare
 from imaging.quality import QualityIssue, Verdict
 from imaging.uids import derive_uid
 from imaging.volume import Volume
-from models.agreement import MAXIMUM_SPREAD, averaged, moved_back, perturbed
+from models.agreement import MAXIMUM_SPREAD, averaged, perturbed
 from models.anatomy import Anatomy
 from models.contrast import BloodPool, measure_blood_pool
 from models.contrast_phase import Enhancement, contrast_phase
@@ -82,12 +82,6 @@ _LINING_SHARE = 0.7
 _NETWORK_METHOD = "network"
 _DOUBTFUL_NODULE = "what was found may be a nodule, a mass, a vessel or collapsed lung"
 _MASS_OR_CONSOLIDATION = "also outlined as consolidation: the two look alike"
-_ONE_LOOK = {
-    Presence.ABSENT: "the outlines of a second look, moved by one voxel, do not show it",
-    Presence.NOT_ASSESSED: "the outlines of a second look, moved by one voxel, do not let it be measured",
-}
-# Found by HU: outlines say where it is, not whether.
-_WITHOUT_OUTLINES = (FindingKind.MEDICAL_DEVICE,)
 _UNFAMILIAR = "the image is unlike those the model knows"
 _PER_SIDE_KINDS = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 _FOCAL_KINDS = (FindingKind.PULMONARY_NODULE,)
@@ -145,10 +139,10 @@ class Detector:
         looks = (self.session.run(grid.hu), self.session.run(perturbed(grid.hu)))
         inferred = time.perf_counter()
         reading = _Reading(self, volume, lungs, grid, looks)
-        anatomy, again = reading.anatomies(sharp_kernel)
+        anatomy = reading.anatomy(sharp_kernel)
         found: dict[FindingKind, tuple[Finding, ...]] = {}
         with ThreadPoolExecutor(max_workers=1) as beside:
-            by_rule = beside.submit(self._by_rule, anatomy, again, doubted=bool(reading.quality()))
+            by_rule = beside.submit(self._by_rule, anatomy, doubted=bool(reading.quality()))
             if judged is not None:
                 found[FindingKind.PULMONARY_NODULE] = reading.nodules(judged)
             for kind in self.manifest.lesions:
@@ -183,20 +177,10 @@ class Detector:
             return None
         return judge_candidates(self.session, network, volume, lungs)
 
-    def _by_rule(self, anatomy: Anatomy, again: Anatomy, *, doubted: bool) -> dict[FindingKind, tuple[Finding, ...]]:
-        """The kinds that are measured on the anatomy; what is there must not be missing on that of the second look."""
-        found = {}
-        for kind, rule in RULES.items():
-            if kind in self.manifest.withheld:
-                continue
-            answer = rule(anatomy)
-            if doubted:
-                answer = _doubted(answer, _UNFAMILIAR)
-            elif answer[0].presence is Presence.PRESENT and kind not in _WITHOUT_OUTLINES:
-                missing = _ONE_LOOK.get(rule(again)[0].presence)
-                answer = answer if missing is None else _doubted(answer, missing)
-            found[kind] = self._graded(answer)
-        return found
+    def _by_rule(self, anatomy: Anatomy, *, doubted: bool) -> dict[FindingKind, tuple[Finding, ...]]:
+        """The kinds that are measured on the anatomy."""
+        found = {kind: rule(anatomy) for kind, rule in RULES.items() if kind not in self.manifest.withheld}
+        return {kind: self._graded(_doubted(answer) if doubted else answer) for kind, answer in found.items()}
 
     def _graded(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
         """With the grade of the kind's evidence; what was never tried on labelled studies is simulation at best."""
@@ -231,20 +215,17 @@ class _Reading:
         left, right = self._grid.from_source(self._lungs.left), self._grid.from_source(self._lungs.right)
         return measure_blood_pool(self._grid.hu[0, 0], left, right)
 
-    def anatomies(self, sharp_kernel: bool) -> tuple[Anatomy, Anatomy]:
-        """As the first look outlines it, which is measured, and as the second does."""
-        first, second = self._looks
-        measured = Anatomy(
+    def anatomy(self, sharp_kernel: bool) -> Anatomy:
+        return Anatomy(
             volume=self._volume,
             lungs=self._lungs,
             grid=self._grid,
-            labels=first.anatomy,
+            labels=self._outputs.anatomy,
             names=self._manifest.anatomy,
             blood_pool=self.blood_pool,
             sharp_kernel=sharp_kernel,
             model_sha256=self._manifest.sha256,
         )
-        return measured, replace(measured, labels=moved_back(second.anatomy))
 
     def not_assessed(self, kind: FindingKind) -> Finding:
         return Finding(
@@ -667,15 +648,15 @@ class _Reading:
         return derive_uid("tracking", *series, *map(str, parts))
 
 
-def _doubted(findings: Sequence[Finding], why: str) -> tuple[Finding, ...]:
-    """What was measured on outlines that nobody should rely on."""
+def _doubted(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """What was measured on the outlines of an image that the model does not know: nobody should rely on it."""
     return tuple(
         finding
         if finding.presence is Presence.NOT_ASSESSED
         else replace(
             finding,
             presence=Presence.INDETERMINATE,
-            reason="; ".join(filter(None, (why, finding.reason))),
+            reason="; ".join(filter(None, (_UNFAMILIAR, finding.reason))),
         )
         for finding in findings
     )

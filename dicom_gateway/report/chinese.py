@@ -489,10 +489,6 @@ RECORD: dict[str, str] = {
     "what was outlined lines a pleural effusion and may be compressed lung": (
         "所勾画区域沿胸腔积液分布，可能为受压肺组织"
     ),
-    "the outlines of a second look, moved by one voxel, do not show it": "图像移动一个体素后再次勾画，未见该所见",
-    "the outlines of a second look, moved by one voxel, do not let it be measured": (
-        "图像移动一个体素后再次勾画，无法测量"
-    ),
     "may be no nodule": "可能并非结节",
     "also outlined as consolidation: the two look alike": "同时被勾画为实变；两者影像相似",
     "what was found may be a nodule, a mass, a vessel or collapsed lung": "所发现者可能为结节、肿块、血管或萎陷肺",

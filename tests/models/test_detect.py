@@ -20,9 +20,8 @@ from imaging.phantom import ANATOMY
 from imaging.preprocess import prepare
 from imaging.volume import Volume
 from models.agreement import averaged
-from models.anatomy import Anatomy
 from models.detect import Detector, unfamiliar
-from models.findings import Finding, FindingKind, Laterality, Presence, Quantity
+from models.findings import FindingKind, Laterality, Presence, Quantity
 from models.manifest import Familiarity, ModelManifest, NoduleNetwork
 from models.measured import RULES
 from models.session import HeadOutputs, ModelSession
@@ -426,45 +425,6 @@ def test_what_is_measured_on_an_image_unlike_the_known_ones_is_left_open_too(det
     )
     assert (known.presence, unknown.presence) == (Presence.ABSENT, Presence.INDETERMINATE)
     assert "unlike" in (unknown.reason or "")
-
-
-@pytest.mark.parametrize(
-    ("second_look", "expected"),
-    [
-        (Presence.INDETERMINATE, Presence.PRESENT),
-        (Presence.ABSENT, Presence.INDETERMINATE),
-        (Presence.NOT_ASSESSED, Presence.INDETERMINATE),
-    ],
-)
-def test_what_a_rule_measures_must_not_vanish_on_the_second_look(
-    detector: Detector, monkeypatch: pytest.MonkeyPatch, second_look: Presence, expected: Presence
-) -> None:
-    """A rule that finds something where a voxel of the outlines says so, which it does at the first look alone."""
-    volume, _ = _thorax(np.eye(3), None)
-    kind, looks = FindingKind.CARDIOMEGALY, iter((True, False))
-
-    def run(hu: np.ndarray) -> HeadOutputs:
-        outputs = detector.session.run(hu)
-        is_first = next(looks)
-        outputs.anatomy[(5, 6, 7) if is_first else (6, 7, 8)] = 1 if is_first else 2
-        return outputs
-
-    def rule(anatomy: Anatomy) -> tuple[Finding, ...]:
-        assert anatomy.labels[5, 6, 7] in (1, 2), "the second look is not moved back"
-        presence = Presence.PRESENT if 1 in anatomy.labels else second_look
-        reason = None if presence is Presence.PRESENT else "made so"
-        return (
-            Finding(
-                kind=kind, presence=presence, tracking_uid="1.2", evidence_grade=None, method="made", reason=reason
-            ),
-        )
-
-    monkeypatch.setattr("models.detect.RULES", {kind: rule})
-    shaky = SimpleNamespace(manifest=detector.manifest, run=run)
-    findings = Detector(shaky).detect(volume, segment_lungs(volume), sharp_kernel=False).findings  # type: ignore[arg-type]
-    found = next(f for f in findings if f.kind is kind)
-    assert found.presence is expected
-    assert (found.reason is None) == (expected is Presence.PRESENT)
 
 
 def test_an_image_unlike_the_known_ones_gets_no_answer(detector: Detector) -> None:
