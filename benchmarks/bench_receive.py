@@ -35,7 +35,7 @@ from running import dcmtk, free_port, make_settings, role, wait_until
 IS_SMOKE = bool(os.environ.get("CI"))
 IMAGES = int(os.environ.get("BENCH_IMAGES", "4" if IS_SMOKE else "300"))
 REPEATS = int(os.environ.get("BENCH_REPEATS", "1" if IS_SMOKE else "5"))
-ASSOCIATIONS = (1, 2) if IS_SMOKE else (1, 4, 8)
+ASSOCIATIONS = (2,) if IS_SMOKE else (1, 4, 8)
 NODELAY = {"TCP_NODELAY": "1"}
 SAMPLED_EVERY_S = 0.05
 # The handler of pynetdicom's documentation, "Storage SCP" example.
