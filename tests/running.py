@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Comprehensive3DSRStorage, SecondaryCaptureImageStorage, Verification
+from typer.testing import CliRunner
 
 from dicom_gateway.operate import prepare_data
 from dicom_gateway.settings import Settings
@@ -44,6 +45,18 @@ def onescan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         check=False,
         env={"PATH": "", "COLUMNS": "200", "HOME": "/nonexistent"},
     )
+
+
+def refused(*arguments: str | Path) -> str:
+    """What a command says that ends with exit code 2: one line. In this process, as each start would load torch."""
+    from dicom_gateway.cli import app
+
+    with chdir(ROOT):
+        ended = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+    assert ended.exit_code == 2, ended.output
+    said = ended.stderr.strip()
+    assert len(said.splitlines()) == 1, said
+    return said
 
 
 def make_settings(folder: Path, **values: Any) -> Settings:

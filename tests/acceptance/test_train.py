@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from running import ROOT, onescan
-from typer.testing import CliRunner
+from running import ROOT, onescan, refused
 
-from dicom_gateway.cli import app
 from imaging.phantom import ANATOMY, make_phantom
 from models import BUNDLED_MODEL_DIR
 from models.findings import FindingKind
@@ -119,15 +117,6 @@ def test_a_configuration_becomes_a_model_folder_that_the_product_opens(tmp_path:
     assert manifest.withheld.keys() >= {FindingKind.PULMONARY_NODULE, FindingKind.EMPHYSEMA, *RULES}
     assert [source.name for source in manifest.training_data][:2] == ["2 phantoms of imaging.phantom", "one"]
     assert json.loads((model / "model.json").read_text())["sha256"] == manifest.sha256
-
-
-def refused(*arguments: str | Path) -> str:
-    """What a command says that ends with exit code 2: one line. In this process, as each start would load torch."""
-    ended = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
-    assert ended.exit_code == 2, ended.output
-    said = ended.stderr.strip()
-    assert len(said.splitlines()) == 1, said
-    return said
 
 
 @pytest.mark.parametrize(
