@@ -85,7 +85,7 @@ def test_an_aorta_without_its_arch_is_not_measured(normal: Anatomy) -> None:
 
 @pytest.mark.parametrize(
     ("size_mm", "seed", "presence"),
-    [(30.5, 24, Presence.INDETERMINATE), (37, 23, Presence.PRESENT)],
+    [(30.5, 24, Presence.INDETERMINATE), (34, 22, Presence.PRESENT), (37, 23, Presence.PRESENT)],
 )
 def test_a_wide_pulmonary_trunk_is_measured(size_mm: float, seed: int, presence: Presence) -> None:
     (finding,) = pulmonary_artery_enlargement(anatomy_of(_phantom("pulmonary_artery_enlargement", size_mm, seed=seed)))
