@@ -37,7 +37,8 @@ app = typer.Typer(
     " Then [bold]onescan analyze FOLDER --out RESULTS[/] for files, or [bold]onescan serve[/] beside a PACS.",
 )
 out = Console()
-err = Console(stderr=True)
+# An error is one line wherever it goes: a log that is searched by line, or a terminal that wraps it itself.
+err = Console(stderr=True, soft_wrap=True)
 
 ConfigOption = Annotated[
     Path | None,
@@ -246,7 +247,7 @@ def evaluate(
     try:
         labelled = find_labelled_studies(paths or ())
     except UnreadableTruth as error:
-        err.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
+        err.print(f"[red]{escape(str(error))}[/]", highlight=False)
         raise typer.Exit(USAGE_ERROR) from error
     if not labelled and not simulate:
         err.print("[red]Nothing to evaluate:[/] name an index file or a folder with truth.json, or say --simulate N.")
@@ -649,12 +650,12 @@ def _check_writable(folder: Path) -> None:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
-        err.print(f"[red]Cannot write to {escape(str(folder))}:[/] {error.strerror}", highlight=False, soft_wrap=True)
+        err.print(f"[red]Cannot write to {escape(str(folder))}:[/] {error.strerror}", highlight=False)
         raise typer.Exit(USAGE_ERROR) from error
 
 
 def _stopped(what: str, error: Exception, code: int) -> typer.Exit:
-    err.print(f"[red]{what}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    err.print(f"[red]{what}:[/] {escape(str(error))}", highlight=False)
     return typer.Exit(code)
 
 

@@ -52,7 +52,7 @@ def refused(*arguments: str | Path) -> str:
     from dicom_gateway.cli import app
 
     with chdir(ROOT):
-        ended = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+        ended = CliRunner().invoke(app, [*map(str, arguments)])
     assert ended.exit_code == 2, ended.output
     said = ended.stderr.strip()
     assert len(said.splitlines()) == 1, said
