@@ -422,8 +422,7 @@ class _Reading:
         consolidation = FindingKind.CONSOLIDATION
         if consolidation not in self._manifest.lesions or consolidation in self._manifest.withheld:
             return None
-        channel, point = self._manifest.lesions.index(consolidation), self._manifest.operating_points[consolidation]
-        outlined = self._outputs.lesions[channel] >= point.voxel_threshold
+        outlined = self._outputs.lesions[self._manifest.lesions.index(consolidation)] >= _OPAQUE
         return _MASS_OR_CONSOLIDATION if self._lies_mostly_in(outlined, mass.region) else None
 
     def _lies_mostly_in(self, mask: npt.NDArray[np.bool_], region: Region) -> bool:

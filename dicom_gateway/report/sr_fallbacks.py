@@ -3,8 +3,6 @@
 Each is made from the encoded SR, so that patient, study, equipment, observer, evidence and dates are those of the SR.
 """
 
-from copy import deepcopy
-
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, BasicTextSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
@@ -45,7 +43,7 @@ def _as_text(sr: Dataset, result: StoredResult) -> Dataset:
     ds = _in_class(sr, result, BasicTextSRStorage)
     by_uid = {
         str(item.ReferencedSOPInstanceUID): item
-        for study in sr.get("CurrentRequestedProcedureEvidenceSequence", ())
+        for study in ds.get("CurrentRequestedProcedureEvidenceSequence", ())
         for series in study.ReferencedSeriesSequence
         for item in series.ReferencedSOPSequence
     }
@@ -64,9 +62,9 @@ def _as_text(sr: Dataset, result: StoredResult) -> Dataset:
     return ds
 
 
-def _in_class(sr: Dataset, result: StoredResult, sop_class: UID) -> Dataset:
+def _in_class(ds: Dataset, result: StoredResult, sop_class: UID) -> Dataset:
+    """`ds`, an encoded SR, made into one of another class in place."""
     report, kind = result.report, findings_kind(result, _KINDS[sop_class])
-    ds = deepcopy(sr)
     ds.SOPClassUID = sop_class
     ds.SOPInstanceUID = object_uid(report, "sop", kind, edition=result.edition)
     ds.SeriesInstanceUID = object_uid(report, "series", kind, edition=result.edition)

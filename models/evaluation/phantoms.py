@@ -45,6 +45,7 @@ _SHARP_SHARE = 0.25
 _PAINTED_OVER_NODULES = (FindingKind.PLEURAL_EFFUSION.value, FindingKind.PNEUMOTHORAX.value)
 _COUNTS = (FindingKind.BRONCHIECTASIS, FindingKind.RIB_FRACTURE, FindingKind.MEDICAL_DEVICE)
 _PIXEL_MM = 1.2
+_DISC_MM = 8.0
 _SLICE_SPACINGS_MM = (1.5, 2.5, 2.5, 4.0)
 
 
@@ -115,7 +116,9 @@ def make_planned(plan: PhantomPlan) -> tuple[Phantom, StudyTruth]:
             requests.pop()
         else:
             truth = phantom_truth(truth_document(phantom), name=plan.name)
-            return phantom, _without_pressed_lung(_without_hidden_nodules(truth, phantom))
+            return phantom, _without_cut_vertebra(
+                _without_pressed_lung(_without_hidden_nodules(truth, phantom)), phantom
+            )
 
 
 def _without_hidden_nodules(truth: StudyTruth, phantom: Phantom) -> StudyTruth:
@@ -139,3 +142,15 @@ def _without_pressed_lung(truth: StudyTruth) -> StudyTruth:
         return truth
     absent = tuple(kind for kind in truth.absent if kind is not FindingKind.ATELECTASIS)
     return truth.model_copy(update={"absent": absent})
+
+
+def _without_cut_vertebra(truth: StudyTruth, phantom: Phantom) -> StudyTruth:
+    """A fractured body without a disc above and below it in the scan cannot be asked for."""
+    kind = FindingKind.VERTEBRAL_COMPRESSION_FRACTURE
+    if kind not in truth.findings:
+        return truth
+    slices = np.flatnonzero(phantom.lesions[kind.value].any(axis=(1, 2)))
+    margin = _DISC_MM / phantom.volume.geometry.spacing_mm[0]
+    if len(slices) and slices[0] >= margin and len(phantom.volume.hu) - 1 - slices[-1] >= margin:
+        return truth
+    return truth.model_copy(update={"findings": {**truth.findings, kind: KindTruth(presence="unknown")}})

@@ -10,7 +10,15 @@ from models.findings import Finding, FindingKind, Measurement, Presence, Quantit
 from models.measure import region_of
 from models.measured.answer import answer, not_assessed
 from models.measured.outline import Box
-from models.measured.vertebrae import StraightSpine, Vertebra, axes_at, find_vertebrae, point_on, straighten
+from models.measured.vertebrae import (
+    StraightSpine,
+    Vertebra,
+    axes_at,
+    bodies_beyond,
+    find_vertebrae,
+    point_on,
+    straighten,
+)
 
 # Semiquantitative grades by height lost: 20, 25, 40 % (Genant et al., J Bone Miner Res 1993;8:1137).
 GENANT_LOSS = (0.20, 0.25, 0.40)
@@ -41,8 +49,9 @@ def vertebral_compression_fracture(anatomy: Anatomy) -> tuple[Finding, ...]:
         return (not_assessed(anatomy, kind, _NO_SPINE),)
     losses = {n: _loss(bodies, n) for n, body in enumerate(bodies) if body.heights_mm}
     lost = [n for n, loss in losses.items() if loss >= GENANT_LOSS[0]]
-    enough = len(losses) >= max(_LEAST_MEASURED, _LEAST_MEASURED_PART * len(bodies))
-    seen = f"{len(losses)} of {len(bodies)} whole vertebral bodies could be measured"
+    whole = len(bodies) + bodies_beyond(spine, bodies)
+    enough = len(losses) >= max(_LEAST_MEASURED, _LEAST_MEASURED_PART * whole)
+    seen = f"{len(losses)} of {whole} whole vertebral bodies could be measured"
     if not enough and not lost:
         return (not_assessed(anatomy, kind, f"{seen}; the end plates of the others are not told from their discs"),)
     if len(lost) > len(losses) / 2:
@@ -55,7 +64,7 @@ def vertebral_compression_fracture(anatomy: Anatomy) -> tuple[Finding, ...]:
     presence = Presence.PRESENT if certain else Presence.INDETERMINATE if parts else Presence.ABSENT
     grey = "a loss of height of 20 to 25 % may be a mild fracture or a normal variant"
     reasons = [grey] if presence is Presence.INDETERMINATE else []
-    reasons += [seen] if len(losses) < len(bodies) else []
+    reasons += [seen] if len(losses) < whole else []
     study = answer(
         anatomy,
         kind,

@@ -3,6 +3,7 @@
 The network's outline only says where the spine runs; discs, end plates and walls are found in the source's HU.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,12 +21,18 @@ _STEP_MM = (0.5, 0.75, 1.5)
 _HALF_DEPTH_MM, _HALF_WIDTH_MM = 30.0, 9.0
 _MINIMUM_BODY_RADIUS_MM = 7.0
 _MINIMUM_LENGTH_MM = 60.0
+_BEYOND_OUTLINE_MM = 12.0
+_HALF_BODY_MM = 14.0
+_BACK_WALL_MM = (-8.0, 20.0)
+_BONE_WINDOW_HU = (-100.0, 350.0)
 _PITCH_MM = (14.0, 42.0)
 _UNEVEN_COST = 3.0
 _DISC_COST = 0.8
-_MINIMUM_EDGE_HU = 40.0
-# Parts of the depth where heights are measured: nearer the walls the rims of two bodies run into each other.
-_COLUMNS = (0.2, 0.5, 0.8)
+_LEAST_END_DISC = 0.3
+_MINIMUM_EDGE_HU = 25.0
+# Parts of the depth where heights are measured: nearer the walls the rims of two bodies run into each other, in front
+# above all.
+_COLUMNS = (0.25, 0.5, 0.8)
 # Both end plates do not bulge outwards: a body higher in its middle was measured wrongly in front or behind.
 _LARGEST_BULGE = 0.1
 
@@ -49,6 +56,12 @@ def straighten(anatomy: Anatomy) -> StraightSpine | None:
     points = _centre_line(anatomy)
     if points is None:
         return None
+    spine = _along(points, anatomy)
+    back_wall_mm = _back_wall_mm(spine)
+    return _along(spine.points_mm + (back_wall_mm - _HALF_BODY_MM) * spine.posterior, anatomy)
+
+
+def _along(points: FloatArray, anatomy: Anatomy) -> StraightSpine:
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
     steps = np.arange(0.0, along[-1], _STEP_MM[0])
     points = np.stack([np.interp(steps, along, axis) for axis in points.T], axis=1)
@@ -69,6 +82,23 @@ def straighten(anatomy: Anatomy) -> StraightSpine | None:
     return StraightSpine(hu=hu, step_mm=_STEP_MM, points_mm=points, posterior=back, left=left)
 
 
+def _back_wall_mm(spine: StraightSpine) -> float:
+    """How far behind the line the bodies end: bone before it, the canal behind it.
+
+    An outline that takes in arches and processes leads the line behind the middle of the bodies.
+    """
+    middle = np.clip(spine.hu[:, :, _within(spine, 2, -5.0, 5.0)], *_BONE_WINDOW_HU).mean(axis=2)
+    profile = np.median(middle, axis=0)
+    offsets = _offsets_mm(spine, 1)
+    walls = offsets[(offsets >= _BACK_WALL_MM[0]) & (offsets <= _BACK_WALL_MM[1])]
+    falls = [
+        profile[_within(spine, 1, wall - 16.0, wall - 2.0)].mean()
+        - profile[_within(spine, 1, wall + 1.5, wall + 9.0)].mean()
+        for wall in walls
+    ]
+    return float(walls[int(np.argmax(falls))])
+
+
 def _centre_line(anatomy: Anatomy) -> FloatArray | None:
     """(n, 3) LPS mm from below up: a smooth curve through the widest place of the outline in each slice."""
     outline = anatomy.mask("vertebrae")
@@ -86,7 +116,7 @@ def _centre_line(anatomy: Anatomy) -> FloatArray | None:
         return None
     x_mm, y_mm, z_mm = anatomy.grid.geometry.index_to_patient(np.array(seen)).T
     kept = (np.abs(x_mm - np.median(x_mm)) < 25) & (np.abs(y_mm - np.median(y_mm)) < 45)
-    for limit_mm in (12.0, 7.0, 5.0):
+    for limit_mm in (12.0, 7.0, 7.0):
         if kept.sum() * spacing < _MINIMUM_LENGTH_MM:
             return None
         fits = [Polynomial.fit(z_mm[kept], axis[kept], 4) for axis in (x_mm, y_mm)]
@@ -94,7 +124,11 @@ def _centre_line(anatomy: Anatomy) -> FloatArray | None:
         kept = off < limit_mm
     if kept.mean() < 0.6:
         return None
-    heights = np.arange(z_mm[kept].min(), z_mm[kept].max(), 0.5)
+    # The outline of the lowest and the highest body is ragged where the scan ends.
+    ends = anatomy.volume.geometry.index_to_patient([(0, 0, 0), (anatomy.volume.hu.shape[0] - 1, 0, 0)])[:, 2]
+    low = max(float(ends.min()), float(z_mm[kept].min()) - _BEYOND_OUTLINE_MM)
+    high = min(float(ends.max()), float(z_mm[kept].max()) + _BEYOND_OUTLINE_MM)
+    heights = np.arange(low, high, 0.5)
     return np.stack([fits[0](heights), fits[1](heights), heights], axis=1)
 
 
@@ -132,6 +166,13 @@ def find_vertebrae(spine: StraightSpine) -> tuple[Vertebra, ...]:
     )
 
 
+def bodies_beyond(spine: StraightSpine, bodies: Sequence[Vertebra]) -> int:
+    """How many whole bodies the line still has room for below and above those that were told apart."""
+    low, high = bodies[0], bodies[-1]
+    room_below, room_above = low.below, len(spine.points_mm) - 1 - high.above
+    return room_below // (low.above - low.below) + room_above // (high.above - high.below)
+
+
 def _discs(spine: StraightSpine) -> tuple[int, ...]:
     """Where end plates are bright on both sides and the disc between them is dark, at the pitch of vertebrae.
 
@@ -159,9 +200,9 @@ def _discs(spine: StraightSpine) -> tuple[int, ...]:
         at, n = at - int(pitches[n]), int(came[at, n])
         chain.append(at)
     typical = float(np.median(score[chain]))
-    while chain and score[chain[0]] < 0.5 * typical:
+    while chain and score[chain[0]] < _LEAST_END_DISC * typical:
         chain.pop(0)
-    while chain and score[chain[-1]] < 0.5 * typical:
+    while chain and score[chain[-1]] < _LEAST_END_DISC * typical:
         chain.pop()
     return tuple(thinning * at for at in reversed(chain))
 
@@ -230,7 +271,7 @@ def _heights(
     if heights[1] - (heights[0] + heights[2]) / 2 > _LARGEST_BULGE * heights[2]:
         return None
     # A tenth of the depth further out, as a reader's marks lie, along a straight line.
-    outward = (heights[0] - heights[2]) / 6
+    outward = 0.1 * (heights[0] - heights[2]) / (_COLUMNS[2] - _COLUMNS[0])
     return heights[0] + outward, heights[1], heights[2] - outward
 
 

@@ -9,8 +9,9 @@ part of the simulation, measures on another, and writes what it measured.
 import argparse
 import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -34,7 +35,7 @@ from models.manifest import (
 )
 from models.session import checked_weights
 from models.training.calibrate import METHOD, fit_head, operating_point, study_logit
-from models.training.dataset import Config, read_config, read_sources
+from models.training.dataset import Config, Sources, read_config, read_sources
 from models.training.evaluate import Answer, answers, trial
 from models.training.export import INPUT_NAME, compare, export, trained_network, unfitted
 from models.training.familiarity import familiarity, summaries
@@ -105,20 +106,31 @@ def read_studies(config: Config, index: Path, count: int) -> Studies:
     Raises OSError or ValueError naming what cannot be read.
     """
     real = tuple(real_studies(index))
-    sources = read_sources(replace(config, phantoms=0, mix=replace(config.mix, phantom=0.0)))
-    phantoms = max(4, count // 2)
+    sources = read_backgrounds(config)
     return Studies(
-        fitting=(
-            *simulated_studies(sources, config, _CALIBRATION_SEED, count),
-            *phantom_studies(config, _PHANTOM_CALIBRATION_SEED, phantoms),
-        ),
+        fitting=tuple(fitting_studies(sources, config, count)),
         testing=(
             *simulated_studies(sources, config, _EVALUATION_SEED, count),
             *held_out_studies(config, _EVALUATION_SEED, count),
-            *phantom_studies(config, _PHANTOM_EVALUATION_SEED, phantoms),
+            *phantom_studies(config, _PHANTOM_EVALUATION_SEED, _phantoms(count)),
         ),
         real=real,
     )
+
+
+def read_backgrounds(config: Config) -> Sources:
+    """What lesions are put into for calibration. Raises OSError or ValueError naming what cannot be read."""
+    return read_sources(replace(config, phantoms=0, mix=replace(config.mix, phantom=0.0)))
+
+
+def fitting_studies(sources: Sources, config: Config, count: int) -> Iterator[Study]:
+    """The `count` simulated studies, and half as many phantoms, that operating points are fitted to."""
+    yield from simulated_studies(sources, config, _CALIBRATION_SEED, count)
+    yield from phantom_studies(config, _PHANTOM_CALIBRATION_SEED, _phantoms(count))
+
+
+def _phantoms(count: int) -> int:
+    return max(4, count // 2)
 
 
 def evidence_of(
@@ -158,7 +170,7 @@ def write_bundle(
     runner = Runner(weights, torch.get_num_threads())
     fitting, testing, real = (runner.answers(part) for part in (studies.fitting, studies.testing, studies.real))
     head = fit_head(fitting)
-    points = {kind: operating_point(head, [*fitting, *real], kind) for kind in LESIONS}
+    points = {kind: operating_point(partial(study_logit, head), [*fitting, *real], kind) for kind in LESIONS}
     strangeness, known = familiarity(summaries(net, studies.fitting), summaries(net, studies.real))
     export(net, head, strangeness, weights)
     print(compare(net, head, strangeness, weights, (64, 96, 112), seed=1))

@@ -2,18 +2,20 @@
 
 The head's two weights per kind come from logistic regression on one half of the simulated studies, temperature and
 bias from Platt scaling (Platt 1999) on the other half. Operating points put specificity first: no known-negative
-real study and at most 10 % of the simulated negatives may be called present.
+real study and at most 10 % of the simulated negatives may be called present. Outlines end at the voxel probability at
+which their volumes come nearest to the true ones: loss weights and kinds that share a voxel move it away from one half.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from models.findings import FindingKind
 from models.manifest import OperatingPoint
-from models.training.evaluate import Answer
+from models.training.evaluate import THRESHOLDS, Answer
 from models.training.network import LESIONS, StudyHead
 from models.training.studies import SMALLEST_ML
 
@@ -23,7 +25,12 @@ _MISS_RATE = 0.05
 # Probabilities fitted to some sixty studies are too rough to insist on one half.
 _LEAST_PRESENT = 0.3
 _RIDGE = 0.02
-_VOXEL_THRESHOLD = 0.5
+_ONE_HALF = 0.5
+_LEAST_OUTLINES = 3
+# Mean biases of volume that differ by less than 5 % are alike.
+_ALIKE = 0.05
+# The outline of a nodule or mass is only where its border is sought in the HU.
+_BORDER_BY_HU = (FindingKind.PULMONARY_NODULE,)
 
 
 def fit_head(found: Sequence[Answer]) -> StudyHead:
@@ -75,12 +82,31 @@ def study_logit(head: StudyHead, answer: Answer) -> float:
     return float(np.dot(weight, answer.evidence)) + bias
 
 
-def operating_point(head: StudyHead, found: Sequence[Answer], kind: FindingKind) -> OperatingPoint:
-    """Calibration and cuts of one kind."""
+def voxel_threshold(found: Sequence[Answer], kind: FindingKind) -> float:
+    """Of `THRESHOLDS` one at which simulated lesions of a kind are outlined neither too large nor too small.
+
+    The bias of a source is the median over its studies of log(outlined / true volume); sources weigh alike. Of the
+    thresholds whose mean absolute bias is hardly larger than the least, the one nearest to one half, as few studies
+    decide; one half, too, where too few outlines are known.
+    """
+    by_source: dict[str, list[npt.NDArray[np.float64]]] = {}
+    for a in found:
+        if a.kind is kind and a.simulated and a.present and a.true_ml and a.outlined_ml is not None:
+            # One millilitre more on both sides: what is not outlined at all is far off, not infinitely.
+            by_source.setdefault(a.source, []).append(np.log((np.array(a.outlined_ml) + 1) / (a.true_ml + 1)))
+    if kind in _BORDER_BY_HU or sum(map(len, by_source.values())) < _LEAST_OUTLINES:
+        return _ONE_HALF
+    bias = np.mean([np.abs(np.median(of_source, axis=0)) for of_source in by_source.values()], axis=0)
+    good = [threshold for threshold, one in zip(THRESHOLDS, bias, strict=True) if one <= bias.min() + _ALIKE]
+    return min(good, key=lambda threshold: abs(threshold - _ONE_HALF))
+
+
+def operating_point(logit: Callable[[Answer], float], found: Sequence[Answer], kind: FindingKind) -> OperatingPoint:
+    """Calibration and cuts of one kind. `logit` is the network's score of a study for the kind of an answer."""
     of_kind = [a for a in found if a.kind is kind and a.present is not None]
     negative = [a for a in of_kind if not a.present]
-    temperature, bias = _platt(head, _half(found, kind, 1))
-    threshold, minimum_ml = _VOXEL_THRESHOLD, SMALLEST_ML[kind] / 2
+    temperature, bias = _platt(logit, _half(found, kind, 1))
+    threshold, minimum_ml = voxel_threshold(found, kind), SMALLEST_ML[kind] / 2
     point = OperatingPoint(
         voxel_threshold=threshold,
         minimum_volume_ml=minimum_ml,
@@ -90,7 +116,7 @@ def operating_point(head: StudyHead, found: Sequence[Answer], kind: FindingKind)
         bias=bias,
         chosen_on=_chosen_on(of_kind),
     )
-    score = {id(a): point.probability(study_logit(head, a)) for a in of_kind}
+    score = {id(a): point.probability(logit(a)) for a in of_kind}
     outlined = [a for a in negative if a.found_at(threshold) >= minimum_ml]
     present = max([_LEAST_PRESENT, *(score[id(a)] + 0.02 for a in outlined if not a.simulated)])
     simulated = sorted(score[id(a)] for a in outlined if a.simulated)
@@ -107,9 +133,9 @@ def operating_point(head: StudyHead, found: Sequence[Answer], kind: FindingKind)
     )
 
 
-def _platt(head: StudyHead, found: Sequence[Answer]) -> tuple[float, float]:
+def _platt(logit: Callable[[Answer], float], found: Sequence[Answer]) -> tuple[float, float]:
     """(temperature, bias) so that sigmoid((logit + bias) / temperature) fits; (1, 0) where nothing can be fitted."""
-    logits = torch.tensor([[study_logit(head, a)] for a in found]).reshape(-1, 1)
+    logits = torch.tensor([[logit(a)] for a in found]).reshape(-1, 1)
     _, truth = _table(found)
     positives, count = float(truth.sum()), len(truth)
     if not 0 < positives < count:

@@ -20,7 +20,7 @@ from models.session import HeadOutputs, ModelSession
 from models.training.network import LESIONS, VOXEL_ML, study_evidence
 from models.training.studies import SMALLEST_ML, Study, real_studies
 
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +28,9 @@ class Answer:
     """What the lesion head said about one kind in one study.
 
     `present` is the truth, None where unknown; `evidence` what the study head sees; `found_ml[i]` the volume at
-    `THRESHOLDS[i]`: of the largest component for nodules, of the side with more of it else. `true_ml` and `dice`
-    (at one half) where an outline is known.
+    `THRESHOLDS[i]`: of the largest component for nodules, of the side with more of it else. `true_ml`, all that is
+    `outlined_ml` at `THRESHOLDS[i]` and `dice` (at one half) where an outline is known; what is left open counts in
+    neither.
     """
 
     study: str
@@ -41,6 +42,7 @@ class Answer:
     evidence: tuple[float, float]
     found_ml: tuple[float, ...]
     true_ml: float | None
+    outlined_ml: tuple[float, ...] | None
     dice: float | None
 
     def found_at(self, threshold: float) -> float:
@@ -53,7 +55,7 @@ def answers(study: Study, lesions: npt.NDArray[np.float32]) -> list[Answer]:
     found = []
     for index, kind in enumerate(LESIONS):
         probability = lesions[index]
-        mask = study.masks.get(kind)
+        mask, known = study.masks.get(kind), ~study.unknown.get(kind, np.zeros((), np.bool_))
         true_ml = None if mask is None else float(mask.sum()) * VOXEL_ML
         present = study.present.get(kind)
         if present and true_ml is not None and true_ml < SMALLEST_ML[kind]:
@@ -69,10 +71,15 @@ def answers(study: Study, lesions: npt.NDArray[np.float32]) -> list[Answer]:
                 evidence=(float(evidence[index, 0]), float(evidence[index, 1])),
                 found_ml=tuple(_volume_ml(kind, probability >= threshold) for threshold in THRESHOLDS),
                 true_ml=true_ml,
+                outlined_ml=None if mask is None else _outlined_ml(np.where(known, probability, 0.0)),
                 dice=None if mask is None else _dice(mask, probability >= 0.5),
             )
         )
     return found
+
+
+def _outlined_ml(probability: npt.NDArray[np.float32]) -> tuple[float, ...]:
+    return tuple(float((probability >= threshold).sum()) * VOXEL_ML for threshold in THRESHOLDS)
 
 
 def _volume_ml(kind: FindingKind, mask: npt.NDArray[np.bool_]) -> float:

@@ -17,6 +17,7 @@ from models.measured import RULES
 from models.session import ModelSession
 from models.training.dataset import read_config
 from models.training.network import LESIONS
+from models.training.recalibrate import recalibrate
 from models.training.train import CHECKPOINT, steps_done
 
 pytestmark = pytest.mark.acceptance
@@ -117,6 +118,14 @@ def test_a_configuration_becomes_a_model_folder_that_the_product_opens(tmp_path:
     assert manifest.withheld.keys() >= {FindingKind.PULMONARY_NODULE, FindingKind.EMPHYSEMA, *RULES}
     assert [source.name for source in manifest.training_data][:2] == ["2 phantoms of imaging.phantom", "one"]
     assert json.loads((model / "model.json").read_text())["sha256"] == manifest.sha256
+
+    # Other cuts for the same weights: what was measured at the old ones says nothing any more.
+    recalibrate(model, read_config(config), index, "8", 4)
+    recalibrated = load_manifest(model)
+    assert (recalibrated.version, recalibrated.sha256) == ("8", manifest.sha256)
+    assert recalibrated.operating_points == manifest.operating_points
+    assert recalibrated.withheld.keys() == recalibrated.evidence.keys() >= {*LESIONS, *RULES}
+    assert not any(evidence.trials for evidence in recalibrated.evidence.values())
 
 
 @pytest.mark.parametrize(
