@@ -98,12 +98,12 @@ def test_sides_are_the_patients(analysed) -> None:
 
 
 def test_lungs_are_where_the_air_is(analysed) -> None:
-    """Dice of the segmented lungs with the plain threshold, its vessels closed."""
+    """Dice of the segmented lungs with the plain threshold, its vessels closed in every third slice."""
     _, _, volume = analysed
     lungs = segment_lungs(volume)
-    found = lungs.left | lungs.right
+    found = (lungs.left | lungs.right)[::3]
     radius = round(3 / volume.geometry.spacing_mm[1])
-    aerated = sitk.GetImageFromArray(_aerated_lung(volume).astype(np.uint8))
+    aerated = sitk.GetImageFromArray(_aerated_lung(volume)[::3].astype(np.uint8))
     closed = sitk.GetArrayFromImage(sitk.BinaryMorphologicalClosing(aerated, (radius, radius, 0), sitk.sitkBall)) > 0
     assert 2 * (found & closed).sum() / (found.sum() + closed.sum()) > 0.95
 

@@ -1,5 +1,8 @@
 """Vertebrae told apart and measured: stacks of boxes with discs, tilted or wedged, and phantoms with their truth."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from phantom_anatomy import anatomy_of
@@ -25,10 +28,21 @@ def values(finding: Finding) -> dict[Quantity, float]:
 
 
 def stack(
-    *, tilt_deg: float = 0.0, loss: float = 0.0, slice_mm: float = 1.5, inside_hu: float = 180.0, contrast: bool = False
+    *,
+    tilt_deg: float = 0.0,
+    loss: float = 0.0,
+    crushed: int = CRUSHED,
+    slice_mm: float = 1.5,
+    inside_hu: float = 180.0,
+    contrast: bool = False,
+    arch_mm: float = 0.0,
+    length_mm: float = 270.0,
 ) -> Anatomy:
-    """Boxes of bone with discs between them, leaning back by `tilt_deg`; one lost `loss` of its height in front."""
-    shape = (round(270 / slice_mm), 120, 72)
+    """Boxes of bone with discs between them, leaning back by `tilt_deg`; one lost `loss` of its height in front.
+
+    The outline reaches `arch_mm` further back than the bodies.
+    """
+    shape = (round(length_mm / slice_mm), 120, 72)
     affine = np.diag([0.0, 0.0, 0.0, 1.0])
     affine[2, 0], affine[1, 1], affine[0, 2] = slice_mm, 1.0, 1.0
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
@@ -39,11 +53,14 @@ def stack(
     number = np.floor(along / PITCH_MM + BODIES / 2)
     up = along - (number - BODIES / 2 + 0.5) * PITCH_MM
     forward = (HALF_DEPTH_MM - back) / (2 * HALF_DEPTH_MM)
-    top = HEIGHT_MM / 2 - np.where(number == CRUSHED, HEIGHT_MM * loss * np.clip(forward, 0, 1), 0)
+    top = HEIGHT_MM / 2 - np.where(number == crushed, HEIGHT_MM * loss * np.clip(forward, 0, 1), 0)
     within = np.maximum(np.abs(x) - HALF_WIDTH_MM, np.abs(back) - HALF_DEPTH_MM)
     within = np.where((number >= 0) & (number < BODIES), within, 99.0)
     depth = np.maximum(within, np.maximum(up - top, -HEIGHT_MM / 2 - up))
     hu = np.where(within < 0, 80.0, 30.0)
+    outlined = (within < 0) | (
+        (within < 99) & (np.abs(x) < HALF_WIDTH_MM) & (back > 0) & (back < HALF_DEPTH_MM + arch_mm)
+    )
     hu = np.where(depth < 0, 550.0, hu)
     hu = np.where(depth < -RIM_MM, inside_hu, hu)
     volume = Volume(hu.astype(np.int16), geometry, "1.2.3", tuple(map(str, range(shape[0]))), (None,) * shape[0])
@@ -58,7 +75,7 @@ def stack(
         volume=volume,
         lungs=lungs,
         grid=grid,
-        labels=np.where(grid.from_source(within < 0), ANATOMY.index("vertebrae"), 0).astype(np.uint8),
+        labels=np.where(grid.from_source(outlined), ANATOMY.index("vertebrae"), 0).astype(np.uint8),
         names=ANATOMY,
         blood_pool=BloodPool(hu=40.0, contrast=contrast, evidence="made for this test"),
         sharp_kernel=False,
@@ -88,6 +105,30 @@ def test_a_wedge_gives_its_ratio_and_heights(tilt_deg: float, loss: float, grade
     assert found[Quantity.GENANT_GRADE] == grade
     assert wedge.region is not None
     assert np.linalg.norm(wedge.region.centre_mm) < PITCH_MM / 2
+
+
+def test_a_fracture_of_the_lowest_whole_body_is_found() -> None:
+    """The scan ends 6 mm below the disc under it."""
+    study, wedge = vertebral_compression_fracture(stack(loss=0.5, crushed=0, length_mm=BODIES * PITCH_MM + 12))
+    assert study.presence is wedge.presence is Presence.PRESENT
+    assert wedge.region is not None
+    assert wedge.region.centre_mm[2] == pytest.approx((0.5 - BODIES / 2) * PITCH_MM, abs=PITCH_MM / 2)
+
+
+def test_arches_in_the_outline_do_not_lead_away_from_the_bodies() -> None:
+    study, wedge = vertebral_compression_fracture(stack(loss=0.5, arch_mm=24.0))
+    assert study.presence is Presence.PRESENT
+    assert values(wedge)[Quantity.POSTERIOR_HEIGHT] == pytest.approx(HEIGHT_MM * (1 - 0.1 * 0.5), abs=1.0)
+
+
+def test_bodies_that_are_not_told_apart_are_counted() -> None:
+    """Without end plates in its lower third, the spine there is as long as three bodies."""
+    anatomy = stack()
+    hu = anatomy.volume.hu.copy()
+    hu[: len(hu) // 3] = 200
+    (study,) = vertebral_compression_fracture(replace(anatomy, volume=replace(anatomy.volume, hu=hu)))
+    assert study.presence is Presence.ABSENT
+    assert re.search(r"[56] of [89] whole vertebral bodies", study.reason or ""), study.reason
 
 
 def test_a_loss_near_20_percent_is_undetermined() -> None:
