@@ -33,7 +33,6 @@ from models.findings import (
 from models.heads import (
     Candidate,
     candidate_side,
-    joined_box,
     joined_mask,
     lesion_candidates,
     not_lining,
@@ -291,7 +290,7 @@ class _Reading:
         probability = self._outputs.lesions[channel]
         candidates = lesion_candidates(
             probability,
-            point.voxel_threshold,
+            point.sure_threshold,
             self._grid.geometry.voxel_volume_mm3,
             _smallest_candidate_ml(kind, point),
         )
@@ -532,8 +531,11 @@ class _Reading:
         threshold: float,
     ) -> Region | None:
         """The candidates' outline on the source grid, a nodule's border by its HU; None where nothing is left."""
-        box = self._grid.source_box(joined_box(group))
         mask = joined_mask(group, probability.shape)
+        if threshold < _OPAQUE:
+            mask = ndimage.binary_propagation(mask, np.ones((3, 3, 3), np.bool_), probability >= threshold)
+        (box,) = ndimage.find_objects(mask.astype(np.int8))
+        box = self._grid.source_box(box)
         # One voxel more than the candidates, so that interpolation reaches their border.
         near = ndimage.binary_dilation(mask)
         inside = self._grid.to_source(np.where(near, probability, 0.0), box) >= threshold

@@ -84,15 +84,6 @@ def _depth(candidate: Candidate) -> float:
     return float(ndimage.distance_transform_edt(np.pad(candidate.mask, 1)).max())
 
 
-def joined_box(candidates: Sequence[Candidate]) -> Box:
-    """The smallest box around all candidates."""
-    z, y, x = (
-        slice(min(c.box[axis].start for c in candidates), max(c.box[axis].stop for c in candidates))
-        for axis in range(3)
-    )
-    return z, y, x
-
-
 def joined_mask(candidates: Sequence[Candidate], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     """All candidates in one mask of the network grid."""
     mask = np.zeros(shape, dtype=bool)

@@ -42,7 +42,8 @@ class InputSpecification(_Record):
 class OperatingPoint(_Record):
     """Where probabilities of one kind are cut.
 
-    A voxel belongs to the finding at `voxel_threshold`; a finding below `minimum_volume_ml` does not count.
+    A voxel belongs to the finding at `voxel_threshold`, where that is below one half only if it hangs together with
+    voxels that reach one half; a finding of which less than `minimum_volume_ml` reaches both does not count.
     The study is present at `present_probability` and above, absent below `absent_probability`,
     indeterminate between. `chosen_on` says which data decided it.
     """
@@ -60,6 +61,11 @@ class OperatingPoint(_Record):
         if self.absent_probability > self.present_probability:
             raise ValueError("absent_probability is above present_probability")
         return self
+
+    @property
+    def sure_threshold(self) -> float:
+        """Where a voxel makes a finding: what only extends one, below one half, makes none."""
+        return max(0.5, self.voxel_threshold)
 
     def probability(self, logit: float) -> float:
         """Calibrated probability of a study logit: sigmoid((logit + bias) / temperature)."""

@@ -5,9 +5,7 @@ for the whole of what is waited for, so that a peer that sends a byte now and th
 that is silent.
 """
 
-import select
 import socket
-import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -49,9 +47,6 @@ class Stream:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._socket.settimeout(0)
-        self._readable = select.poll()
-        self._readable.register(connection, select.POLLIN)
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._start = self._end = 0
 
@@ -91,33 +86,23 @@ class Stream:
             # rest of an image. The kernel forgets this option, hence again each time.
             if hasattr(socket, "TCP_QUICKACK"):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            self._socket.settimeout(0)
         except OSError as error:
             raise PeerGone("nobody reads the answer") from error
 
     def _fill(self, deadline: float) -> None:
-        # Read first and wait only where nothing is there: each call gives the interpreter's lock away, and with
-        # several senders the next bytes are mostly there already.
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise PeerGone("a deadline has passed")
+        self._socket.settimeout(left_s)
         try:
-            while (left_s := deadline - time.monotonic()) > 0:
-                received = self._received()
-                if received is not None:
-                    break
-                self._readable.poll(left_s * 1000)
-            else:
-                raise PeerGone("a deadline has passed")
+            received = self._socket.recv_into(self._buffer)
+        except TimeoutError as error:
+            raise PeerGone("a deadline has passed") from error
         except OSError as error:
             raise PeerGone("the connection broke") from error
         if received == 0:
             raise PeerGone("the peer closed the connection")
         self._start, self._end = 0, received
-
-    def _received(self) -> int | None:
-        """Bytes that were read into the buffer, None where none are there yet."""
-        try:
-            return self._socket.recv_into(self._buffer)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return None
 
 
 @dataclass(slots=True)

@@ -117,7 +117,7 @@ def operating_point(logit: Callable[[Answer], float], found: Sequence[Answer], k
         chosen_on=_chosen_on(of_kind),
     )
     score = {id(a): point.probability(logit(a)) for a in of_kind}
-    outlined = [a for a in negative if a.found_at(threshold) >= minimum_ml]
+    outlined = [a for a in negative if a.found_at(point.sure_threshold) >= minimum_ml]
     present = max([_LEAST_PRESENT, *(score[id(a)] + 0.02 for a in outlined if not a.simulated)])
     simulated = sorted(score[id(a)] for a in outlined if a.simulated)
     allowed = int(_FALSE_POSITIVE_RATE * sum(a.simulated for a in negative))

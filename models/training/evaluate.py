@@ -97,7 +97,7 @@ def _dice(truth: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> float |
 
 def is_present(answer: Answer, logit: float, point: OperatingPoint) -> bool:
     """The product's rule: the calibrated score and an outlined lesion of the smallest size must agree."""
-    outlined = answer.found_at(point.voxel_threshold) >= point.minimum_volume_ml
+    outlined = answer.found_at(point.sure_threshold) >= point.minimum_volume_ml
     return outlined and point.probability(logit) >= point.present_probability
 
 

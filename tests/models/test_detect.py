@@ -224,6 +224,47 @@ def test_a_mass_that_is_consolidation_as_well_says_so(
     assert (mass.presence, mass.reason) == (Presence.PRESENT, said)
 
 
+def test_what_is_less_sure_extends_a_lesion_and_makes_none(detector: Detector) -> None:
+    """The front half of a ball is sure; its back half and a ball on the other side reach 0.45."""
+    volume, ball = _thorax(np.eye(3), (75.0, 20.0, 50.0))
+    manifest, kind = detector.manifest, FindingKind.CONSOLIDATION
+    (known,) = manifest.lesions
+
+    def run(hu: np.ndarray) -> HeadOutputs:
+        outputs = detector.session.run(hu)
+        inside = outputs.lesions[0] > 0.5
+        rows = np.flatnonzero(inside.any(axis=(0, 2)))
+        sure = inside & (np.arange(inside.shape[1])[:, None] < rows.mean())
+        lesions = np.select([sure, inside | inside[:, :, ::-1]], [0.9, 0.45]).astype(np.float32)
+        return replace(outputs, lesions=lesions[None])
+
+    def outlined(threshold: float) -> np.ndarray:
+        point = manifest.operating_points[known].model_copy(update={"voxel_threshold": threshold})
+        only = SimpleNamespace(
+            manifest=manifest.model_copy(
+                update={
+                    "lesions": (kind,),
+                    "operating_points": {kind: point},
+                    "evidence": {kind: manifest.evidence[known]},
+                    "not_assessed": manifest.not_assessed | {known: "not learned"},
+                }
+            ),
+            run=run,
+        )
+        findings = Detector(only).detect(volume, segment_lungs(volume), sharp_kernel=False).findings  # type: ignore[arg-type]
+        study, lesion = [f for f in findings if f.kind is kind]
+        assert (study.presence, study.laterality) == (Presence.PRESENT, Laterality.LEFT)
+        assert lesion.region is not None
+        outline = np.zeros_like(ball)
+        outline[lesion.region.box] = lesion.region.mask
+        return outline
+
+    half, whole = outlined(0.5), outlined(0.35)
+    assert 2 * (whole & ball).sum() / (whole.sum() + ball.sum()) > 0.75
+    assert half.sum() < 0.7 * whole.sum()
+    assert whole[half].all()
+
+
 @pytest.mark.parametrize("organ", ["background", "pulmonary_trunk"])
 def test_a_vessel_that_bulges_into_the_lung_is_no_nodule(detector: Detector, organ: str) -> None:
     """A ball that the network for nodules believes in, in an image that the anatomy head calls `organ` everywhere."""
