@@ -75,6 +75,11 @@ _SOFT_TISSUE_HU = 50.0
 # Between the median of lungs after a full breath (about -850) and of lungs at rest (about -700).
 _EXPANDED_LUNG_HU = -750.0
 _OPAQUE = 0.5
+# Serous fluid, and muscle or blood without contrast medium; what is darker than fluid is fat. Voxels of 2.5 mm are
+# smoothed against noise.
+_FLUID_HU, _MUSCLE_HU, _FAT_HU = 10.0, 50.0, -30.0
+_FLUID_SMOOTHING_VOXELS = 1.0
+_LEAST_FLUID = 0.3
 # Lung that a pleural effusion compresses is a rim of about this width.
 _LINING_MM = 10.0
 _LINING_SHARE = 0.7
@@ -539,9 +544,21 @@ class _Reading:
         # One voxel more than the candidates, so that interpolation reaches their border.
         near = ndimage.binary_dilation(mask)
         inside = self._grid.to_source(np.where(near, probability, 0.0), box) >= threshold
+        if kind is FindingKind.PERICARDIAL_EFFUSION:
+            inside &= self._grid.to_source(self._fluid_in(mask).astype(np.float32), box) >= 0.5
         if kind is FindingKind.PULMONARY_NODULE:
             inside = self._solid_border(inside, box)
         return region_of(inside, box, self._volume.geometry) if inside.any() else None
+
+    def _fluid_in(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Of an outlined sac, on the network's grid, what is darker than the heart beside it, whose muscle it takes in.
+
+        All of it where hardly anything is: blood in the sac is as dense as the heart.
+        """
+        tissue_hu = min(_MUSCLE_HU, self.blood_pool.hu if self.blood_pool.hu is not None else _MUSCLE_HU)
+        hu = ndimage.gaussian_filter(self._grid.hu[0, 0], _FLUID_SMOOTHING_VOXELS)
+        fluid = mask & (hu < (_FLUID_HU + tissue_hu) / 2) & (hu > _FAT_HU)
+        return fluid if fluid.sum() >= _LEAST_FLUID * mask.sum() else mask
 
     def _solid_border(self, inside: npt.NDArray[np.bool_], box: tuple[slice, slice, slice]) -> npt.NDArray[np.bool_]:
         """A solid nodule ends where its HU fall halfway to lung; one that is mostly ground glass keeps its outline."""

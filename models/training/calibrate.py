@@ -29,8 +29,8 @@ _ONE_HALF = 0.5
 _LEAST_OUTLINES = 3
 # Mean biases of volume that differ by less than 5 % are alike.
 _ALIKE = 0.05
-# The outline of a nodule or mass is only where its border is sought in the HU.
-_BORDER_BY_HU = (FindingKind.PULMONARY_NODULE,)
+# Their outlines are only where their borders are sought in the HU.
+_BORDER_BY_HU = (FindingKind.PULMONARY_NODULE, FindingKind.PERICARDIAL_EFFUSION)
 
 
 def fit_head(found: Sequence[Answer]) -> StudyHead:
