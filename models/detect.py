@@ -535,7 +535,10 @@ class _Reading:
         probability: npt.NDArray[np.float32],
         threshold: float,
     ) -> Region | None:
-        """The candidates' outline on the source grid, a nodule's border by its HU; None where nothing is left."""
+        """The candidates on the source grid, with what is less sure around them; None where nothing is left.
+
+        The border of a nodule, and the fluid in the heart's sac, by their HU.
+        """
         mask = joined_mask(group, probability.shape)
         if threshold < _OPAQUE:
             mask = ndimage.binary_propagation(mask, np.ones((3, 3, 3), np.bool_), probability >= threshold)

@@ -6,6 +6,7 @@ sides, outlines, measurements, the answer about the study.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -224,11 +225,27 @@ def test_a_mass_that_is_consolidation_as_well_says_so(
     assert (mass.presence, mass.reason) == (Presence.PRESENT, said)
 
 
+def _answering(
+    detector: Detector, kind: FindingKind, run: Callable[[np.ndarray], HeadOutputs], **changes: float
+) -> Detector:
+    """One whose network says about `kind` what `run` says, and nothing about another; `changes` of its point."""
+    (known,) = detector.manifest.lesions
+    point = detector.manifest.operating_points[known].model_copy(update=changes)
+    manifest = detector.manifest.model_copy(
+        update={
+            "lesions": (kind,),
+            "operating_points": {kind: point},
+            "evidence": {kind: detector.manifest.evidence[known]},
+            "not_assessed": detector.manifest.not_assessed | {known: "not learned"},
+        }
+    )
+    return Detector(SimpleNamespace(manifest=manifest, run=run))  # type: ignore[arg-type]
+
+
 def test_what_is_less_sure_extends_a_lesion_and_makes_none(detector: Detector) -> None:
     """The front half of a ball is sure; its back half and a ball on the other side reach 0.45."""
     volume, ball = _thorax(np.eye(3), (75.0, 20.0, 50.0))
-    manifest, kind = detector.manifest, FindingKind.CONSOLIDATION
-    (known,) = manifest.lesions
+    kind = FindingKind.CONSOLIDATION
 
     def run(hu: np.ndarray) -> HeadOutputs:
         outputs = detector.session.run(hu)
@@ -239,19 +256,8 @@ def test_what_is_less_sure_extends_a_lesion_and_makes_none(detector: Detector) -
         return replace(outputs, lesions=lesions[None])
 
     def outlined(threshold: float) -> np.ndarray:
-        point = manifest.operating_points[known].model_copy(update={"voxel_threshold": threshold})
-        only = SimpleNamespace(
-            manifest=manifest.model_copy(
-                update={
-                    "lesions": (kind,),
-                    "operating_points": {kind: point},
-                    "evidence": {kind: manifest.evidence[known]},
-                    "not_assessed": manifest.not_assessed | {known: "not learned"},
-                }
-            ),
-            run=run,
-        )
-        findings = Detector(only).detect(volume, segment_lungs(volume), sharp_kernel=False).findings  # type: ignore[arg-type]
+        only = _answering(detector, kind, run, voxel_threshold=threshold)
+        findings = only.detect(volume, segment_lungs(volume), sharp_kernel=False).findings
         study, lesion = [f for f in findings if f.kind is kind]
         assert (study.presence, study.laterality) == (Presence.PRESENT, Laterality.LEFT)
         assert lesion.region is not None
@@ -263,6 +269,42 @@ def test_what_is_less_sure_extends_a_lesion_and_makes_none(detector: Detector) -
     assert 2 * (whole & ball).sum() / (whole.sum() + ball.sum()) > 0.75
     assert half.sum() < 0.7 * whole.sum()
     assert whole[half].all()
+
+
+@pytest.mark.parametrize(("front_hu", "back_hu", "share"), [(10, 55, 0.5), (50, 55, 1.0)])
+def test_muscle_in_the_outline_of_the_heart_sac_is_no_fluid(
+    detector: Detector, front_hu: int, back_hu: int, share: float
+) -> None:
+    """The network outlines a ball in the mediastinum: fluid in front and muscle behind, or blood in front."""
+    volume, ball = _thorax(np.eye(3), (0.0, 0.0, 0.0))
+    kind, wanted = FindingKind.PERICARDIAL_EFFUSION, detector.manifest.input
+    front = ball & (np.arange(ball.shape[1])[:, None] < np.argwhere(ball)[:, 1].mean())
+    hu = np.select([front, ball], [front_hu, back_hu], volume.hu).astype(np.int16)
+    chest = Volume(hu, volume.geometry, "1", volume.sop_instance_uids, volume.frame_numbers)
+    lungs = segment_lungs(chest)
+    grid = prepare(
+        chest,
+        lungs,
+        spacing_mm=wanted.spacing_mm,
+        multiple_of=wanted.multiple_of,
+        minimum_hu=wanted.minimum_hu,
+        maximum_hu=wanted.maximum_hu,
+    )
+
+    def run(hu: np.ndarray) -> HeadOutputs:
+        outputs = detector.session.run(hu)
+        outlined = grid.from_source(ball).astype(np.float32)[None]
+        return replace(outputs, lesions=outlined, study_logits=np.array([9.0], np.float32))
+
+    only = _answering(detector, kind, run)
+    findings = only.detect(chest, lungs, sharp_kernel=False).findings
+    study, sac = [f for f in findings if f.kind is kind]
+    assert study.presence is Presence.PRESENT
+    assert sac.region is not None
+    outline = np.zeros_like(ball)
+    outline[sac.region.box] = sac.region.mask
+    assert outline.sum() == pytest.approx(share * ball.sum(), rel=0.25)
+    assert (outline & front).sum() > (0.9 if share < 1 else 0.4) * outline.sum()
 
 
 @pytest.mark.parametrize("organ", ["background", "pulmonary_trunk"])
