@@ -43,6 +43,13 @@ class Anatomy:
             self._made[make, *args] = make(self, *args)
         return cast(Made, self._made[make, *args])
 
+    @property
+    def scan_z_mm(self) -> tuple[float, float]:
+        """LPS z in mm of the lowest and of the highest slice of the volume, at its first voxel."""
+        geometry = self.volume.geometry
+        low, high = sorted(float(geometry.index_to_patient((n, 0, 0))[2]) for n in (0, geometry.shape[0] - 1))
+        return low, high
+
     def mask(self, *names: str) -> Mask:
         """Where any of the named classes is, on the network's grid. Raises ValueError for an unknown name."""
         return np.isin(self.labels, [self.names.index(name) for name in names])

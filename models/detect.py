@@ -396,10 +396,10 @@ class _Reading:
             score = min(score, point.absent_probability)
         probability = self._outputs.lesions[channel]
         voxel_mm3 = self._grid.geometry.voxel_volume_mm3
-        candidates = lesion_candidates(probability, point.voxel_threshold, voxel_mm3, _SMALLEST_MASS_ML)
+        candidates = lesion_candidates(probability, point.sure_threshold, voxel_mm3, _SMALLEST_MASS_ML)
         masses = []
         for candidate in candidates:
-            region = self._source_region(kind, (candidate,), probability, point.voxel_threshold)
+            region = self._source_region(kind, (candidate,), probability, point)
             if region is None:
                 continue
             found = self._mass_type(region)
@@ -523,7 +523,7 @@ class _Reading:
         for side, group in groups:
             if sum(c.volume_ml for c in group) < point.minimum_volume_ml or not group:
                 continue
-            region = self._source_region(kind, group, probability, point.voxel_threshold)
+            region = self._source_region(kind, group, probability, point)
             if region is not None:
                 lesions.append(_Lesion(side, max(c.peak for c in group), region))
         return tuple(lesions)
@@ -533,17 +533,17 @@ class _Reading:
         kind: FindingKind,
         group: Sequence[Candidate],
         probability: npt.NDArray[np.float32],
-        threshold: float,
+        point: OperatingPoint,
     ) -> Region | None:
         """The candidates on the source grid, with what is less sure around them; None where nothing is left.
 
         The border of a nodule, and the fluid in the heart's sac, by their HU.
         """
-        mask = joined_mask(group, probability.shape)
-        if threshold < _OPAQUE:
+        mask, threshold = joined_mask(group, probability.shape), point.voxel_threshold
+        if threshold < point.sure_threshold:
             mask = ndimage.binary_propagation(mask, np.ones((3, 3, 3), np.bool_), probability >= threshold)
-        (box,) = ndimage.find_objects(mask.astype(np.int8))
-        box = self._grid.source_box(box)
+        (extent,) = ndimage.find_objects(mask.astype(np.int8))
+        box = self._grid.source_box(extent)
         # One voxel more than the candidates, so that interpolation reaches their border.
         near = ndimage.binary_dilation(mask)
         inside = self._grid.to_source(np.where(near, probability, 0.0), box) >= threshold

@@ -116,9 +116,9 @@ def make_planned(plan: PhantomPlan) -> tuple[Phantom, StudyTruth]:
             requests.pop()
         else:
             truth = phantom_truth(truth_document(phantom), name=plan.name)
-            return phantom, _without_cut_vertebra(
-                _without_pressed_lung(_without_hidden_nodules(truth, phantom)), phantom
-            )
+            truth = _without_hidden_nodules(truth, phantom)
+            truth = _without_pressed_lung(truth)
+            return phantom, _without_cut_vertebra(truth, phantom)
 
 
 def _without_hidden_nodules(truth: StudyTruth, phantom: Phantom) -> StudyTruth:

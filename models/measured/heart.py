@@ -85,13 +85,12 @@ def heart_fault(anatomy: Anatomy, heart: Outline) -> str | None:
 
 def _is_cut_off(anatomy: Anatomy, mask: Mask) -> bool:
     """Whether the outline is still wide where the source volume ends at its bottom or top."""
-    geometry = anatomy.volume.geometry
-    ends = [float(geometry.index_to_patient((n, 0, 0))[2]) for n in (0, geometry.shape[0] - 1)]
+    low, high = anatomy.scan_z_mm
     grid = anatomy.grid.geometry
     z_mm = grid.index_to_patient([(n, 0, 0) for n in range(grid.shape[0])])[:, 2]
     area = mask.sum(axis=(1, 2))
     margin = 1.5 * grid.spacing_mm[0]
-    outermost = (z_mm <= min(ends) + margin) | (z_mm >= max(ends) - margin)
+    outermost = (z_mm <= low + margin) | (z_mm >= high - margin)
     return bool(area[outermost].max(initial=0) > _LARGEST_CUT * area.max())
 
 

@@ -125,9 +125,9 @@ def _centre_line(anatomy: Anatomy) -> FloatArray | None:
     if kept.mean() < 0.6:
         return None
     # The outline of the lowest and the highest body is ragged where the scan ends.
-    ends = anatomy.volume.geometry.index_to_patient([(0, 0, 0), (anatomy.volume.hu.shape[0] - 1, 0, 0)])[:, 2]
-    low = max(float(ends.min()), float(z_mm[kept].min()) - _BEYOND_OUTLINE_MM)
-    high = min(float(ends.max()), float(z_mm[kept].max()) + _BEYOND_OUTLINE_MM)
+    low, high = anatomy.scan_z_mm
+    low = max(low, float(z_mm[kept].min()) - _BEYOND_OUTLINE_MM)
+    high = min(high, float(z_mm[kept].max()) + _BEYOND_OUTLINE_MM)
     heights = np.arange(low, high, 0.5)
     return np.stack([fits[0](heights), fits[1](heights), heights], axis=1)
 

@@ -9,6 +9,7 @@ measured the new ones.
 import argparse
 from pathlib import Path
 
+from models.errors import ManifestMismatch
 from models.evaluation.evidence import with_evidence
 from models.manifest import MANIFEST_NAME, ModelManifest, load_manifest
 from models.session import ModelSession
@@ -54,9 +55,12 @@ def main() -> None:
     parser.add_argument("--version", required=True)
     parser.add_argument("--studies", type=int, default=24, help="simulated studies; half as many phantoms")
     arguments = parser.parse_args()
-    before = load_manifest(arguments.model).operating_points
-    config = read_config(arguments.config)
-    manifest = recalibrate(arguments.model, config, arguments.checks, arguments.version, arguments.studies)
+    try:
+        before = load_manifest(arguments.model).operating_points
+        config = read_config(arguments.config)
+        manifest = recalibrate(arguments.model, config, arguments.checks, arguments.version, arguments.studies)
+    except (ManifestMismatch, OSError, ValueError) as error:
+        parser.error(str(error))
     for kind, point in manifest.operating_points.items():
         old = before[kind]
         print(

@@ -17,7 +17,7 @@ from models.measured import RULES
 from models.session import ModelSession
 from models.training.dataset import read_config
 from models.training.network import LESIONS
-from models.training.recalibrate import recalibrate
+from models.training.recalibrate import main, recalibrate
 from models.training.train import CHECKPOINT, steps_done
 
 pytestmark = pytest.mark.acceptance
@@ -192,6 +192,16 @@ def test_an_export_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     config.write_text(CONFIG.replace("seed = 1\n", ""))
     assert "seed: the key is missing" in said()
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_that_cannot_be_recalibrated_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    arguments = [str(tmp_path), str(tmp_path / "my.toml"), str(tmp_path / "studies.toml"), "--version", "2"]
+    monkeypatch.setattr("sys.argv", ["recalibrate", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "no readable model.json" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_example_for_own_volumes_trains(tmp_path: Path) -> None:

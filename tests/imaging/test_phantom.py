@@ -141,7 +141,7 @@ def test_truth_is_true_of_the_mask(kind: str) -> None:
     assert truth.size_unit == SIZE_UNITS[kind]
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
     kind=st.sampled_from(["pleural_effusion", "pneumothorax", "consolidation", "ground_glass_opacity", "atelectasis"]),
     size=st.floats(10, 250),
