@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imaging.phantom_anatomy import Organs, Patient, Space, cage_section, spine_y
-from imaging.phantom_shapes import F32, Axes, Box, Canvas, capsule, smooth_path
+from imaging.phantom_shapes import F32, Axes, Box, Canvas, capsules, smooth_path
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -77,8 +77,9 @@ def _arch(index: int, patient: Patient, position: Axes, yc: float, depth: float,
     spinous = np.maximum(np.abs(x) - 2.6, np.abs(spine_drop) - 6.5)
     spinous = np.maximum(spinous, np.maximum(canal_y + 9 - y, y - canal_y - 34))
     side = np.abs(x)
-    coordinates = (up, y, side)
-    transverse = capsule(coordinates, (11, canal_y - 2, 2), (33 - 0.7 * index, canal_y + 10, 4), 4.8, 4.2)
+    ends = np.array([[11, canal_y - 2, 2]]), np.array([[33 - 0.7 * index, canal_y + 10, 4]])
+    (process,) = capsules(*ends, np.array([4.8]), np.array([4.2]))
+    transverse = process.distance((up, y, side))
     shape = np.minimum(np.minimum(lamina, spinous), transverse)
     return np.asarray(shape, np.float32)
 

@@ -45,14 +45,20 @@ class Grid:
 
     def box_around(self, low: Sequence[float], high: Sequence[float], margin_mm: float) -> Box | None:
         """Index box of the points from `low` to `high` (x, y, z) with a margin; None when it is off the grid."""
-        slices = []
-        for axis, step, a, b in zip(self.axes, self.spacing_mm, low[::-1], high[::-1], strict=True):
-            start = max(0, int(np.floor((a - margin_mm - float(axis[0])) / step)))
-            stop = min(len(axis), int(np.ceil((b + margin_mm - float(axis[0])) / step)) + 1)
-            if stop <= start:
-                return None
-            slices.append(slice(start, stop))
-        return slices[0], slices[1], slices[2]
+        (box,) = self.boxes_around(np.array([low]), np.array([high]), np.array([margin_mm]))
+        return box
+
+    def boxes_around(self, low: Floats, high: Floats, margin_mm: Floats) -> list[Box | None]:
+        """`box_around` for (n, 3) and (n, 3) points and (n,) margins."""
+        first = np.array([float(axis[0]) for axis in self.axes])
+        step, margin = np.array(self.spacing_mm), margin_mm[:, None]
+        starts = np.maximum(0, np.floor((low[:, ::-1] - margin - first) / step)).astype(int)
+        stops = np.minimum(self.shape, np.ceil((high[:, ::-1] + margin - first) / step).astype(int) + 1)
+        off = (stops <= starts).any(axis=1).tolist()
+        return [
+            None if is_off else (slice(z, z1), slice(y, y1), slice(x, x1))
+            for is_off, (z, y, x), (z1, y1, x1) in zip(off, starts.tolist(), stops.tolist(), strict=True)
+        ]
 
     def point(self, index: Sequence[float]) -> Point:
         """Voxel index (slice, row, column) to (x, y, z) in mm."""
@@ -130,16 +136,26 @@ class Canvas:
         `flatten` < 1 stretches the section along z. A tube thinner than a voxel fades as its section does.
         Only voxels labelled `label_over`, when that is given, get the label.
         """
+        pieces = capsules(points[:-1], points[1:], radii[:-1], radii[1:], flatten)
+        self.draw_capsules(pieces, hu, behind_hu, label, label_over)
+
+    def draw_capsules(
+        self, pieces: Sequence["Capsule"], hu: float, behind_hu: float, label: int | None = None,
+        label_over: int | None = None,
+    ) -> None:  # fmt: skip
+        """Draw tapered segments one after the other, as `draw_tube` does."""
+        if not pieces:
+            return
         width = float(np.cbrt(np.prod(self.grid.spacing_mm)))
         combine = np.maximum if hu > behind_hu else np.minimum
-        for start, end, r0, r1 in zip(points[:-1], points[1:], radii[:-1], radii[1:], strict=True):
-            margin = max(r0, r1) / flatten + width
-            box = self.grid.box_around(np.minimum(start, end).tolist(), np.maximum(start, end).tolist(), margin)
+        low, high = (np.array([ends[n] for ends in (piece.extent_mm for piece in pieces)]) for n in (0, 1))
+        boxes = self.grid.boxes_around(low, high, np.array([piece.reach_mm + width for piece in pieces]))
+        for piece, box in zip(pieces, boxes, strict=True):
             if box is None:
                 continue
-            distance = capsule(self.coordinates(box), start, end, r0, r1, flatten)
-            fade = float(min(1.0, (2.0 * min(r0, r1) / width) ** 2))
-            coverage = np.clip(0.5 - distance / width, 0, 1) * fade
+            distance = piece.distance(self.coordinates(box))
+            fade = min(1.0, (2.0 * piece.narrowest_mm / width) ** 2)
+            coverage = (0.5 - distance / width).clip(0, 1) * fade
             drawn = behind_hu + coverage * np.float32(hu - behind_hu)
             combine(self.hu[box], drawn, out=self.hu[box], where=coverage > 0)
             if label is not None:
@@ -188,21 +204,54 @@ def _cubic_weights(position: F32, nodes: int) -> F32:
     return weights
 
 
-def capsule(
-    coordinates: Axes, start: npt.ArrayLike, end: npt.ArrayLike, r0: float, r1: float, flatten: float = 1.0
-) -> F32:
-    """Signed distance to a tapered segment; z is compressed by `flatten` before distances are taken."""
+@dataclass(frozen=True, slots=True)
+class Capsule:
+    """A tapered segment: z is compressed by `flatten` before distances are taken. All lengths in mm.
+
+    `start`, `along` and `unit` (along over its squared length) are (x, y, z) after that, as float32 holds them.
+    """
+
+    extent_mm: tuple[list[float], list[float]]
+    start: tuple[float, ...]
+    along: tuple[float, ...]
+    unit: tuple[float, ...]
+    radius_mm: float
+    growth_mm: float
+    narrowest_mm: float
+    reach_mm: float
+    flatten: float
+
+    def distance(self, coordinates: Axes) -> F32:
+        """Signed distance in mm at voxel centres, broadcastable z, y and x."""
+        z, y, x = coordinates
+        ax, ay, az = self.start
+        ux, uy, uz = self.unit
+        lx, ly, lz = self.along
+        dz, dy, dx = z * np.float32(self.flatten) - np.float32(az), y - np.float32(ay), x - np.float32(ax)
+        t = (dx * ux + dy * uy + dz * uz).clip(0, 1)
+        distance = np.sqrt((dx - t * lx) ** 2 + (dy - t * ly) ** 2 + (dz - t * lz) ** 2)
+        return np.asarray(distance - (self.radius_mm + t * self.growth_mm), dtype=np.float32)
+
+
+def capsules(starts: Floats, ends: Floats, r0: Floats, r1: Floats, flatten: float = 1.0) -> list[Capsule]:
+    """Segments from (n, 3) to (n, 3) points (x, y, z) with (n,) radii at either end."""
     stretch = np.array([1.0, 1.0, flatten])
-    a, b = np.asarray(start, float) * stretch, np.asarray(end, float) * stretch
-    z, y, x = coordinates
-    dz, dy, dx = z * np.float32(flatten) - np.float32(a[2]), y - np.float32(a[1]), x - np.float32(a[0])
-    along = b - a
-    length2 = max(float(along @ along), 1e-6)
-    ux, uy, uz = (along / length2).astype(np.float32)
-    t = np.clip(dx * ux + dy * uy + dz * uz, 0, 1)
-    lx, ly, lz = along.astype(np.float32)
-    distance = np.sqrt((dx - t * lx) ** 2 + (dy - t * ly) ** 2 + (dz - t * lz) ** 2)
-    return np.asarray(distance - (np.float32(r0) + t * np.float32(r1 - r0)), dtype=np.float32)
+    a = starts * stretch
+    along = ends * stretch - a
+    unit = along / np.maximum((along**2).sum(axis=1), 1e-6)[:, None]
+    rows = (
+        np.minimum(starts, ends),
+        np.maximum(starts, ends),
+        *(values.astype(np.float32) for values in (a, along, unit, r0, r1 - r0)),
+        np.minimum(r0, r1),
+        np.maximum(r0, r1) / flatten,
+    )
+    return [
+        Capsule((low, high), tuple(start), tuple(way), tuple(one), radius, growth, narrowest, reach, flatten)
+        for low, high, start, way, one, radius, growth, narrowest, reach in zip(
+            *(values.tolist() for values in rows), strict=True
+        )
+    ]
 
 
 def tube_field(
@@ -211,12 +260,12 @@ def tube_field(
     """Signed distance to a tube on a grid, exact within `reach_mm` of it and FAR_MM beyond."""
     field = np.full(grid.shape, FAR_MM, np.float32)
     z, y, x = grid.axes
-    for start, end, r0, r1 in zip(points[:-1], points[1:], radii[:-1], radii[1:], strict=True):
-        low, high = np.minimum(start, end), np.maximum(start, end)
-        box = grid.box_around(low.tolist(), high.tolist(), max(r0, r1) + reach_mm)
+    pieces = capsules(points[:-1], points[1:], radii[:-1], radii[1:])
+    for piece in pieces:
+        box = grid.box_around(*piece.extent_mm, piece.reach_mm + reach_mm)
         if box is not None:
             here = (z[box[0], None, None], y[None, box[1], None], x[None, None, box[2]])
-            np.minimum(field[box], capsule(here, start, end, r0, r1), out=field[box])
+            np.minimum(field[box], piece.distance(here), out=field[box])
     return field
 
 

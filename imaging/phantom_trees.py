@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from imaging.phantom_shapes import Canvas
+from imaging.phantom_shapes import Canvas, capsules
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -66,9 +66,8 @@ def draw_tree(
     canvas: Canvas, tree: Tree, hu: float, behind_hu: float, *, wall_mm: float = 0.0, at_least_mm: float = 0.0
 ) -> None:
     """Draw every segment of at least `at_least_mm` radius, `wall_mm` wider than the tree."""
-    for node in range(1, len(tree.nodes)):
-        parent = tree.parents[node]
-        if tree.radii[node] >= at_least_mm:
-            ends = np.stack([tree.nodes[parent], tree.nodes[node]])
-            wide = min(tree.radii[parent], tree.radii[node] * 1.35)
-            canvas.draw_tube(ends, np.array([wide, tree.radii[node]]) + wall_mm, hu, behind_hu)
+    drawn = np.flatnonzero(tree.radii[1:] >= at_least_mm) + 1
+    parents = tree.parents[drawn]
+    narrow = tree.radii[drawn] + wall_mm
+    wide = np.minimum(tree.radii[parents], tree.radii[drawn] * 1.35) + wall_mm
+    canvas.draw_capsules(capsules(tree.nodes[parents], tree.nodes[drawn], wide, narrow), hu, behind_hu)
