@@ -328,7 +328,7 @@ def train(
     _need_onnx()
     from models.training.dataset import read_config, read_sources
     from models.training.start import exported_network
-    from models.training.train import UnusableCheckpoint, steps_done, use_threads
+    from models.training.train import UnusableCheckpoint, is_emulated, steps_done, use_threads
     from models.training.train import train as run_training
 
     following = f"Next: onescan export {training} {run} --real INDEX --out FOLDER. {_RESEARCH}"
@@ -337,6 +337,8 @@ def train(
         if (done := steps_done(run)) >= config.steps:
             out.print(f"{run} has {done} steps and {config.steps} were asked for: nothing to train. {following}")
             return
+        if is_emulated(config.precision):
+            err.print(f'[yellow]This processor has no {config.precision}: precision = "float32" is faster here.[/]')
         if not done and config.start_from is not None:
             # Reading and making what is trained on may take half an hour.
             exported_network(config.start_from, config.features)

@@ -296,14 +296,11 @@ def add_interstitial(sample: Sample, space: Cavity, rng: np.random.Generator) ->
     walls = np.clip(1.0 - net / rng.uniform(0.25, 0.6), 0.0, 1.0)
     filled = extent * np.clip(walls * rng.uniform(0.3, 0.8) + rng.uniform(0.0, 0.12), 0.0, 0.9)
     hu += filled * np.maximum(20.0 - hu, 0.0)
-    honeycombing = rng.random() < 0.4
-    if honeycombing:  # air in the cells
+    if rng.random() < 0.4:  # honeycombing: air in the cells
         cells = extent * np.clip((net - 0.8) / 0.4, 0.0, 1.0) * rng.uniform(0.4, 1.0)
         hu += cells * np.minimum(-980.0 - hu, 0.0)
     _mark(sample, space, extent > 0.5, (extent > 0.2) & (extent < 0.75), FindingKind.INTERSTITIAL_ABNORMALITY)
-    # a net without open cells may be hazy to any degree
-    open_to_haze = (extent > 0.2) & (extent < 0.5) if honeycombing else extent > 0.2
-    sample.unknown[space.box][open_to_haze] |= bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY)
+    sample.unknown[space.box][extent > 0.2] |= bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY)
 
 
 def add_dependent_haze(sample: Sample, space: Cavity, rng: np.random.Generator) -> None:
@@ -406,14 +403,12 @@ def _add_nodule(
     unknown[nodule] &= ~bit(FindingKind.PULMONARY_NODULE)
     if diameter_mm < _SEEN_NODULE_MM:
         unknown[inside > 0.2] |= bit(FindingKind.PULMONARY_NODULE)
-    # a nodule in consolidation cannot be seen
+    # a nodule in consolidation cannot be seen, and a mass is neither consolidation nor free of it
     unknown[nodule & (lesions & bit(FindingKind.CONSOLIDATION) > 0)] |= bit(FindingKind.PULMONARY_NODULE)
-    opacity = bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY)
-    if texture in ("ground_glass", "part_solid"):
-        unknown[inside > 0.2] |= opacity
+    if diameter_mm > 25 or texture in ("ground_glass", "part_solid"):
+        unknown[inside > 0.2] |= bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY)
     else:
-        lesions[nodule] &= ~opacity
-        unknown[(inside > 0.2) & ~nodule] |= opacity
+        lesions[nodule] &= ~(bit(FindingKind.GROUND_GLASS_OPACITY) | bit(FindingKind.CONSOLIDATION))
 
 
 Insertion = Callable[[Sample, Cavity, np.random.Generator], None]

@@ -7,9 +7,9 @@ from models.findings import FindingKind
 from models.training.labels import ALLOWED
 from models.training.network import LESIONS
 
-# what is rare must still weigh something; small nodules have a network of their own
+# nodules are a few voxels of a million, and what is rare must still weigh something
 _WEIGHTS = {
-    FindingKind.PULMONARY_NODULE: 4.0,
+    FindingKind.PULMONARY_NODULE: 10.0,
     FindingKind.PERICARDIAL_EFFUSION: 4.0,
     FindingKind.CONSOLIDATION: 3.0,
     FindingKind.GROUND_GLASS_OPACITY: 3.0,

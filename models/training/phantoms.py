@@ -7,7 +7,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage as ndi
 
 from imaging.phantom import LesionRequest, Phantom, make_phantom
@@ -26,7 +25,7 @@ _CHANCES: dict[FindingKind, tuple[float, float, float]] = {
     FindingKind.PERICARDIAL_EFFUSION: (0.35, 40.0, 600.0),
     FindingKind.ATELECTASIS: (0.35, 8.0, 300.0),
     FindingKind.EMPHYSEMA: (0.15, 3.0, 40.0),
-    FindingKind.INTERSTITIAL_ABNORMALITY: (0.25, 3.0, 25.0),
+    FindingKind.INTERSTITIAL_ABNORMALITY: (0.1, 3.0, 25.0),
     FindingKind.LYMPHADENOPATHY: (0.1, 10.0, 25.0),
     FindingKind.BRONCHIECTASIS: (0.1, 2.0, 8.0),
     FindingKind.CARDIOMEGALY: (0.15, 0.5, 0.62),
@@ -40,11 +39,7 @@ _CHANCES: dict[FindingKind, tuple[float, float, float]] = {
     FindingKind.LOW_BONE_DENSITY: (0.15, 30.0, 100.0),
     FindingKind.HEPATIC_STEATOSIS: (0.2, 1.0, 35.0),
 }
-_MASS_CHANCE = 0.3
-_MASS_MM = (30.0, 70.0)
 _PRESSED_LUNG_MM = 12.5
-_FINER = 2
-_NOISE_HU = 6.0
 
 
 def random_requests(rng: np.random.Generator, healthy: float) -> list[LesionRequest]:
@@ -57,53 +52,43 @@ def random_requests(rng: np.random.Generator, healthy: float) -> list[LesionRequ
         if rng.random() < chance:
             sizes = np.exp(rng.uniform(np.log(low), np.log(high), count))
             requests += [LesionRequest(kind=kind.value, size=float(size)) for size in sizes]
-    if rng.random() < _MASS_CHANCE:
-        size = float(rng.uniform(*_MASS_MM))
-        requests.append(LesionRequest(kind=FindingKind.PULMONARY_NODULE.value, size=size))
     return requests
 
 
-def phantom_sample(phantom: Phantom, finer: int = 1) -> Sample:
-    """The phantom's truth as labels, `finer` x `finer` pixels to one; what HU cannot tell apart is left open."""
-    hu = _pooled(phantom.volume.hu, finer)
-    masks = {kind: _pooled(mask, finer) >= 0.5 for kind, mask in phantom.lesions.items()}
-    lesions = np.zeros(hu.shape, np.uint8)
-    unknown = np.zeros(hu.shape, np.uint8)
+def phantom_sample(phantom: Phantom) -> Sample:
+    """The phantom's truth as labels; what HU cannot tell apart is left open."""
+    lesions = np.zeros(phantom.anatomy.shape, np.uint8)
+    unknown = np.zeros(phantom.anatomy.shape, np.uint8)
     for kind in LESIONS:
-        if kind.value in masks:
-            lesions[masks[kind.value]] |= bit(kind)
-    if FindingKind.PLEURAL_EFFUSION.value in masks:
+        if kind.value in phantom.lesions:
+            lesions[phantom.lesions[kind.value]] |= bit(kind)
+    if FindingKind.INTERSTITIAL_ABNORMALITY.value in phantom.lesions:
+        parenchyma = bit(FindingKind.CONSOLIDATION) | bit(FindingKind.GROUND_GLASS_OPACITY)
+        unknown[phantom.lesions[FindingKind.INTERSTITIAL_ABNORMALITY.value]] |= parenchyma
+    if FindingKind.PLEURAL_EFFUSION.value in phantom.lesions:
         # fluid presses the lung beside it, which nobody outlined
-        fluid = masks[FindingKind.PLEURAL_EFFUSION.value]
+        fluid = phantom.lesions[FindingKind.PLEURAL_EFFUSION.value]
         near = ndi.binary_dilation(fluid, iterations=round(_PRESSED_LUNG_MM / SPACING_MM))
         unknown[near & ~fluid] |= bit(FindingKind.ATELECTASIS)
     unknown &= ~lesions
-    rows, columns = (finer * n for n in hu.shape[1:])
-    anatomy = phantom.anatomy[:, :rows:finer, :columns:finer].astype(np.uint8)
-    return Sample(hu=hu, anatomy=anatomy, lesions=lesions, unknown=unknown)
-
-
-def _pooled(values: npt.NDArray[np.generic], finer: int) -> npt.NDArray[np.float32]:
-    """The mean of `finer` x `finer` pixels; what is left over at the ends is dropped."""
-    slices, rows, columns = (values.shape[0], values.shape[1] // finer, values.shape[2] // finer)
-    whole = values[:, : rows * finer, : columns * finer].astype(np.float32)
-    return whole.reshape(slices, rows, finer, columns, finer).mean(axis=(2, 4))
+    return Sample(
+        hu=phantom.volume.hu.astype(np.float32),
+        anatomy=phantom.anatomy.astype(np.uint8),
+        lesions=lesions,
+        unknown=unknown,
+    )
 
 
 def random_phantom(seed: int, healthy: float = 0.12) -> Phantom:
-    """Phantom `seed` with random findings; findings that do not fit are dropped.
-
-    Slices are the network's spacing apart, pixels half of it, so that borders get their partial volume.
-    """
+    """Phantom `seed` with random findings at the network's spacing; findings that do not fit are dropped."""
     rng = np.random.default_rng((seed, 77))
     requests = random_requests(rng, healthy)
     contrast = bool(rng.random() < 0.4)
     kernel = "sharp" if rng.random() < 0.3 else "soft"
-    spacing_mm = (SPACING_MM, SPACING_MM / _FINER, SPACING_MM / _FINER)
     while True:
         try:
             return make_phantom(
-                seed, requests, spacing_mm=spacing_mm, contrast=contrast, kernel=kernel, noise_hu=_FINER * _NOISE_HU
+                seed, requests, spacing_mm=(SPACING_MM,) * 3, contrast=contrast, kernel=kernel, noise_hu=6.0
             )
         except ValueError:
             if not requests:
@@ -119,7 +104,7 @@ def load_phantoms(folder: Path, first_seed: int, count: int) -> tuple[Sample, ..
 
 def _load(path: Path, seed: int) -> Sample:
     if not path.exists():
-        sample = phantom_sample(random_phantom(seed), _FINER)
+        sample = phantom_sample(random_phantom(seed))
         unfinished = path.with_suffix(".part.npz")
         np.savez_compressed(
             unfinished,

@@ -46,6 +46,13 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def is_emulated(precision: str) -> bool:
+    """Whether this machine has no units for a precision: training in it then takes several times as long as float32."""
+    if precision == "float32" or torch.cuda.is_available():
+        return False
+    return not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def learning_rate(config: Config, step: int) -> float:
     """Linear warm-up over 50 steps, then polynomial decay to nothing."""
     warm = min(1.0, (step + 1) / 50)

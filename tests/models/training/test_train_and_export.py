@@ -22,7 +22,15 @@ from models.training.labels import LABEL
 from models.training.network import LESIONS, Block, ChestNet, StudyHead, study_evidence
 from models.training.sources import OrganMap, Sample
 from models.training.start import exported_network, normalise
-from models.training.train import CHECKPOINT, STARTED_FROM, batches, learning_rate, steps_done, train
+from models.training.train import (
+    CHECKPOINT,
+    STARTED_FROM,
+    batches,
+    is_emulated,
+    learning_rate,
+    steps_done,
+    train,
+)
 from models.training.variants import Variant, measured_loss, write_variant
 
 pytestmark = [
@@ -82,6 +90,15 @@ def weights(net: torch.nn.Module) -> torch.Tensor:
 
 def blocks(net: ChestNet) -> list[Block]:
     return [module for module in net.modules() if isinstance(module, Block)]
+
+
+def test_a_processor_without_bfloat16_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert is_emulated("bfloat16")
+    assert not is_emulated("float32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not is_emulated("bfloat16")
 
 
 def test_the_seed_decides_the_network(config: Config, sources: Sources, tmp_path: Path) -> None:
