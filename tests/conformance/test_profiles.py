@@ -77,8 +77,10 @@ def receiver(folder: Path, refused: Collection[str] = (), failing: Collection[st
         entity.shutdown()
 
 
-@pytest.mark.parametrize("character_set", ["ISO_IR 192", "GB18030"])
-@pytest.mark.parametrize("syntaxes", [("ImplicitVRLittleEndian",), ("RLELossless", "ExplicitVRLittleEndian")])
+@pytest.mark.parametrize(
+    ("syntaxes", "character_set"),
+    [(("ImplicitVRLittleEndian",), "GB18030"), (("RLELossless", "ExplicitVRLittleEndian"), "ISO_IR 192")],
+)
 def test_what_arrives_is_content_for_the_judges(
     syntaxes: tuple[TransferSyntax, ...], character_set: Any, chinese: StoredResult, tmp_path: Path
 ) -> None:
