@@ -148,7 +148,7 @@ class Canvas:
             return
         width = float(np.cbrt(np.prod(self.grid.spacing_mm)))
         combine = np.maximum if hu > behind_hu else np.minimum
-        low, high = (np.array([ends[n] for ends in (piece.extent_mm for piece in pieces)]) for n in (0, 1))
+        low, high = map(np.array, zip(*(piece.extent_mm for piece in pieces), strict=True))
         boxes = self.grid.boxes_around(low, high, np.array([piece.reach_mm + width for piece in pieces]))
         for piece, box in zip(pieces, boxes, strict=True):
             if box is None:
@@ -260,8 +260,7 @@ def tube_field(
     """Signed distance to a tube on a grid, exact within `reach_mm` of it and FAR_MM beyond."""
     field = np.full(grid.shape, FAR_MM, np.float32)
     z, y, x = grid.axes
-    pieces = capsules(points[:-1], points[1:], radii[:-1], radii[1:])
-    for piece in pieces:
+    for piece in capsules(points[:-1], points[1:], radii[:-1], radii[1:]):
         box = grid.box_around(*piece.extent_mm, piece.reach_mm + reach_mm)
         if box is not None:
             here = (z[box[0], None, None], y[None, box[1], None], x[None, None, box[2]])

@@ -1,5 +1,6 @@
 """Five real patients through the pipeline: series, sides, volumes, emphysema index, contrast, honest negatives."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -13,12 +14,14 @@ from scipy import ndimage
 from dicom_gateway.pipeline import process_study
 from dicom_gateway.report.stored import StoredResult
 from imaging.files import find_files
+from imaging.geometry import Geometry
 from imaging.headers import read_studies
 from imaging.lungs import segment_lungs
 from imaging.volume import Volume, load_volume
 from models import BUNDLED_MODEL_DIR
 from models.detect import Detector
 from models.evaluation.truth import find_labelled_studies
+from models.findings import FindingKind, Presence
 from models.session import ModelSession
 
 REAL_CT = ROOT.parent / "shared" / "ct"
@@ -128,3 +131,32 @@ def test_key_images_show_what_they_name(analysed) -> None:
         assert finding.key_sop_instance_uid == volume.sop_instance_uids[finding.key_slice]
         index = np.rint(volume.geometry.patient_to_index(finding.centre_mm)).astype(int)
         assert all(0 <= i < n for i, n in zip(index, volume.hu.shape, strict=True))
+
+
+def test_a_field_of_view_cut_to_the_lungs_changes_no_answer(detector: Detector) -> None:
+    """Reconstructions of the lungs alone show no skin; of the series here, this one is then the least familiar."""
+    (study,), _ = read_studies(find_files([REAL_CT / "normal_001"], Path("unused")))
+    whole = load_volume(study.series[0])
+    lungs = segment_lungs(whole)
+    rows, columns = (
+        slice(max(0, int(hit[0] - 5 / mm)), int(hit[-1] + 5 / mm))
+        for hit, mm in zip(
+            (np.flatnonzero((lungs.left | lungs.right).any(axis=axes)) for axes in ((0, 2), (0, 1))),
+            whole.geometry.spacing_mm[1:],
+            strict=True,
+        )
+    )
+    affine = whole.geometry.affine.copy()
+    affine[:3, 3] += affine[:3, 1] * rows.start + affine[:3, 2] * columns.start
+    hu = np.ascontiguousarray(whole.hu[:, rows, columns])
+    narrow = replace(whole, hu=hu, geometry=Geometry(affine, hu.shape))
+    detection = detector.detect(narrow, segment_lungs(narrow), sharp_kernel=False)
+    assert detection.quality == ()
+    truth = next(
+        s.truth for s in find_labelled_studies([ROOT / "models/evaluation/shared.toml"]) if s.truth.name == "normal_001"
+    )
+    absent = {kind for kind in FindingKind if truth.of(kind).presence == "absent"}
+    answers = {f.kind: f.presence for f in detection.findings if f.kind in absent and f.lesion is None}
+    assert set(answers) == absent
+    assert Presence.PRESENT not in answers.values()
+    assert list(answers.values()).count(Presence.ABSENT) >= len(absent) - 1
