@@ -127,18 +127,10 @@ class Detector:
     def detect(self, volume: Volume, lungs: Lungs, *, sharp_kernel: bool) -> Detection:
         """Findings of every kind. Raises models.errors.BadOutput when the network's answer is none."""
         started = time.perf_counter()
-        # First, because MONAI may still be loading, and `prepare` waits for it.
+        # First, because MONAI may still be loading, and the network's grid waits for it.
         judged = self._judged(volume, lungs)
         sought = time.perf_counter()
-        wanted = self.manifest.input
-        grid = prepare(
-            volume,
-            lungs,
-            spacing_mm=wanted.spacing_mm,
-            multiple_of=wanted.multiple_of,
-            minimum_hu=wanted.minimum_hu,
-            maximum_hu=wanted.maximum_hu,
-        )
+        grid = self.network_grid(volume, lungs)
         prepared = time.perf_counter()
         looks = (self.session.run(grid.hu), self.session.run(perturbed(grid.hu)))
         inferred = time.perf_counter()
@@ -172,6 +164,18 @@ class Detector:
                 "infer": inferred - prepared,
                 "measure": measured - inferred,
             },
+        )
+
+    def network_grid(self, volume: Volume, lungs: Lungs) -> ModelInput:
+        """The volume as the network wants it, with the way back."""
+        wanted = self.manifest.input
+        return prepare(
+            volume,
+            lungs,
+            spacing_mm=wanted.spacing_mm,
+            multiple_of=wanted.multiple_of,
+            minimum_hu=wanted.minimum_hu,
+            maximum_hu=wanted.maximum_hu,
         )
 
     def _judged(self, volume: Volume, lungs: Lungs) -> Judged | None:

@@ -19,7 +19,7 @@ from imaging.headers import read_studies
 from imaging.lungs import segment_lungs
 from imaging.volume import Volume, load_volume
 from models import BUNDLED_MODEL_DIR
-from models.detect import Detector
+from models.detect import Detector, unfamiliar
 from models.evaluation.truth import find_labelled_studies
 from models.findings import FindingKind, Presence
 from models.session import ModelSession
@@ -133,23 +133,27 @@ def test_key_images_show_what_they_name(analysed) -> None:
         assert all(0 <= i < n for i, n in zip(index, volume.hu.shape, strict=True))
 
 
-def test_a_field_of_view_cut_to_the_lungs_changes_no_answer(detector: Detector) -> None:
-    """Reconstructions of the lungs alone show no skin; of the series here, this one is then the least familiar."""
+@pytest.fixture(scope="module")
+def normal() -> Volume:
     (study,), _ = read_studies(find_files([REAL_CT / "normal_001"], Path("unused")))
-    whole = load_volume(study.series[0])
-    lungs = segment_lungs(whole)
+    return load_volume(study.series[0])
+
+
+def test_a_field_of_view_cut_to_the_lungs_changes_no_answer(normal: Volume, detector: Detector) -> None:
+    """Reconstructions of the lungs alone show no skin; of the series here, this one is then the least familiar."""
+    lungs = segment_lungs(normal)
     rows, columns = (
-        slice(max(0, int(hit[0] - 5 / mm)), int(hit[-1] + 5 / mm))
+        slice(max(0, int(hit[0] - 3 / mm)), int(hit[-1] + 3 / mm))
         for hit, mm in zip(
             (np.flatnonzero((lungs.left | lungs.right).any(axis=axes)) for axes in ((0, 2), (0, 1))),
-            whole.geometry.spacing_mm[1:],
+            normal.geometry.spacing_mm[1:],
             strict=True,
         )
     )
-    affine = whole.geometry.affine.copy()
+    affine = normal.geometry.affine.copy()
     affine[:3, 3] += affine[:3, 1] * rows.start + affine[:3, 2] * columns.start
-    hu = np.ascontiguousarray(whole.hu[:, rows, columns])
-    narrow = replace(whole, hu=hu, geometry=Geometry(affine, hu.shape))
+    hu = np.ascontiguousarray(normal.hu[:, rows, columns])
+    narrow = replace(normal, hu=hu, geometry=Geometry(affine, hu.shape))
     detection = detector.detect(narrow, segment_lungs(narrow), sharp_kernel=False)
     assert detection.quality == ()
     truth = next(
@@ -160,3 +164,14 @@ def test_a_field_of_view_cut_to_the_lungs_changes_no_answer(detector: Detector) 
     assert set(answers) == absent
     assert Presence.PRESENT not in answers.values()
     assert list(answers.values()).count(Presence.ABSENT) >= len(absent) - 1
+
+
+@pytest.mark.parametrize(("size", "added_hu"), [(0.6, 0), (1.0, 150)], ids=["the size of a child", "a wrong intercept"])
+def test_what_the_model_was_not_made_for_is_unfamiliar(
+    normal: Volume, detector: Detector, size: float, added_hu: int
+) -> None:
+    affine = normal.geometry.affine @ np.diag([size, size, size, 1.0])
+    strange = replace(normal, hu=normal.hu + np.int16(added_hu), geometry=Geometry(affine, normal.hu.shape))
+    grid = detector.network_grid(strange, segment_lungs(strange))
+    (issue,) = unfamiliar(detector.manifest, detector.session.run(grid.hu))
+    assert issue.check == "familiarity"

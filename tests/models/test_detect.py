@@ -277,19 +277,12 @@ def test_muscle_in_the_outline_of_the_heart_sac_is_no_fluid(
 ) -> None:
     """The network outlines a ball in the mediastinum: fluid in front and muscle behind, or blood in front."""
     volume, ball = _thorax(np.eye(3), (0.0, 0.0, 0.0))
-    kind, wanted = FindingKind.PERICARDIAL_EFFUSION, detector.manifest.input
+    kind = FindingKind.PERICARDIAL_EFFUSION
     front = ball & (np.arange(ball.shape[1])[:, None] < np.argwhere(ball)[:, 1].mean())
     hu = np.select([front, ball], [front_hu, back_hu], volume.hu).astype(np.int16)
     chest = Volume(hu, volume.geometry, "1", volume.sop_instance_uids, volume.frame_numbers)
     lungs = segment_lungs(chest)
-    grid = prepare(
-        chest,
-        lungs,
-        spacing_mm=wanted.spacing_mm,
-        multiple_of=wanted.multiple_of,
-        minimum_hu=wanted.minimum_hu,
-        maximum_hu=wanted.maximum_hu,
-    )
+    grid = detector.network_grid(chest, lungs)
 
     def run(hu: np.ndarray) -> HeadOutputs:
         outputs = detector.session.run(hu)
