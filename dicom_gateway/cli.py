@@ -210,7 +210,8 @@ def evaluate(
     hosts: Annotated[
         Path | None,
         typer.Option(
-            help="Training configuration: with --simulate, as many studies with lesions put into its held-out patients."
+            help="Training configuration: with --simulate, as many studies with lesions of all kinds put into its "
+            "held-out patients, and as many with nodules."
         ),
     ] = None,
     write_evidence: Annotated[
@@ -569,7 +570,7 @@ def replay(
     With --again: another revision of a report that is out, which supersedes it and goes to its destinations.
     """
     from dicom_gateway.errors import NotFound, StudyHasChanged
-    from dicom_gateway.operate import analyse_again
+    from dicom_gateway.operate import analyse_again, kept_parked
     from dicom_gateway.operate import replay as replay_parked
 
     if (what is None) is not everything or (again and what is None):
@@ -583,12 +584,16 @@ def replay(
             raise typer.Exit(1) from error
         out.print(f"queued: revision {revision}")
         return
-    replayed = replay_parked(Settings.load(config), what)
-    if not replayed:
-        err.print(f"[red]Nothing parked{f' under {what}' if what else ''}.[/] See `onescan status`.")
-        raise typer.Exit(1)
+    settings = Settings.load(config)
+    replayed, kept = replay_parked(settings, what), kept_parked(settings, what)
     for job in replayed:
         out.print(f"started again: {job}")
+    for reason in kept:
+        err.print(f"[red]{escape(reason)}[/]", highlight=False)
+    if not replayed and not kept:
+        err.print(f"[red]Nothing parked{f' under {what}' if what else ''}.[/] See `onescan status`.")
+    if not replayed:
+        raise typer.Exit(1)
 
 
 @app.command()

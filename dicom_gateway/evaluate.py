@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,12 +37,14 @@ from models.manifest import MANIFEST_NAME, ModelManifest, load_manifest
 from models.session import ModelSession
 
 if TYPE_CHECKING:
+    from models.training.nodule_studies import NoduleStudy
     from models.training.studies import Study as TrainingStudy
 
 _INSERTED_FIRST_SEED = 200_000
 # Studies of one seed; those of the next begin there.
 MOST_INSERTED = 1000
 _INSERTED_SPACING_MM = 2.5  # that of models.training.network
+_SMALLEST_MASS_ML = 14.1  # a ball of 30 mm
 _NAMED = 5
 _ROOT = Path(__file__).parents[1]
 _CODE = ("imaging/**/*.py", "models/**/*.py", "dicom_gateway/pipeline.py", "dicom_gateway/evaluate.py")
@@ -119,13 +121,15 @@ def phantom_cases(count: int, seed: int) -> Iterator[Case]:
 
 
 def inserted_cases(training: Path, count: int, seed: int) -> Iterator[Case]:
-    """Lesions put into the held-out patients of a training configuration, on the network's own spacing.
+    """Lesions put into the held-out patients of a training configuration: `count` studies of each of two sorts.
 
-    There are `MOST_INSERTED` at most. Seeds are none that calibration uses. Raises OSError or ValueError for a file
-    that is no configuration, OSError where the patients' volumes are not there, and ValueError where there are no
-    patients.
+    Those of all kinds are on the network's own spacing, which is too coarse for nodules; nodules alone are put into
+    the scans as they are. There are `MOST_INSERTED` of each at most. Seeds are none that calibration uses. Raises
+    OSError or ValueError for a file that is no configuration, OSError where the patients' volumes are not there, and
+    ValueError where there are no patients.
     """
     from models.training.dataset import read_config
+    from models.training.nodule_studies import SOURCE, nodule_hosts, nodule_study
     from models.training.studies import HELD_OUT_SOURCE, held_out_hosts, held_out_study
 
     config = read_config(training)
@@ -134,17 +138,28 @@ def inserted_cases(training: Path, count: int, seed: int) -> Iterator[Case]:
     files = [config.data_root / volume.path for volume in config.held_out]
     files += [volume.annotations for volume in config.held_out if volume.annotations is not None]
     state = f"{training.read_text()} {_state(files)} {_contents(_ROOT.glob('models/training/*.py'))}"
-    hosts = cache(lambda: held_out_hosts(config))
+    hosts, scans = cache(lambda: held_out_hosts(config)), cache(lambda: nodule_hosts(config))
     first = _INSERTED_FIRST_SEED + seed * MOST_INSERTED
-    for index in range(first, first + count):
 
-        def read(on_stage: OnStage, index: int = index) -> Scan:
-            on_stage("insert lesions")
-            return _read_inserted(held_out_study(hosts(), config, index), on_stage)
+    def of_all_kinds(index: int, on_stage: OnStage) -> Scan:
+        on_stage("insert lesions")
+        return _read_inserted(held_out_study(hosts(), config, index), on_stage)
 
-        name = f"held out {index}"
-        identity = f"{state} {index}"
-        yield Case(name=name, source=HELD_OUT_SOURCE, simulated=True, trained_on=False, identity=identity, read=read)
+    def of_nodules(index: int, on_stage: OnStage) -> Scan:
+        on_stage("insert nodules")
+        return _read_nodules(nodule_study(scans(), config, index), on_stage)
+
+    sorts = (("held out", HELD_OUT_SOURCE, of_all_kinds), ("nodules", SOURCE, of_nodules))
+    for name, source, read in sorts:
+        for index in range(first, first + count):
+            yield Case(
+                name=f"{name} {index}",
+                source=source,
+                simulated=True,
+                trained_on=False,
+                identity=f"{state} {index}",
+                read=partial(read, index),
+            )
 
 
 def _state(paths: Sequence[Path]) -> str:
@@ -157,8 +172,6 @@ def _state(paths: Sequence[Path]) -> str:
 
 
 def _read_inserted(study: "TrainingStudy", on_stage: OnStage) -> Scan:
-    from models.training.studies import SMALLEST_ML
-
     hu = np.rint(study.hu[0, 0]).astype(np.int16)
     affine = np.zeros((4, 4))
     affine[2, 0] = affine[1, 1] = affine[0, 2] = _INSERTED_SPACING_MM
@@ -169,12 +182,9 @@ def _read_inserted(study: "TrainingStudy", on_stage: OnStage) -> Scan:
     outlined = {}
     if study.masks[SORTED_BY_SIZE].any():
         lesions = outlined_lesions(
-            study.masks[SORTED_BY_SIZE],
-            study.unknown[SORTED_BY_SIZE],
-            volume.geometry,
-            SMALLEST_ML[SORTED_BY_SIZE],
+            study.masks[SORTED_BY_SIZE], study.unknown[SORTED_BY_SIZE], volume.geometry, _SMALLEST_MASS_ML
         )
-        known = study.present.get(SORTED_BY_SIZE) and any(lesion.counts for lesion in lesions)
+        known = any(lesion.counts for lesion in lesions)
         outlined[SORTED_BY_SIZE] = KindTruth(presence="present" if known else "unknown", lesions=lesions)
     return Scan(
         truth=StudyTruth(
@@ -190,6 +200,23 @@ def _read_inserted(study: "TrainingStudy", on_stage: OnStage) -> Scan:
         sharp_kernel=False,
         acquisition=Acquisition(slice_spacing_mm=_INSERTED_SPACING_MM),
         masks={kind: mask for kind, mask in study.masks.items() if kind in _OUTLINED and study.present.get(kind)},
+    )
+
+
+def _read_nodules(study: "NoduleStudy", on_stage: OnStage) -> Scan:
+    """What else the patient has is not known here: it would be counted again in every study of the same patient."""
+    if study.nodules:
+        known = any(nodule.counts for nodule in study.nodules)
+        nodules = KindTruth(presence="present" if known else "unknown", lesions=study.nodules)
+    else:
+        nodules = KindTruth(presence="absent")
+    return Scan(
+        truth=StudyTruth(name=study.name, source=study.source, simulated=True, findings={SORTED_BY_SIZE: nodules}),
+        volume=study.volume,
+        lungs=_checked_lungs(study.volume, on_stage),
+        sharp_kernel=False,
+        acquisition=Acquisition(slice_spacing_mm=study.volume.geometry.spacing_mm[0]),
+        masks={},
     )
 
 

@@ -133,16 +133,22 @@ def list_parked(settings: Settings) -> tuple[ParkedJob, ...]:
 def replay(settings: Settings, what: str | None) -> tuple[str, ...]:
     """Start parked work again: a job id of `list_parked`, all of a study by its UID, or everything for None.
 
-    A study that a rule keeps from being analysed is analysed when it is named, not with everything.
-    Returns the ids started. Raises ConfigurationError as `service_status`.
+    A study that a rule keeps from being analysed is analysed when it is named, not with everything. What `kept_parked`
+    tells of stays as it is. Returns the ids started. Raises ConfigurationError as `service_status`.
     """
     with opened(settings) as (engine, jobs):
-        parked = _parked(engine, None if what is None else _study_of(what))
-        chosen = [job for job in parked if what in (None, job.job_id, job.study_instance_uid)]
+        chosen = [job for job in _chosen(engine, what) if _has_somewhere_to_go(job, settings)]
         started = tuple(job.job_id for job in chosen if _replay(engine, jobs, settings, job))
     for job_id in started:
         emit(Event.REPLAYED, job=job_id)
     return started
+
+
+def kept_parked(settings: Settings, what: str | None) -> tuple[str, ...]:
+    """What `replay` of the same leaves parked, each with the reason in words. Raises as `service_status`."""
+    with opened(settings) as (engine, _):
+        kept = [job for job in _chosen(engine, what) if not _has_somewhere_to_go(job, settings)]
+    return tuple(f"{job.job_id} stays parked: the destination is no longer configured" for job in kept)
 
 
 def analyse_again(settings: Settings, study_instance_uid: str) -> int:
@@ -232,6 +238,17 @@ def _require_data(settings: Settings) -> None:
         raise ConfigurationError(
             f"no service has run with data_dir {settings.data_dir.resolve()}: check data_dir, or --config with its file"
         )
+
+
+def _chosen(engine: sa.Engine, what: str | None) -> list[ParkedJob]:
+    """The parked work that `replay` is asked for."""
+    parked = _parked(engine, None if what is None else _study_of(what))
+    return [job for job in parked if what in (None, job.job_id, job.study_instance_uid)]
+
+
+def _has_somewhere_to_go(job: ParkedJob, settings: Settings) -> bool:
+    """Nobody takes jobs from the queue of a destination that is not in the settings, nor would anybody see them."""
+    return job.destination is None or job.destination in {peer.name for peer in settings.destinations}
 
 
 def _study_of(what: str) -> str:

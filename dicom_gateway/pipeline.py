@@ -194,7 +194,7 @@ def _detect(detector: Detector, passed: Passed, clock: "StageClock") -> Detectio
 
 
 def limited_to_what_is_seen(findings: Sequence[Finding], quality: Sequence[QualityIssue]) -> tuple[Finding, ...]:
-    """Each answer about the lungs says so itself where apices or bases are cut off."""
+    """Each answer about the lungs says so itself where apices, bases or sides are cut off."""
     cut = [i.message for i in quality if i.check == "coverage" and i.verdict is Verdict.WARN]
     return tuple(
         replace(finding, reason="; ".join(filter(None, (finding.reason, *cut))))

@@ -4,18 +4,18 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import sqlalchemy as sa
 import structlog
 from pydantic import ValidationError
-from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from dicom_gateway.deliver import commitment, dimse, fhir, mail, mllp, shelf, stow, webhook
@@ -40,7 +40,6 @@ from dicom_gateway.settings import (
     FhirDestination,
     Hl7Destination,
     NotifiedDestination,
-    ResultObject,
     Settings,
     StowDestination,
     WebhookDestination,
@@ -69,6 +68,8 @@ class Worker:
     engine: sa.Engine
     jobs: JobQueue
     analyse: Analyse
+    _delivering: WeakValueDictionary[tuple[str, str], threading.Lock] = field(default_factory=WeakValueDictionary)
+    _one_at_the_locks: threading.Lock = field(default_factory=threading.Lock)
 
     def analyse_study(self, study_instance_uid: str, revision: int, created: float) -> None:
         """The analysis job: ends with a report and its deliveries, or with a failed study that can be replayed."""
@@ -96,7 +97,28 @@ class Worker:
     def deliver_report(
         self, study_instance_uid: str, revision: int, destination: str, attempt: int, attempts_left: int
     ) -> None:
-        """The delivery job: one attempt, which ends delivered, delayed with the next queued, parked or superseded."""
+        """The delivery job: one attempt, which ends delivered, delayed with the next queued, parked or superseded.
+
+        It waits for another revision of the study that is on its way to the same destination.
+        """
+        with self._alone_with(study_instance_uid, destination):
+            self._deliver(study_instance_uid, revision, destination, attempt, attempts_left)
+
+    @contextmanager
+    def _alone_with(self, study_instance_uid: str, destination: str) -> Iterator[None]:
+        """Only one thread of this process at a time decides that a report is the newest, and sends it.
+
+        A lock of its own for each pair, kept while somebody has it or waits for it: a destination that hangs delays
+        no other.
+        """
+        with self._one_at_the_locks:
+            lock = self._delivering.setdefault((study_instance_uid, destination), threading.Lock())
+        with lock:
+            yield
+
+    def _deliver(
+        self, study_instance_uid: str, revision: int, destination: str, attempt: int, attempts_left: int
+    ) -> None:
         row = index.get_delivery(self.engine, study_instance_uid, revision, destination)
         waiting = (DeliveryState.PENDING, DeliveryState.DELAYED)
         if row is None or row.state not in waiting or row.attempts >= attempt:
@@ -264,14 +286,12 @@ class Worker:
             case StowDestination():
                 return stow.send(encoder_of(folder, source_files, edition), peer)
             case _:
-                encode = encoder_of(folder, source_files, edition)
-
-                def noted(name: ResultObject, held: Collection[ResultObject]) -> Sequence[Dataset]:
-                    data_sets = encode(name, held)
-                    sent.extend(commitment.Reference(ds.SOPClassUID, ds.SOPInstanceUID) for ds in data_sets)
-                    return data_sets
-
-                return dimse.send(noted, peer, calling_ae_title=self.settings.ae_title)
+                return dimse.send(
+                    encoder_of(folder, source_files, edition),
+                    peer,
+                    calling_ae_title=self.settings.ae_title,
+                    on_stored=lambda ds: sent.append(commitment.Reference(ds.SOPClassUID, ds.SOPInstanceUID)),
+                )
         return (ObjectOutcome(name=peer.kind, sent_as=peer.kind, instances=1),)
 
     def _tell(self, row: index.DeliveryRow) -> Notice:

@@ -40,6 +40,8 @@ _TRACHEA_MINIMUM_LENGTH_MM = 20.0
 _AIRWAY_MAXIMUM_ML = 140.0
 _AIRWAY_LEAK_ML = 25.0
 _MINIMUM_LUNG_ML = 80.0
+# The middles of two lungs lie about 65 mm from the midline, those of a child's half as far.
+_OFF_MIDLINE_MM = 15.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +77,9 @@ def segment_lungs(volume: Volume) -> Lungs:
     air = body & (small < _LUNG_HU)
     to_left = volume.geometry.affine[0, :3] * np.array(factors)
     superior_last = volume.geometry.affine[2, 0] > 0
-    airways = _airways(small, body, air, spacing, to_left, superior_last)
-    left, right = _two_lungs(small, air & ~dilated(airways), spacing, to_left)
+    middle_mm = _midline_mm(body, to_left)
+    airways = _airways(small, air, spacing, to_left, middle_mm, superior_last)
+    left, right = _two_lungs(small, air & ~dilated(airways), spacing, to_left, middle_mm)
     left, right = (_closed(lung, spacing) & body for lung in (left, right))
     right &= ~left
     lungs = Lungs(
@@ -109,16 +112,22 @@ def _body(hu: npt.NDArray[np.int16], in_plane_mm: float) -> Mask:
     return largest | inside | (around & wall)
 
 
+def _midline_mm(body: Mask, to_left: FloatArray) -> float:
+    """Where half of the body lies to either side, in mm to the patient's left of the first voxel."""
+    offsets_mm = sum(axis * mm for axis, mm in zip(np.ogrid[tuple(map(slice, body.shape))], to_left, strict=True))
+    return float(np.median(offsets_mm[body])) if body.any() else 0.0
+
+
 def _airways(
     hu: npt.NDArray[np.int16],
-    body: Mask,
     air: Mask,
     spacing: tuple[float, ...],
     to_left: FloatArray,
+    middle_mm: float,
     superior_last: bool,
 ) -> Mask:
     """Trachea and central bronchi by region growing whose threshold stops before it leaks into a lung."""
-    seed = _trachea_seed(body, air, spacing, to_left, superior_last)
+    seed = _trachea_seed(air, spacing, to_left, middle_mm, superior_last)
     empty = np.zeros_like(air)
     if seed is None:
         return empty
@@ -135,12 +144,10 @@ def _airways(
 
 
 def _trachea_seed(
-    body: Mask, air: Mask, spacing: tuple[float, ...], to_left: FloatArray, superior_last: bool
+    air: Mask, spacing: tuple[float, ...], to_left: FloatArray, middle_mm: float, superior_last: bool
 ) -> tuple[int, int, int] | None:
     """A voxel of the trachea: the longest run of small round lumens near the midline, its upper part."""
     labels = cc3d.connected_components(_round_lumens(air, spacing), connectivity=26)
-    offsets_mm = sum(axis * mm for axis, mm in zip(np.ogrid[tuple(map(slice, body.shape))], to_left, strict=True))
-    middle_mm = float(np.median(offsets_mm[body])) if body.any() else 0.0
     best_mm, best = _TRACHEA_MINIMUM_LENGTH_MM, 0
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         length_mm = (box[0].stop - box[0].start) * spacing[0]
@@ -173,9 +180,9 @@ def _round_lumens(air: Mask, spacing: tuple[float, ...]) -> Mask:
 
 
 def _two_lungs(
-    hu: npt.NDArray[np.int16], air: Mask, spacing: tuple[float, ...], to_left: FloatArray
+    hu: npt.NDArray[np.int16], air: Mask, spacing: tuple[float, ...], to_left: FloatArray, middle_mm: float
 ) -> tuple[Mask, Mask]:
-    """Left and right lung from the air inside the body without the airways.
+    """Left and right lung from the air inside the body without the airways; one is empty where the other is alone.
 
     `to_left` (3,) is how far, in mm, a step along each axis goes to the patient's left.
     """
@@ -191,22 +198,27 @@ def _two_lungs(
         return empty, empty
     main = labels == large[0]
     if len(large) == 1 or sizes_ml[large[1]] < 0.15 * sizes_ml[large[0]]:
-        parts = _split(main, spacing)
+        parts = _split(main, spacing, to_left, middle_mm)
     else:
         parts = [main, labels == large[1]]
-    lefts_mm = [float(np.argwhere(part).mean(axis=0) @ to_left) for part in parts]
-    middle_mm = float(np.mean(lefts_mm)) if len(parts) == 2 else float((np.array(air.shape) - 1) / 2 @ to_left)
     left, right = empty, empty
-    for part, left_mm in zip(parts, lefts_mm, strict=True):
-        if left_mm > middle_mm:
+    for part in parts:
+        if _to_left_mm(part, to_left) > middle_mm:
             left = left | part
         else:
             right = right | part
     return left, right
 
 
-def _split(joined: Mask, spacing: tuple[float, ...]) -> list[Mask]:
-    """Two lungs that touch (anterior junction line) separated by a watershed from their eroded cores."""
+def _to_left_mm(mask: Mask, to_left: FloatArray) -> float:
+    return float(np.argwhere(mask).mean(axis=0) @ to_left)
+
+
+def _split(joined: Mask, spacing: tuple[float, ...], to_left: FloatArray, middle_mm: float) -> list[Mask]:
+    """Two lungs that touch (anterior junction line) separated by a watershed from their eroded cores.
+
+    Cores on one side of the midline are of one lung, which falls apart at its hilum and fissures, too: it stays whole.
+    """
     inside = sitk.GetImageFromArray(joined.astype(np.uint8))
     inside.SetSpacing(tuple(reversed(spacing)))
     distance = sitk.SignedMaurerDistanceMap(inside, insideIsPositive=True, squaredDistance=False, useImageSpacing=True)
@@ -216,7 +228,10 @@ def _split(joined: Mask, spacing: tuple[float, ...]) -> list[Mask]:
         sizes = np.bincount(labels.ravel())
         sizes[0] = 0
         first, second = (int(label) for label in np.argsort(sizes)[::-1][:2]) if len(sizes) > 2 else (0, 0)
-        if second and sizes[second] > 0.25 * sizes[first]:
+        if not second or sizes[second] <= 0.25 * sizes[first]:
+            continue
+        offsets_mm = [_to_left_mm(labels == core, to_left) - middle_mm for core in (first, second)]
+        if min(offsets_mm) < -_OFF_MIDLINE_MM and max(offsets_mm) > _OFF_MIDLINE_MM:
             markers = np.where(labels == first, 1, np.where(labels == second, 2, 0)).astype(np.uint8)
             flooded = sitk.MorphologicalWatershedFromMarkers(
                 -distance, _like(markers, distance), markWatershedLine=False

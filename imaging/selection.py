@@ -24,6 +24,13 @@ _NOT_A_RECONSTRUCTION = frozenset(
     {"MPR", "MIP", "MINIP", "VRT", "SSD", "REFORMATTED", "PROJECTION IMAGE", "MAX_IP", "MIN_IP", "CURVED", "RANGE",
      "SCREEN SAVE", "DOSE", "PERFUSION", "SUBTRACTION", "BONE SUBTRACTED"}
 )  # fmt: skip
+# Projections and renderings by any name in an ImageType value ("CT_SOM5 MIP") or a description. What is said to be for
+# a MIP is what one is made from.
+_PROJECTION = re.compile(r"(?<![a-z])(?<!for\s)(?:mips?|(?:min|max)[\s_-]?ip|vrt|ssd)(?![a-z])", re.IGNORECASE)
+# After breathing out a lung is denser, and limits such as that of LAA-950 do not hold.
+_EXPIRATION = re.compile(r"(?<![a-z])exs?p(?:ir[a-z]*)?(?![a-z])|呼气", re.IGNORECASE)
+# In nine real series the lungs are 242 to 325 mm wide: narrower images mostly show a spine, a heart or one lung.
+_NARROW_MM = 280.0
 # Kernels for lung and bone by vendor: Siemens B/I/Br/Hr/Qr... from 50 up, Philips D, E, L and Y., Canon FC3x, FC5x
 # and FC8x, GE and United Imaging by word. The soft ones have lower numbers, the first letters, or words of their own.
 _SHARP_KERNEL = re.compile(
@@ -113,6 +120,13 @@ def slice_spacing_mm(slices: Sequence[Slice]) -> float | None:
     return slices[0].slice_thickness_mm if slices else None
 
 
+def _thickness_mm(slices: Sequence[Slice]) -> float | None:
+    """How much of the body one slice stands for: the larger of spacing and median SliceThickness; None without both."""
+    thicknesses = [s.slice_thickness_mm for s in slices if s.slice_thickness_mm and s.slice_thickness_mm > 0]
+    known = [slice_spacing_mm(slices), float(np.median(thicknesses)) if thicknesses else None]
+    return max((mm for mm in known if mm), default=None)
+
+
 def _offsets_mm(slices: Sequence[Slice]) -> list[float]:
     oriented = [s for s in slices if _is_finite(s.image_position_patient) and s.image_orientation_patient]
     try:
@@ -147,7 +161,9 @@ def _why_unsuitable(series: Series) -> str | None:
         return "no CT images (a report, dose sheet or screen capture)"
     if all(_is_localizer(s) for s in series.slices):
         return "localizer (scout)"
-    special = {v.upper() for s in series.slices[:1] for v in s.image_type} & _NOT_A_RECONSTRUCTION
+    image_type = series.slices[0].image_type
+    special = {v.upper() for v in image_type} & _NOT_A_RECONSTRUCTION
+    special |= {v.upper() for text in (*image_type, series.series_description or "") for v in _PROJECTION.findall(text)}
     if special:
         return f"not a plain reconstruction ({', '.join(sorted(special))})"
     if len(series.slices) < _MINIMUM_SLICES:
@@ -183,18 +199,26 @@ def _words(series: Series) -> str:
 
 
 def _preference(series: Series) -> tuple[float, ...]:
-    """Smaller is better: chest named, thin but complete, soft kernel (trusted HU), unenhanced, more slices."""
-    spacing = slice_spacing_mm(series.slices) or 10.0
+    """Smaller is better: chest named, wide, breathed in, thin, soft kernel (trusted HU), unenhanced, more slices."""
+    thickness = _thickness_mm(series.slices) or 10.0
     return (
         0.0 if _CHEST.search(_words(series)) else 1.0,
+        1.0 if _field_of_view_mm(series) < _NARROW_MM else 0.0,
+        1.0 if _EXPIRATION.search(series.series_description or "") else 0.0,
         1.0 if is_derived(series) else 0.0,
-        0.0 if spacing <= 1.5 else 1.0 if spacing <= 3.0 else 2.0,
+        0.0 if thickness <= 1.5 else 1.0 if thickness <= 3.0 else 2.0,
         {True: 1.0, None: 0.5, False: 0.0}[is_sharp_kernel(series.convolution_kernel)],
         1.0 if series.contrast_bolus_agent else 0.0,
-        spacing,
+        thickness,
         -float(len(series.slices)),
         float(series.series_number or 0),
     )
+
+
+def _field_of_view_mm(series: Series) -> float:
+    """The smaller side of its images; infinite without PixelSpacing, as nothing says that they are narrow."""
+    first = series.slices[0]
+    return float(np.min(np.multiply((first.rows, first.columns), first.pixel_spacing_mm or (math.inf, math.inf))))
 
 
 def is_derived(series: Series) -> bool:
@@ -220,14 +244,17 @@ def _why_not_preferred(series: Series, chosen: Series | None) -> str:
     """The first criterion of `_preference` on which `series` lost against `chosen`."""
     if chosen is None:
         return "no series was analysed"
-    spacing, best = slice_spacing_mm(series.slices), slice_spacing_mm(chosen.slices)
+    thickness, best = _thickness_mm(series.slices), _thickness_mm(chosen.slices)
+    thicker = f"thicker slices ({thickness or 0:.2f} mm) than the analysed series ({best or 0:.2f} mm)"
     reasons = (
         "the chest is not named as its body part",
+        f"a field of view of {_field_of_view_mm(series):.0f} mm; a wider one was preferred",
+        "taken after breathing out; one that was not was preferred",
         "derived images; an original reconstruction was preferred",
-        f"thicker slices ({spacing or 0:.2f} mm) than the analysed series ({best or 0:.2f} mm)",
+        thicker,
         _why_not_its_kernel(series),
         "contrast-enhanced; the unenhanced series was preferred",
-        f"larger slice spacing ({spacing or 0:.2f} mm) than the analysed series ({best or 0:.2f} mm)",
+        thicker,
         f"fewer images ({len(series.slices)}) than the analysed series ({len(chosen.slices)})",
         "equal to the analysed series; the lower series number was taken",
     )

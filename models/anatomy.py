@@ -7,6 +7,7 @@ from typing import TypeVar, TypeVarTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from imaging.geometry import Geometry
 from imaging.lungs import Lungs
 from imaging.preprocess import Box, ModelInput
 from imaging.uids import derive_uid
@@ -43,11 +44,11 @@ class Anatomy:
             self._made[make, *args] = make(self, *args)
         return cast(Made, self._made[make, *args])
 
-    @property
-    def scan_z_mm(self) -> tuple[float, float]:
-        """LPS z in mm of the lowest and of the highest slice of the volume, at its first voxel."""
+    def scan_z_mm(self, x_mm: float, y_mm: float) -> tuple[float, float]:
+        """LPS z in mm of the lowest and of the highest slice of the volume at x and y: slices may be oblique."""
         geometry = self.volume.geometry
-        low, high = sorted(float(geometry.index_to_patient((n, 0, 0))[2]) for n in (0, geometry.shape[0] - 1))
+        x, y, z, first = np.linalg.inv(geometry.affine)[0]
+        low, high = sorted(float(n - first - x * x_mm - y * y_mm) / float(z) for n in (0, geometry.shape[0] - 1))
         return low, high
 
     def mask(self, *names: str) -> Mask:
@@ -61,3 +62,15 @@ class Anatomy:
     def tracking_uid(self, kind: FindingKind, *parts: str) -> str:
         """The same for the same series, model and lesion, so that a re-run names the same finding."""
         return derive_uid("tracking", self.volume.series_instance_uid, self.model_sha256, kind.value, *parts)
+
+
+def lung_z_mm(lungs: Lungs, geometry: Geometry) -> tuple[float, float] | None:
+    """LPS z in mm of the lowest and of the highest voxel of the lungs, in slices oblique or not; None without lungs."""
+    along_slices, along_rows, along_columns, first = geometry.affine[2]
+    rows, columns = np.ogrid[: geometry.shape[1], : geometry.shape[2]]
+    in_plane = along_rows * rows + along_columns * columns
+    ends: list[float] = []
+    for n in lungs.slices:
+        z_mm = first + along_slices * n + in_plane[lungs.left[n] | lungs.right[n]]
+        ends += (float(z_mm.min()), float(z_mm.max()))
+    return (min(ends), max(ends)) if ends else None

@@ -16,7 +16,7 @@ from imaging.quality import QualityIssue, Verdict
 from imaging.uids import derive_uid
 from imaging.volume import Volume
 from models.agreement import MAXIMUM_SPREAD, averaged, perturbed
-from models.anatomy import Anatomy
+from models.anatomy import Anatomy, lung_z_mm
 from models.contrast import BloodPool, measure_blood_pool
 from models.contrast_phase import Enhancement, contrast_phase
 from models.findings import (
@@ -32,10 +32,10 @@ from models.findings import (
 )
 from models.heads import (
     Candidate,
-    candidate_side,
     joined_mask,
     lesion_candidates,
     not_lining,
+    side_of,
     soft_tissue_radius_mm,
 )
 from models.manifest import ModelManifest, OperatingPoint
@@ -261,6 +261,9 @@ class _Reading:
         if not measurements:
             return self.not_assessed(kind)
         presence, reason = _emphysema_presence(measurements[0].value, sharp_kernel)
+        if presence is Presence.ABSENT and (hu := self._clear_lung_hu()) > _EXPANDED_LUNG_HU:
+            presence = Presence.INDETERMINATE
+            reason = f"lungs that hold little air hide emphysema; what is clear of opacities measures {hu:.0f} HU"
         low_voxels = int((self._volume.hu[left | right] < EMPHYSEMA_HU).sum()) if outlined else 0
         # An outline misses part of its pneumothorax, but hardly more than it holds.
         if outlined and presence is not Presence.ABSENT and low_voxels <= outlined_voxels:
@@ -455,9 +458,7 @@ class _Reading:
         self, presence: Presence, number: int, nodule: Nodule, cut: float, reason: str | None = None
     ) -> Finding:
         kind = FindingKind.PULMONARY_NODULE
-        box = self._around(nodule.region.box)
-        left, right = (int(lung[box].sum()) for lung in (self._lungs.left, self._lungs.right))
-        side = Laterality.LEFT if left > right else Laterality.RIGHT
+        side = self._side_of(self._on_grid(nodule.region))
         return Finding(
             kind=kind,
             presence=presence,
@@ -474,13 +475,14 @@ class _Reading:
             region=nodule.region,
         )
 
-    def _around(self, box: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
-        """A box 5 mm wider, so that the lung beside a nodule at the pleura is in it."""
-        z, y, x = (
-            slice(max(0, axis.start - round(5.0 / mm)), axis.stop + round(5.0 / mm))
-            for axis, mm in zip(box, self._volume.geometry.spacing_mm, strict=True)
-        )
-        return z, y, x
+    def _side_of(self, voxels: npt.NDArray[np.intp]) -> Laterality:
+        return side_of(voxels, self._outputs.anatomy, self._left_label, self._right_label)
+
+    def _on_grid(self, region: Region) -> npt.NDArray[np.intp]:
+        """(n, 3) indices into the network grid of the voxels of a region of the source grid."""
+        source = np.argwhere(region.mask) + [part.start for part in region.box]
+        places = self._grid.geometry.patient_to_index(self._volume.geometry.index_to_patient(source))
+        return np.rint(places).astype(np.intp).clip(0, np.array(self._outputs.anatomy.shape) - 1)
 
     def _doubt(self, channel: int, point: OperatingPoint) -> str | None:
         """Why no answer to this kind can be trusted, whatever the score; None where nothing speaks against it."""
@@ -493,13 +495,17 @@ class _Reading:
 
     def _breathed_out(self) -> str | None:
         """Why haze may be lung with little air in it: the lung beside all opacities is dense, too."""
-        lung = self._grid.from_source(self._lungs.left | self._lungs.right)
-        opaque = (self._outputs.lesions >= _OPAQUE).any(axis=0)
-        clear = self._grid.hu[0, 0][lung & ~opaque]
-        hu = float(np.median(clear)) if clear.size else -np.inf
+        hu = self._clear_lung_hu()
         if hu <= _EXPANDED_LUNG_HU:
             return None
         return f"lungs that hold little air look like ground glass; what is clear of it measures {hu:.0f} HU"
+
+    def _clear_lung_hu(self) -> float:
+        """Median of the lungs beside all opacities, minus infinity where there is nothing beside them."""
+        lung = self._grid.from_source(self._lungs.left | self._lungs.right)
+        opaque = (self._outputs.lesions >= _OPAQUE).any(axis=0)
+        clear = self._grid.hu[0, 0][lung & ~opaque]
+        return float(np.median(clear)) if clear.size else -np.inf
 
     def quality(self) -> tuple[QualityIssue, ...]:
         return unfamiliar(self._manifest, self._outputs)
@@ -512,7 +518,7 @@ class _Reading:
         point: OperatingPoint,
     ) -> tuple["_Lesion", ...]:
         """Focal kinds: one lesion a candidate. Others: the candidates of one side together; the heart sac has none."""
-        sides = [candidate_side(c, self._outputs.anatomy, self._left_label, self._right_label) for c in candidates]
+        sides = [self._side_of(candidate.voxels) for candidate in candidates]
         groups: Sequence[tuple[Laterality | None, Sequence[Candidate]]]
         if kind is FindingKind.PERICARDIAL_EFFUSION:
             groups = [(None, candidates)]
@@ -663,10 +669,10 @@ class _Reading:
         return f"{side} lung, {lung_zone(region.centre_mm, self._lung_z_mm)}"
 
     def _lung_height_mm(self) -> tuple[float, float]:
-        slices = self._lungs.slices
-        ends = (slices[0], slices[-1]) if len(slices) else (0, self._volume.hu.shape[0] - 1)
-        low, high = sorted(float(self._volume.geometry.index_to_patient((z, 0, 0))[2]) for z in ends)
-        return low, high
+        geometry = self._volume.geometry
+        last, rows, columns = (n - 1 for n in geometry.shape)
+        low, high = sorted(float(geometry.index_to_patient((z, rows / 2, columns / 2))[2]) for z in (0, last))
+        return lung_z_mm(self._lungs, geometry) or (low, high)
 
     def _tracking_uid(self, *parts: str) -> str:
         series = (self._volume.series_instance_uid, self._manifest.sha256)

@@ -26,6 +26,11 @@ class Candidate:
     volume_ml: float
     peak: float
 
+    @property
+    def voxels(self) -> npt.NDArray[np.intp]:
+        """(n, 3) indices into the network grid."""
+        return np.argwhere(self.mask) + [part.start for part in self.box]
+
 
 def lesion_candidates(
     probability: npt.NDArray[np.float32], threshold: float, voxel_volume_mm3: float, minimum_volume_ml: float
@@ -45,18 +50,20 @@ def lesion_candidates(
     return tuple(sorted(found, key=lambda c: -c.volume_ml))
 
 
-def candidate_side(
-    candidate: Candidate, anatomy: npt.NDArray[np.uint8], left_label: int, right_label: int
+def side_of(
+    voxels: npt.NDArray[np.intp], anatomy: npt.NDArray[np.uint8], left_label: int, right_label: int
 ) -> Laterality:
-    """The patient's side: the lung space most of the candidate lies in, else the side of the midline (x to left)."""
-    inside = anatomy[candidate.box][candidate.mask]
+    """The patient's side of (n, 3) indices into `anatomy` (D, H, W; x to left).
+
+    The lung space most of them lie in, which holds whatever replaced lung, else the side of the midline.
+    """
+    inside = anatomy[tuple(voxels.T)]
     left, right = int((inside == left_label).sum()), int((inside == right_label).sum())
     if left != right:
         return Laterality.LEFT if left > right else Laterality.RIGHT
     lungs = np.flatnonzero(((anatomy == left_label) | (anatomy == right_label)).any(axis=(0, 1)))
     middle = float(lungs[0] + lungs[-1]) / 2 if len(lungs) else (anatomy.shape[2] - 1) / 2
-    centre = float(np.nonzero(candidate.mask)[2].mean()) + candidate.box[2].start
-    return Laterality.LEFT if centre > middle else Laterality.RIGHT
+    return Laterality.LEFT if float(voxels[:, 2].mean()) > middle else Laterality.RIGHT
 
 
 def not_lining(

@@ -24,8 +24,16 @@ _REJECTED_PERMANENT = 1
 _CONTEXT_REFUSED = "presentation context refused"
 
 
-def send(encode: Encode, destination: Destination, *, calling_ae_title: str) -> tuple[ObjectOutcome, ...]:
+def send(
+    encode: Encode,
+    destination: Destination,
+    *,
+    calling_ae_title: str,
+    on_stored: Callable[[Dataset], None] = lambda _data_set: None,
+) -> tuple[ObjectOutcome, ...]:
     """Store what the destination's profile names on one association; it has acknowledged each when this returns.
+
+    `on_stored` is given each object that it has acknowledged, as it was sent.
 
     A kind whose class it refuses is sent as the first fallback that it takes, else left out: the outcomes say so, one
     for each kind of the profile. `encode` must give the same objects each time: another attempt sends all of them
@@ -49,6 +57,7 @@ def send(encode: Encode, destination: Destination, *, calling_ae_title: str) -> 
             syntax = next(uid for uid in contexts[sop_class] if uid in accepted[sop_class])
             changed = prepared(data_set, syntax, destination.character_set)
             require_success(_asked(association.send_c_store, changed))
+            on_stored(changed)
 
         refused = {sop_class: _CONTEXT_REFUSED for sop_class in contexts if sop_class not in accepted}
         return store_all(destination.objects, encode, store, refused)

@@ -126,7 +126,8 @@ class Assembly:
         """Queue every complete study, or keep it aside where its rule says so; state and job change together.
 
         `now` is UTC epoch seconds, for the record; `clock_s` monotonic seconds, for the decision. Returns the Study
-        Instance UIDs. An image that arrives meanwhile wins: the study stays open.
+        Instance UIDs. An image that arrives meanwhile wins: the study stays open. So does a study that cannot be
+        closed, of which the log says so at each look; sqlalchemy's OperationalError, of the database itself, is raised.
         """
         rows = {row.study_instance_uid: row for row in _receiving(self.engine)}
         passed_s = 0.0 if self._looked is None else min(max(0.0, clock_s - self._looked), _LONGEST_STEP_S)
@@ -137,11 +138,21 @@ class Assembly:
         steps = steps_of(self.engine, quiet)
         closed = []
         for uid, watched in self._watched.items():
-            comparison = self._comparison(watched, steps.get(uid, ())) if uid in quiet else _NOT_ASKED
-            complete = watched.quiet_s >= quiet_needed_s(watched.row, self.rules, comparison.standing)
-            if complete and self._close(watched.row, comparison, now):
-                closed.append(uid)
+            try:
+                if self._close_if_complete(watched, steps.get(uid, ()) if uid in quiet else None, now):
+                    closed.append(uid)
+            except sa.exc.OperationalError:
+                # Busy, full or away, and so for every study.
+                raise
+            except Exception as error:  # noqa: BLE001  # edge: one study must not keep the others from being closed
+                emit(Event.COMPLETION_FAILED, level="error", study_instance_uid=uid, error=type(error).__name__)
         return tuple(closed)
+
+    def _close_if_complete(self, watched: _Watched, steps: tuple[Step, ...] | None, now: float) -> bool:
+        """Whether it was closed; without `steps` nobody is asked what the study lacks."""
+        comparison = _NOT_ASKED if steps is None else self._comparison(watched, steps)
+        complete = watched.quiet_s >= quiet_needed_s(watched.row, self.rules, comparison.standing)
+        return complete and self._close(watched.row, comparison, now)
 
     def _look(self, row: ReceivingStudy, is_open: bool, passed_s: float) -> _Watched:
         watched = self._watched.get(row.study_instance_uid)
@@ -169,7 +180,13 @@ class Assembly:
             return made
         if watched.answer is None:
             watched.answer = self._asker(source).submit(self._compared, source, uid)
-        return watched.answer.result() if watched.answer.done() else Comparison(standing=Standing.ASKED)
+        if not watched.answer.done():
+            return Comparison(standing=Standing.ASKED)
+        answer = watched.answer
+        if answer.exception() is not None:
+            # The index failed, not the source: this look is told, and the next one asks anew.
+            watched.answer = None
+        return answer.result()
 
     def _compared(self, source: Source, study_instance_uid: str) -> Comparison:
         assert self.ask is not None

@@ -95,8 +95,9 @@ def _image(source: Dataset, grid: SliceGrid) -> Dataset:
     image.PatientName = image.ReferringPhysicianName = ""
     image.Rows, image.Columns = grid.rows, grid.columns
     image.SamplesPerPixel = 1
-    if grid.frame_numbers[0] is not None:
-        image.NumberOfFrames = max(number or 1 for number in grid.frame_numbers)
+    frames = zip(grid.sop_instance_uids, grid.frame_numbers, strict=True)
+    if numbers := [number for uid, number in frames if uid == image.SOPInstanceUID and number is not None]:
+        image.NumberOfFrames = max(numbers)
     return image
 
 

@@ -115,7 +115,7 @@ def encode_seg(result: StoredResult) -> tuple[Dataset, ...]:
         ds = _segmentation(result, grid, sources, segments, number, BINARY)
         ds.SegmentsOverlap = "YES" if _overlap(segments) else "NO"
         _put_bits_in(ds, grid, segments)
-        _name_frames(ds, grid)
+        _name_frames(ds, result, grid)
         made.append(ds)
     return tuple(made)
 
@@ -140,7 +140,7 @@ def encode_labelmap(result: StoredResult) -> tuple[Dataset, ...]:
             ds.file_meta.TransferSyntaxUID = RLELossless
             ds.PixelData = encapsulate([frames[z] for _, z in _frames(ds, grid)])
             ds["PixelData"].is_undefined_length = True
-            _name_frames(ds, grid)
+            _name_frames(ds, result, grid)
             made.append(ds)
     return tuple(made)
 
@@ -324,10 +324,13 @@ def _segmentation(
 
 
 def _one_pixel_sources(result: StoredResult, grid: SliceGrid) -> list[Dataset]:
-    """Headers of the analysed slices as highdicom reads them, one pixel large; one of all frames for an Enhanced CT."""
+    """Headers of the analysed slices as highdicom reads them, one pixel large; one of all frames for an Enhanced CT.
+
+    highdicom takes one multi-frame image only: where the frames come from several, `_name_frames` says from which.
+    """
     by_uid = {str(header.SOPInstanceUID): header for header in result.headers.instances}
     thickness_mm = grid.slice_thickness_mm or grid.geometry.spacing_mm[0]
-    if grid.frame_numbers[0] is not None:
+    if any(grid.frame_numbers):
         return [_enhanced_source(by_uid[grid.sop_instance_uids[0]], grid, thickness_mm)]
     sources = []
     for uid, position in zip(grid.sop_instance_uids, grid.positions_mm.tolist(), strict=True):
@@ -440,8 +443,26 @@ def _put_bits_in(ds: Dataset, grid: SliceGrid, segments: Sequence[Segment]) -> N
     ds.PixelData = bytes(packed) + b"\0" * (len(packed) % 2)
 
 
-def _name_frames(ds: Dataset, grid: SliceGrid) -> None:
-    """Frame numbers of an Enhanced CT as they are in the source, which may hold frames that were not analysed."""
+def _name_frames(ds: Dataset, result: StoredResult, grid: SliceGrid) -> None:
+    """Instances and frame numbers of an Enhanced CT as they are in the source.
+
+    The series may be in several instances, and they may hold frames that were not analysed.
+    """
+    if not any(grid.frame_numbers):
+        return
+    classes = {str(header.SOPInstanceUID): header.SOPClassUID for header in result.headers.instances}
     for frame, z in tuple(_frames(ds, grid)):
-        if grid.frame_numbers[z] is not None:
-            frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = grid.frame_numbers[z]
+        source = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        uid, number = grid.sop_instance_uids[z], grid.frame_numbers[z]
+        source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = classes[uid], uid
+        if number is None:
+            source.pop("ReferencedFrameNumber", None)
+        else:
+            source.ReferencedFrameNumber = number
+    instances = []
+    for uid in dict.fromkeys(grid.sop_instance_uids):
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = classes[uid], uid
+        instances.append(item)
+    ds.SourceImageSequence = instances
+    ds.ReferencedSeriesSequence[0].ReferencedInstanceSequence = instances

@@ -39,6 +39,8 @@ _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID
 _OTHER = ("StudyTime", "PatientSex", "PatientAge", "SpecificCharacterSet")
 _REQUIRED_OF_PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
 _OPTIONAL_OF_PATIENT = ("IssuerOfPatientID", "PatientAge")
+# -1200 to +1400, and never -0000 (PS3.5 6.2, PS3.3 C.12.1.1.8).
+_UTC_OFFSET = re.compile(r"(\+(0[0-9]|1[0-3])|-(?!0000)(0[0-9]|1[01]))[0-5][0-9]|-1200|\+1400")
 _READ = (*_REQUIRED_TEXT, *_OPTIONAL_TEXT, *_DATES, *_UIDS, *_OTHER)
 
 
@@ -133,7 +135,7 @@ def _sanitised(source: Dataset) -> Dataset:
     header.PatientSex = sex if sex in {"M", "F", "O"} else ""
     if re.fullmatch(r"\d{3}[DWMY]", age := _ascii(source, "PatientAge")):
         header.PatientAge = age
-    if not re.fullmatch(r"[+-]\d{4}", header.get("TimezoneOffsetFromUTC", "")):
+    if not _UTC_OFFSET.fullmatch(header.get("TimezoneOffsetFromUTC", "")):
         header.pop("TimezoneOffsetFromUTC", None)
     header.SpecificCharacterSet = CHARACTER_SET
     return header
@@ -154,6 +156,9 @@ def _ascii(source: Dataset, keyword: str) -> str:
 def _date(text: str) -> str:
     """YYYYMMDD, or empty where the text is no date of the calendar; the old form YYYY.MM.DD is understood."""
     text = text.replace(".", "")
+    # Eight digits, which strptime does not ask for.
+    if not re.fullmatch(r"\d{8}", text):
+        return ""
     try:
         datetime.strptime(text, "%Y%m%d")  # noqa: DTZ007 - a DICOM date has no zone
     except ValueError:

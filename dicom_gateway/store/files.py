@@ -93,11 +93,12 @@ class PartFile:
     def place(self, path: Path) -> tuple[StoredFile, bool]:
         """Put the file at `path`, relative to the data folder: on the disk when this returns; whether it is new there.
 
-        The same data set at that path already is a success. Raises ConflictingInstance when another one is there.
+        The same data set at that path already is a success: that file stays and is what is returned. Raises
+        ConflictingInstance when another one is there.
         """
         is_new = True
         target = self._data_dir / path
-        stored = StoredFile(path=path, size_bytes=self._meta_bytes + self.data_set_bytes)
+        size_bytes = self._meta_bytes + self.data_set_bytes
         with _failing_is_storage_full():
             try:
                 os.fdatasync(self._file.fileno())
@@ -108,10 +109,12 @@ class PartFile:
                 if not _same_data_set(self._path, target):
                     raise ConflictingInstance("stored already, with other bytes") from None
                 is_new = False
+                # Its file meta information may be longer or shorter, as with another sender's AE title.
+                size_bytes = target.stat().st_size
             finally:
                 self.discard()
             _sync_folder(target.parent)
-        return stored, is_new
+        return StoredFile(path=path, size_bytes=size_bytes), is_new
 
     def discard(self) -> None:
         """Close and remove the part file."""

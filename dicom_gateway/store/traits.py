@@ -28,7 +28,7 @@ def rule_of_study(engine: sa.Engine, settings: Settings, study_instance_uid: str
 
 
 def read_traits(engine: sa.Engine, data_dir: Path, study: index.StudyRow) -> StudyTraits:
-    """Traits of a study at its revision. A file that cannot be read has no values."""
+    """Traits of a study at its revision. A file that cannot be read has no values, nor has an element that cannot."""
     paths = index.list_series_samples(engine, study.study_instance_uid, study.revision)
     # Rules read what senders wrote, valid or not; pydicom's warnings would quote it.
     with disable_value_validation():
@@ -53,9 +53,14 @@ def _header(path: Path) -> Dataset:
 
 
 def _values(header: Dataset, keyword: str) -> list[str]:
-    value = header.get(keyword)
-    parts = list(value) if isinstance(value, MultiValue) and value else [value]
-    return ["" if part is None else str(part).strip() for part in parts]
+    # pydicom converts a value when it is asked for, and the port takes images with a VR that nobody knows or a number
+    # cut short: no rule can mean such a value, so it counts as not there.
+    try:
+        value = header.get(keyword)
+        parts = list(value) if isinstance(value, MultiValue) and value else [value]
+        return ["" if part is None else str(part).strip() for part in parts]
+    except Exception:  # noqa: BLE001  # edge: one damaged element must not keep its study from being closed
+        return [""]
 
 
 def _one(header: Dataset, keyword: str) -> str:

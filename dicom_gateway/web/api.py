@@ -45,7 +45,7 @@ _CHANGE: dict[str, Any] = {
     "dependencies": [Depends(require_same_origin)],
     "responses": {
         403: {"model": Problem, "description": f"Neither from our own page nor with the header {CUSTOM_HEADER}"},
-        409: {"model": Problem, "description": "Nothing is parked"},
+        409: {"model": Problem, "description": "Nothing is parked, or its destination is no longer configured"},
     },
 }
 

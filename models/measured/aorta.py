@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from imaging.morphology import depth_in
-from models.anatomy import Anatomy
+from models.anatomy import Anatomy, lung_z_mm
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity
 from models.measured.answer import answer, not_assessed
 from models.measured.outline import Outline, opened, outline_of, slice_region
@@ -203,11 +203,8 @@ def _segments(sections: Sections, anatomy: Anatomy) -> dict[str, Mask]:
 
 
 def _lowest_lung_mm(anatomy: Anatomy) -> float:
-    slices = anatomy.lungs.slices
-    if not len(slices):
-        return -np.inf
-    geometry = anatomy.volume.geometry
-    return min(float(geometry.index_to_patient((int(s), 0, 0))[2]) for s in (slices[0], slices[-1]))
+    ends = lung_z_mm(anatomy.lungs, anatomy.volume.geometry)
+    return ends[0] if ends else -np.inf
 
 
 def _usable(sections: Sections) -> Mask:

@@ -84,13 +84,14 @@ def heart_fault(anatomy: Anatomy, heart: Outline) -> str | None:
 
 
 def _is_cut_off(anatomy: Anatomy, mask: Mask) -> bool:
-    """Whether the outline is still wide where the source volume ends at its bottom or top."""
-    low, high = anatomy.scan_z_mm
-    grid = anatomy.grid.geometry
-    z_mm = grid.index_to_patient([(n, 0, 0) for n in range(grid.shape[0])])[:, 2]
-    area = mask.sum(axis=(1, 2))
-    margin = 1.5 * grid.spacing_mm[0]
-    outermost = (z_mm <= low + margin) | (z_mm >= high - margin)
+    """Whether the outline is still wide where the source volume ends, in layers along its slices, oblique or not."""
+    source, grid = anatomy.volume.geometry, anatomy.grid.geometry
+    slice_mm, step_mm = source.spacing_mm[0], grid.spacing_mm[0]
+    above_mm = source.patient_to_index(grid.index_to_patient(np.argwhere(mask)))[:, 0] * slice_mm
+    area = np.bincount(np.rint((above_mm - above_mm.min()) / step_mm).astype(int))
+    layer_mm = above_mm.min() + step_mm * np.arange(len(area))
+    margin = 1.5 * step_mm
+    outermost = (layer_mm <= margin) | (layer_mm >= (source.shape[0] - 1) * slice_mm - margin)
     return bool(area[outermost].max(initial=0) > _LARGEST_CUT * area.max())
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from models.anatomy import Anatomy
+from models.anatomy import Anatomy, lung_z_mm
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity, Region
 from models.measure import region_of
 from models.measured.answer import answer, not_assessed
@@ -32,6 +32,8 @@ _LEAST_MEASURED, _LEAST_MEASURED_PART = 5, 0.5
 _DENSITY_BODIES = 3
 _LARGEST_DENSITY_SPREAD_HU = 90.0
 _PLAUSIBLE_BONE_HU = (-20.0, 500.0)
+# Counted from T1: L5.
+_LOWEST_LEVEL = 17
 _NO_SPINE = "the spine could not be followed far enough to tell vertebrae apart"
 
 
@@ -174,19 +176,33 @@ def _density(hu: float, sharp_kernel: bool) -> tuple[Presence, str | None]:
 def _span(anatomy: Anatomy, spine: StraightSpine, bodies: Sequence[Vertebra], places: Sequence[int]) -> str:
     """The bodies at these places in words, from the highest to the lowest."""
     names = [_level(anatomy, spine, bodies, at) for at in (max(places), min(places))]
-    return f"spine, about {' to '.join(dict.fromkeys(names))} (estimated level)"
+    told = [name for name in dict.fromkeys(names) if name]
+    return f"spine, about {' to '.join(told)} (estimated level)" if all(names) else "spine (level not told)"
 
 
-def _level(anatomy: Anatomy, spine: StraightSpine, bodies: Sequence[Vertebra], at: int) -> str:
-    """The estimated level, counted down from the body at the top of the lungs: the first rib arches over it (T1)."""
-    slices = anatomy.lungs.slices
-    ends = [anatomy.volume.geometry.index_to_patient((z, 0, 0))[2] for z in (slices[0], slices[-1])]
-    apex_mm = float(max(ends))
+def _level(anatomy: Anatomy, spine: StraightSpine, bodies: Sequence[Vertebra], at: int) -> str | None:
+    """The estimated level, counted down from the body at the top of the lungs: the first rib arches over it (T1).
+
+    None where that top is not in the scan, and for a body above T1 or below L5.
+    """
+    apex_mm = anatomy.once(_apex_mm)
+    if apex_mm is None:
+        return None
     middles = np.array([point_on(spine, (b.below + b.above) / 2, 0.0)[2] for b in bodies])
     pitch = float(np.mean(np.diff(middles)[-3:]))
     first = len(bodies) - 1 + (apex_mm - middles[-1]) / pitch
     level = 1 + round(first - at)
+    if not 1 <= level <= _LOWEST_LEVEL:
+        return None
     return f"T{level}" if level <= 12 else f"L{level - 12}"
+
+
+def _apex_mm(anatomy: Anatomy) -> float | None:
+    """LPS z in mm of the top of the lungs; None where they reach the uppermost slice, or there are none."""
+    geometry = anatomy.volume.geometry
+    uppermost = geometry.shape[0] - 1 if geometry.affine[2, 0] > 0 else 0
+    ends = lung_z_mm(anatomy.lungs, geometry)
+    return None if ends is None or uppermost in anatomy.lungs.slices else ends[1]
 
 
 def _body_region(

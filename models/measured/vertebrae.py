@@ -125,9 +125,9 @@ def _centre_line(anatomy: Anatomy) -> FloatArray | None:
     if kept.mean() < 0.6:
         return None
     # The outline of the lowest and the highest body is ragged where the scan ends.
-    low, high = anatomy.scan_z_mm
-    low = max(low, float(z_mm[kept].min()) - _BEYOND_OUTLINE_MM)
-    high = min(high, float(z_mm[kept].max()) + _BEYOND_OUTLINE_MM)
+    low, high = float(z_mm[kept].min()), float(z_mm[kept].max())
+    low = max(low - _BEYOND_OUTLINE_MM, anatomy.scan_z_mm(fits[0](low), fits[1](low))[0])
+    high = min(high + _BEYOND_OUTLINE_MM, anatomy.scan_z_mm(fits[0](high), fits[1](high))[1])
     heights = np.arange(low, high, 0.5)
     return np.stack([fits[0](heights), fits[1](heights), heights], axis=1)
 

@@ -160,7 +160,7 @@ def write_bundle(
     `nodules` is a model folder or one of `models.training.nodules_evaluate`: its network goes into the bundle.
     Raises ManifestMismatch, OSError or ValueError naming what cannot be read, before anything is written.
     """
-    nodule_network = None if nodules is None else _nodule_network(nodules)
+    for_nodules = None if nodules is None else nodule_network(nodules)
     before = _seen_before(run / STARTED_FROM)
     net = trained_network(config.features, run / CHECKPOINT)
     studies = read_studies(config, index, count)
@@ -175,7 +175,7 @@ def write_bundle(
     export(net, head, strangeness, weights)
     print(compare(net, head, strangeness, weights, (64, 96, 112), seed=1))
     # What a network of their own answers about nodules was not tried here.
-    tried = [kind for kind in LESIONS if kind is not FindingKind.PULMONARY_NODULE or nodule_network is None]
+    tried = [kind for kind in LESIONS if kind is not FindingKind.PULMONARY_NODULE or for_nodules is None]
     evidence = completed(LESIONS, {kind: evidence_of(kind, head, points[kind], testing, real) for kind in tried})
     manifest = ModelManifest(
         name="onescan-chest",
@@ -197,19 +197,23 @@ def write_bundle(
         not_assessed={kind: reason for kind, reason in _NOT_ASSESSED.items() if kind not in LESIONS},
         withheld=withheld(evidence),
         familiarity=known,
-        nodules=nodule_network,
+        nodules=for_nodules,
         # What the network started from may have seen the same.
         training_data=tuple(
             dict.fromkeys((*_training_data(config, before, real), *(() if nodules is None else (_NODULE_SHAPES,))))
         ),
     )
-    if nodule_network is not None and nodules is not None and nodules.resolve() != out.resolve():
-        shutil.copyfile(nodules / nodule_network.weights, out / nodule_network.weights)
+    if for_nodules is not None and nodules is not None and nodules.resolve() != out.resolve():
+        shutil.copyfile(nodules / for_nodules.weights, out / for_nodules.weights)
     (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n")
     return manifest
 
 
-def _nodule_network(folder: Path) -> NoduleNetwork:
+def nodule_network(folder: Path) -> NoduleNetwork:
+    """The network for nodules of a model folder or of one that `models.training.nodules_evaluate` wrote.
+
+    Raises ManifestMismatch, OSError or ValueError naming what cannot be read.
+    """
     network = read_network(folder) if (folder / FIGURES_NAME).exists() else load_manifest(folder).nodules
     if network is None:
         raise ValueError(f"{folder} has no network for nodules")

@@ -14,7 +14,7 @@ from imaging.phantom import LesionRequest, make_phantom
 from models.nodules.grid import lung_grid
 from models.training.lesions import Array, Mask, smooth_noise, soft_edge
 from models.training.network import SPACING_MM
-from models.training.nodule_shapes import axial_mean_mm, draw_body
+from models.training.nodule_shapes import draw_body, ellipse_axes_mm
 from models.training.sources import body_mask, lung_labels, read_ct, to_grid
 
 _MARGIN = 12
@@ -40,12 +40,18 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """A nodule of a scene: centre as index (z, y, x), diameter of the ball of its volume and axial mean, type."""
+    """A nodule of a scene: centre as index (z, y, x), diameter of the ball of its volume, axial axes, type."""
 
     centre: tuple[float, float, float]
     diameter_mm: float
-    axial_mm: float
+    long_axis_mm: float
+    short_axis_mm: float
     type: str
+
+    @property
+    def axial_mm(self) -> float:
+        """The mean of both axes."""
+        return (self.long_axis_mm + self.short_axis_mm) / 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,7 +189,8 @@ def _paint(
     aerated = float((body * (hu[box] < -500)).sum() / max(float(body.sum()), 1.0))
     if body.sum() < 15 or aerated < _LEAST_AERATED:
         return None
-    diameter, axial = float((6 * body.sum() / np.pi) ** (1 / 3)), axial_mean_mm(body)
+    diameter = float((6 * body.sum() / np.pi) ** (1 / 3))
+    long_mm, short_mm = ellipse_axes_mm(body)
     middle = tuple(float(c) for c in np.array(ndimage.center_of_mass(body)) + low)
     filled = ndimage.gaussian_filter(body, rng.uniform(0.35, 0.8))
     grain = rng.uniform(8, 35) * smooth_noise(body.shape, rng.uniform(1.0, 2.5), rng)
@@ -205,7 +212,7 @@ def _paint(
             core = ndimage.gaussian_filter(_inner(body, rng.uniform(0.35, 0.75)), 0.6)
             new = new + core * (np.maximum(rng.uniform(-40, 60) + grain, new.clip(max=60)) - new)
     hu[box] = new
-    return Inserted((middle[0], middle[1], middle[2]), diameter, axial, kind)
+    return Inserted((middle[0], middle[1], middle[2]), diameter, long_mm, short_mm, kind)
 
 
 def _inner(body: Array, share: float) -> Array:

@@ -15,6 +15,7 @@ from models.training.lesions import Array, smooth_noise, soft_edge
 _NODULE_LABEL = 2
 _REAL_VOXELS = (40, 8000)
 _REAL_SHARE = 0.5
+_BLUR, _BLUR_SPANS = 0.7, 1.7
 
 
 def read_shapes(folder: Path) -> tuple[Array, ...]:
@@ -29,7 +30,7 @@ def read_shapes(folder: Path) -> tuple[Array, ...]:
         for label in range(1, int(labels.max()) + 1):
             if _REAL_VOXELS[0] <= counts["voxel_counts"][label] <= _REAL_VOXELS[1]:
                 piece = labels[counts["bounding_boxes"][label]] == label
-                shapes.append(ndimage.gaussian_filter(np.pad(piece, 3).astype(np.float32), 0.7))
+                shapes.append(ndimage.gaussian_filter(np.pad(piece, 3).astype(np.float32), _BLUR))
     return tuple(shapes)
 
 
@@ -47,10 +48,14 @@ def _turned(shape: Array, diameter_mm: float, rng: np.random.Generator) -> Array
     matrix = Rotation.random(random_state=rng).as_matrix() @ stretch * scale
     side = 2 * int(np.ceil(0.9 * max(solid.shape) / scale / 2 + 2)) + 1
     centre = np.array(ndimage.center_of_mass(solid))
+    # The outline's own blur spans about 1.7 of its voxels: one voxel of the new grid is to be left of it.
+    if scale > _BLUR_SPANS:
+        more = _BLUR * np.sqrt((scale / _BLUR_SPANS) ** 2 - 1)
+        margin = int(np.ceil(3 * more))
+        shape, centre = ndimage.gaussian_filter(np.pad(shape, margin), more), centre + margin
     offset = centre - matrix @ (np.full(3, side // 2) + rng.uniform(-0.5, 0.5, 3))
     turned = ndimage.affine_transform(shape, matrix, offset, (side,) * 3, order=1)
-    # The outline's own blur spans about 1.7 of its voxels: about one voxel of the new grid is left of it.
-    return np.clip((turned - 0.5) * min(2.5, 1.7 / scale) + 0.5, 0.0, 1.0)
+    return np.clip((turned - 0.5) * np.clip(_BLUR_SPANS / scale, 1.0, 2.5) + 0.5, 0.0, 1.0)
 
 
 def _made(diameter_mm: float, rng: np.random.Generator) -> Array:
@@ -81,11 +86,12 @@ def _spicules(shape: tuple[int, ...], radius: float, rng: np.random.Generator) -
     return filled.reshape(shape).astype(np.float32)
 
 
-def axial_mean_mm(body: npt.NDArray[np.float32]) -> float:
-    """Mean of long and short axis of the largest slice, in mm, as if it were an ellipse of its second moments."""
+def ellipse_axes_mm(body: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Long and short axis of the largest slice, in mm, as if it were an ellipse of its second moments."""
     plane = body[int(np.argmax(body.sum(axis=(1, 2))))]
     y, x = np.nonzero(plane >= 0.5)
     if len(y) < 3:
-        return float(2 * np.sqrt(plane.sum() / np.pi))
+        diameter = float(2 * np.sqrt(plane.sum() / np.pi))
+        return diameter, diameter
     widths = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(np.stack([y, x])) + np.eye(2) / 12), 0.0))
-    return float(4 * widths.mean())
+    return float(4 * widths[1]), float(4 * widths[0])

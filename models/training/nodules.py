@@ -2,7 +2,8 @@
 
 Scenes (lungs with inserted nodules) go through the product's own candidate search; what lies on a nodule is a
 positive, what lies on none a negative. Patches of each scene are kept in the run folder, and training resumes from
-its checkpoint. Half of the negatives of a batch come from those the network last found hardest.
+its checkpoint. Half of the negatives of a batch come from those the network last found hardest. With `--start-from` a
+run begins with the network of a model folder instead of with noise.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from models.nodules.candidates import MAXIMUM_CANDIDATES, cut_patches, find_candidates
 from models.training.lesions import Array
+from models.training.nodule_network import NoduleNet
 from models.training.nodule_scenes import (
     SMALLEST_MM,
     Host,
@@ -29,6 +31,7 @@ from models.training.nodule_scenes import (
     read_host,
 )
 from models.training.nodule_shapes import read_shapes
+from models.training.start import exported_nodule_network, normalise
 
 CHECKPOINT = "nodules.pt"
 HOSTS = {
@@ -45,6 +48,7 @@ _BATCH = 64
 _POSITIVE_SHARE = 0.4
 _LEARNING_RATE = 2e-3
 _REPORT_EVERY = 25
+_STARTING_BATCHES = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,35 +57,6 @@ class Patches:
 
     values: npt.NDArray[np.uint8]
     nodule: npt.NDArray[np.bool_]
-
-
-class NoduleNet(nn.Module):
-    """Logit of "nodule" for patches (n, 2, 24, 24, 24) of 0 to 255: one tower a scale, joined before the answer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fine, self.coarse = _tower(), _tower()
-        self.answer = nn.Sequential(nn.Linear(4 * 48, 48), nn.ReLU(), nn.Dropout(0.2), nn.Linear(48, 1))
-
-    def forward(self, patches: Tensor) -> Tensor:
-        scaled = patches / 127.5 - 1.0
-        return self.answer(torch.cat([_pooled(self.fine(scaled[:, :1])), _pooled(self.coarse(scaled[:, 1:]))], 1))[:, 0]
-
-
-def _tower() -> nn.Sequential:
-    layers: list[nn.Module] = []
-    channels = 1
-    for width in (12, 24, 40, 48):
-        layers += [nn.Conv3d(channels, width, 3, padding=1, bias=False), nn.BatchNorm3d(width), nn.ReLU()]
-        if width < 48:
-            layers.append(nn.MaxPool3d(2))
-        channels = width
-    return nn.Sequential(*layers)
-
-
-def _pooled(features: Tensor) -> Tensor:
-    """Means over the patch and what lies in its middle, which is where the candidate is."""
-    return torch.cat([features.mean(dim=(2, 3, 4)), features[:, :, 1, 1, 1]], 1)
 
 
 def labelled_patches(scene: Scene, most: int, rng: np.random.Generator | None = None) -> Patches:
@@ -138,10 +113,18 @@ def make_patches(data: Path, run: Path, scenes: int, seed: int) -> Patches:
     return Patches(np.concatenate([p.values for p in parts]), np.concatenate([p.nodule for p in parts]))
 
 
-def train(patches: Patches, run: Path, steps: int, seed: int) -> NoduleNet:
-    """Train or resume in the folder `run`; deterministic by seed."""
+def train(patches: Patches, run: Path, steps: int, seed: int, start_from: Path | None = None) -> NoduleNet:
+    """Train or resume in the folder `run`; deterministic by seed.
+
+    Raises what `models.training.start.exported_nodule_network` raises where that of `start_from` cannot be used.
+    """
     torch.manual_seed(seed)
-    net = NoduleNet()
+    if start_from is None or (run / CHECKPOINT).exists():
+        net = NoduleNet()
+    else:
+        net = exported_nodule_network(start_from)
+        first_seen = np.random.default_rng(seed).choice(len(patches.nodule), (_STARTING_BATCHES, _BATCH))
+        normalise(net, [torch.from_numpy(patches.values[batch]).float() for batch in first_seen])
     optimizer = torch.optim.AdamW(net.parameters(), lr=_LEARNING_RATE, weight_decay=1e-3)
     hardness = torch.ones(len(patches.nodule))
     first = _resume(run / CHECKPOINT, net, optimizer, hardness)
@@ -156,8 +139,7 @@ def train(patches: Patches, run: Path, steps: int, seed: int) -> NoduleNet:
         chosen = _draw(positives, negatives, hardness, rng)
         inputs = _turned(torch.from_numpy(patches.values[chosen]).float(), rng)
         target = torch.from_numpy(patches.nodule[chosen]).float()
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = net(inputs.contiguous(memory_format=torch.channels_last_3d)).float()
+        logits = net(inputs.contiguous(memory_format=torch.channels_last_3d))
         loss = nn.functional.binary_cross_entropy_with_logits(logits, 0.98 * target + 0.01, reduction="none")
         optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
@@ -224,11 +206,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--start-from", type=Path, help="model folder whose network for nodules is trained further")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.run.mkdir(parents=True, exist_ok=True)
     patches = make_patches(arguments.data, arguments.run, arguments.scenes, arguments.seed)
-    train(patches, arguments.run, arguments.steps, arguments.seed)
+    train(patches, arguments.run, arguments.steps, arguments.seed, arguments.start_from)
 
 
 if __name__ == "__main__":

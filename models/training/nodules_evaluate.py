@@ -26,9 +26,10 @@ from models.manifest import NoduleNetwork
 from models.nodules.candidates import cut_patches, find_candidates
 from models.nodules.detector import Judged, Nodule, judge_candidates, outline_nodules
 from models.training.lesions import Array
+from models.training.nodule_network import NoduleNet
 from models.training.nodule_scenes import Host, Inserted, Scene, make_scene, read_host
 from models.training.nodule_shapes import read_shapes
-from models.training.nodules import CHECKPOINT, SHAPES, NoduleNet, nodule_at
+from models.training.nodules import CHECKPOINT, SHAPES, nodule_at
 from models.training.studies import read_volume
 
 WEIGHTS_NAME = "nodules.onnx"

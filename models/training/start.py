@@ -7,7 +7,6 @@ its statistics are measured on training samples, and its scale and shift undo th
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from models.manifest import load_manifest
 from models.session import checked_weights
 from models.training.network import Block, ChestNet
+from models.training.nodule_network import NoduleNet
 
 _OF_THE_NETWORK = "net."
 
@@ -43,17 +43,42 @@ def exported_network(folder: Path, features: tuple[int, ...]) -> ChestNet:
     return net
 
 
-def normalise(net: ChestNet, grids: Sequence[Tensor]) -> None:
-    """Let each normalisation divide by what it sees on `grids`, (N, 1, D, H, W) in HU, and scale and shift it back.
+def exported_nodule_network(folder: Path) -> NoduleNet:
+    """The same of the network for nodules, as `models.training.nodules_evaluate` exports it.
 
-    `net` is one of `exported_network`; its answers stay the same.
+    Raises models.errors.ManifestMismatch where the folder holds no model or other weights than its manifest says,
+    ValueError where it holds no network for nodules.
+    """
+    section = load_manifest(folder).nodules
+    if section is None:
+        raise ValueError(f"{folder} holds no network for nodules")
+    graph = onnx.load_model_from_string(checked_weights(folder, section.weights, section.sha256)).graph
+    stored = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    folded = [node.input[1:] for node in graph.node if node.op_type == "Conv"]
+    net = NoduleNet()
+    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv3d)]
+    with torch.no_grad():
+        for (weight, shift), convolution, norm in zip(folded, convolutions, _normalisations(net), strict=True):
+            convolution.weight.copy_(stored[weight])
+            norm.bias.copy_(stored[shift])
+            norm.running_var.fill_(1.0 - norm.eps)
+        for name, tensor in net.named_parameters():
+            if name.startswith("answer."):
+                tensor.copy_(stored[_OF_THE_NETWORK + name])
+    return net
+
+
+def normalise(net: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Let each normalisation divide by what it sees on `inputs` of the network, and scale and shift it back.
+
+    `net` is one of the two above; its answers stay the same.
     """
     seen: dict[nn.BatchNorm3d, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in _normalisations(net)}
     hooks = [norm.register_forward_pre_hook(_noting(moments)) for norm, moments in seen.items()]
     net.eval()
     with torch.no_grad():
-        for grid in grids:
-            net(grid)
+        for one in inputs:
+            net(one)
         for norm, moments in seen.items():
             mean, square = (torch.stack(column).mean(dim=0) for column in zip(*moments, strict=True))
             norm.running_mean.copy_(mean)
@@ -64,8 +89,8 @@ def normalise(net: ChestNet, grids: Sequence[Tensor]) -> None:
         hook.remove()
 
 
-def _normalisations(net: ChestNet) -> list[Any]:
-    return [module[1] for module in net.modules() if isinstance(module, Block)]
+def _normalisations(net: nn.Module) -> list[nn.BatchNorm3d]:
+    return [module for module in net.modules() if isinstance(module, nn.BatchNorm3d)]
 
 
 def _stored(weights: bytes) -> dict[str, Tensor]:

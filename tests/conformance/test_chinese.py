@@ -312,6 +312,7 @@ def test_the_fonts_have_every_character() -> None:
             "无合适的序列（定位像；设备类型SR不是CT（3个序列））",
         ),
         ("spine, about T7 to T9 (estimated level)", "脊柱，约T7至T9（节段为估计）"),
+        ("spine (level not told)", "脊柱（节段未判定）"),
         ("sharp kernel (B70, f); a softer one gives truer HU", "锐利卷积核（B70, f）；较软的卷积核CT值更准确"),
         ("image 3 is (512, 512) pixels, not (256, 256)", "第3幅图像为(512, 512)像素，而非(256, 256)"),
         ("", ""),

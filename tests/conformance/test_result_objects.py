@@ -283,34 +283,42 @@ def test_a_key_image_says_what_it_shows_and_that_nobody_verified_it(make_case: M
         assert ds.SourceImageSequence[0].ReferencedSOPInstanceUID == finding.key_sop_instance_uid
 
 
-def test_objects_of_an_enhanced_ct_refer_to_its_frames(make_case: MakeCase, tmp_path: Path) -> None:
-    case = make_case("findings", count=1, SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=SLICES)
-    uid = str(case.headers.first.SOPInstanceUID)
+@pytest.mark.parametrize("instances", [1, 2])
+def test_objects_of_an_enhanced_ct_refer_to_its_frames(instances: int, make_case: MakeCase, tmp_path: Path) -> None:
+    """Of two instances the first holds a third of the slices."""
+    case = make_case("findings", count=instances, SOPClassUID=EnhancedCTImageStorage)
+    in_first = SLICES // (3 if instances == 2 else 1)
+    uids_of_source = [str(header.SOPInstanceUID) for header in case.headers.instances]
+    frames = [(uids_of_source[0], n + 1) for n in range(in_first)]
+    frames += [(uids_of_source[-1], n + 1) for n in range(SLICES - in_first)]
     findings = tuple(
-        f.model_copy(update={"key_sop_instance_uid": uid, "key_frame_number": f.key_slice + 1})
+        f.model_copy(update=dict(zip(("key_sop_instance_uid", "key_frame_number"), frames[f.key_slice], strict=True)))
         if f.key_slice is not None
         else f
         for f in case.report.findings
     )
     assert case.outlines.grid is not None
-    grid = replace(case.outlines.grid, sop_instance_uids=(uid,) * SLICES, frame_numbers=tuple(range(1, SLICES + 1)))
+    uids_of_frames, numbers = zip(*frames, strict=True)
+    grid = replace(case.outlines.grid, sop_instance_uids=uids_of_frames, frame_numbers=numbers)
     enhanced = replace(
         case,
         report=case.report.model_copy(update={"findings": findings}),
         outlines=replace(case.outlines, grid=grid),
     )
-    frames = {f.key_frame_number for f in findings if f.key_frame_number}
+    key_frames = {(f.key_sop_instance_uid, f.key_frame_number) for f in findings if f.key_frame_number}
+    assert {uid for uid, _ in key_frames} == set(uids_of_source)
     for name in OF_FINDINGS:
         data_sets = ENCODERS[name](enhanced)
         assert valid(data_sets, tmp_path) == [], name
-        referred = {n for ds in data_sets for n in frame_numbers(ds)}
-        assert referred >= frames if name.startswith("seg") else referred == frames, name
+        referred = {frame for ds in data_sets for frame in frames_referred_to(ds)}
+        assert referred <= set(frames), name
+        assert referred >= key_frames if name.startswith("seg") else referred == key_frames, name
 
 
-def frame_numbers(node: Dataset) -> Iterator[int]:
+def frames_referred_to(node: Dataset) -> Iterator[tuple[str, int]]:
+    if "ReferencedFrameNumber" in node:
+        for number in np.atleast_1d(node.ReferencedFrameNumber):
+            yield str(node.ReferencedSOPInstanceUID), int(number)
     for element in node:
-        if element.VR == "SQ":
-            for item in element.value:
-                yield from frame_numbers(item)
-        elif element.keyword == "ReferencedFrameNumber":
-            yield from map(int, np.atleast_1d(element.value))
+        for item in element.value if element.VR == "SQ" else ():
+            yield from frames_referred_to(item)

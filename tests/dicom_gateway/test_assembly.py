@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import make_settings
+from sqlalchemy.exc import OperationalError
+from structlog.testing import capture_logs
 
 from dicom_gateway.errors import PeerUnreachable
 from dicom_gateway.jobs.queue import JobQueue
@@ -407,6 +409,40 @@ def test_a_source_that_does_not_answer_changes_nothing(engine, jobs, answer):
     record(engine, 1, now=clock.wall)
     assert clock.run(5.0) == []
     assert clock.run(0.5) == [STUDY]
+
+
+def test_a_study_that_cannot_be_closed_keeps_no_other_open_and_is_told_of(engine, jobs):
+    clock, can_be_read = Clock(engine, jobs), []
+
+    def rule_of(uid):
+        if uid == STUDY and not can_be_read:
+            raise ValueError("Test^Patient")
+
+    clock.assembly.rule_of = rule_of
+    record(engine, 1, now=clock.wall)
+    record(engine, 2, now=clock.wall, study_instance_uid=derive_uid("another"))
+    with capture_logs() as logs:
+        assert clock.run(5.5) == [derive_uid("another")]
+    assert [log for log in logs if log["event"] == "completion_failed"] == [
+        {"event": "completion_failed", "log_level": "error", "study_instance_uid": STUDY, "error": "ValueError"}
+    ]
+    can_be_read.append(True)
+    assert clock.run(0.5) == [STUDY]
+
+
+def test_a_database_that_is_away_is_told_of_once_a_look(engine, jobs):
+    """It is so for every study; and what the source said is asked for again where the comparison failed."""
+    clock = Clock(engine, jobs, answer=lambda: SourceCount(series={"1.2": 1}))
+    record(engine, 1, now=clock.wall)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "count_series", lambda *_: away())
+        with pytest.raises(OperationalError):
+            clock.run(1.5)
+    assert clock.run(1.0) == [STUDY]
+
+
+def away():
+    raise OperationalError("select", {}, OSError("database is locked"))
 
 
 def test_a_source_that_hangs_keeps_no_study_open_and_delays_no_other(engine, jobs):

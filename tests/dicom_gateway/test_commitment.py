@@ -12,10 +12,11 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel
 from running import free_port, make_settings, wait_until
+from structlog.testing import capture_logs
 
 from dicom_gateway.receive.commitment import SOP_INSTANCE_UID, CommitmentRequest, Commitments, judge
 from dicom_gateway.store import index
-from dicom_gateway.store.schema import commitment
+from dicom_gateway.store.schema import commitment, open_database
 from imaging.uids import derive_uid
 
 TRANSACTION = derive_uid("transaction")
@@ -157,3 +158,74 @@ def test_a_file_that_is_not_as_it_was_is_not_committed(tmp_path):
         kind, information = judge(engine, settings.data_dir, request)
     assert kind == 2
     assert information.FailedSOPSequence[0].FailureReason == 0x0110
+
+
+def test_a_damaged_file_is_not_committed_and_the_others_are(tmp_path):
+    """Of the size that it had, so that its bytes are looked at."""
+    settings = make_settings(tmp_path)
+    images = [make_ct_dataset(InstanceNumber=number) for number in (1, 2)]
+    uids = [image.SOPInstanceUID for image in images]
+    with listening(settings) as engine, associated(settings) as association:
+        for image in images:
+            assert association.send_c_store(image).Status == 0x0000
+        path = settings.data_dir / index.find_instance(engine, uids[0]).path
+        size_bytes = path.stat().st_size
+        for head, filler in ((b"", b"\0"), (bytes(128) + b"DICM", b"\0"), (bytes(128) + b"DICM", b"\xff")):
+            path.write_bytes(head + filler * (size_bytes - len(head)))
+            kind, information = judge(engine, settings.data_dir, asked_for(*uids))
+            assert kind == 2
+            (failed,), (committed,) = information.FailedSOPSequence, information.ReferencedSOPSequence
+            assert (failed.ReferencedSOPInstanceUID, failed.FailureReason) == (uids[0], 0x0110)
+            assert committed.ReferencedSOPInstanceUID == uids[1]
+
+
+def asked_for(*uids, transaction=TRANSACTION):
+    references = tuple((CTImageStorage, uid) for uid in uids)
+    return CommitmentRequest(calling_ae_title="CT1", transaction_uid=transaction, references=references)
+
+
+def test_a_request_that_cannot_be_judged_is_delayed_and_the_others_are_told(tmp_path, monkeypatch):
+    source = {"name": "ct", "ae_title": "CT1", "host": "127.0.0.1", "port": free_port()}
+    settings, told = make_settings(tmp_path, sources=(source,)), []
+
+    def judge_some(_engine, _data_dir, request):
+        if request.transaction_uid == TRANSACTION:
+            raise ValueError("Doe^Jane")
+        return 1, request.transaction_uid
+
+    def tell(_source, _calling, _kind, transaction_uid):
+        told.append(transaction_uid)
+
+    monkeypatch.setattr("dicom_gateway.receive.commitment.judge", judge_some)
+    monkeypatch.setattr("dicom_gateway.receive.commitment.send_event_report", tell)
+    engine = open_database(settings.database)
+    commitments, other = Commitments(engine, settings), derive_uid("another transaction")
+    for transaction in (TRANSACTION, other):
+        commitments.take(asked_for("1.2.3", transaction=transaction))
+    with capture_logs() as logs:
+        commitments.report(time.time())
+    assert told == [other]
+    assert [log["transaction_uid"] for log in logs if log["event"] == "commitment_delayed"] == [TRANSACTION]
+    assert "ValueError" in str(logs) and "Doe" not in str(logs)
+    assert due(engine) == 1
+    engine.dispose()
+
+
+def test_sources_are_told_again_after_any_failure(tmp_path, monkeypatch):
+    settings, rounds = make_settings(tmp_path), []
+
+    class StopsAfterTwoRounds:
+        def wait(self, _timeout_s):
+            return len(rounds) == 2
+
+    def fail(now):
+        rounds.append(now)
+        raise ValueError("Doe^Jane")
+
+    engine = open_database(settings.database)
+    commitments = Commitments(engine, settings)
+    monkeypatch.setattr(commitments, "report", fail)
+    with capture_logs() as logs:
+        commitments.run(StopsAfterTwoRounds())
+    assert [log["reason"] for log in logs] == ["ValueError", "ValueError"]
+    engine.dispose()

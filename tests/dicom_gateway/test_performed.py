@@ -17,8 +17,9 @@ from structlog.testing import capture_logs
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.receive import performed
 from dicom_gateway.receive.assembly import Assembly, QuietRules
+from dicom_gateway.receive.data_sets import parse_data_set
 from dicom_gateway.receive.performed import SOP_CLASS_UID, Step, StepState, steps_of
-from dicom_gateway.receive.statuses import StoreStatus
+from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.store import index
 from dicom_gateway.store.schema import open_database
 from imaging.uids import derive_uid
@@ -189,6 +190,37 @@ def test_bytes_that_are_no_data_set_have_an_answer(settings, encoded):
         peer.associate(contexts=((SOP_CLASS_UID, (ImplicitVRLittleEndian,)),))
         assert peer.ask(request).Status in (StoreStatus.PROCESSING_FAILURE, StoreStatus.MISSING_ATTRIBUTE)
         assert steps_of(engine, {STUDY}) == {}
+
+
+GOOD_ROWS, BAD_ROWS = b"\x28\0\x10\0\x02\0\0\0\x07\0", b"\x28\0\x10\0\x01\0\0\0\x07"
+
+
+def nested(encoded: bytes, levels: int) -> bytes:
+    """A data set in so many Performed Series Sequences of one item, all of explicit length, Implicit VR."""
+    for _ in range(levels):
+        item = b"\xfe\xff\0\xe0" + len(encoded).to_bytes(4, "little") + encoded
+        encoded = b"\x40\0\x40\x03" + len(item).to_bytes(4, "little") + item
+    return encoded
+
+
+def test_sequences_are_read_to_the_bottom():
+    read = parse_data_set(nested(GOOD_ROWS, 20), ImplicitVRLittleEndian, StoreStatus.PROCESSING_FAILURE)
+    for _ in range(20):
+        (read,) = read.PerformedSeriesSequence
+    assert read.Rows == 7
+
+
+@pytest.mark.parametrize(
+    ("rows", "levels"),
+    [(GOOD_ROWS, 40), (BAD_ROWS, 8), (BAD_ROWS, 60), (GOOD_ROWS, 1000)],
+    ids=["good 40", "bad 8", "bad 60", "good 1000"],
+)
+def test_a_bad_value_and_too_many_levels_are_refused_in_few_words(rows, levels):
+    """Each level that quotes the error of the one below would double the text: 60 of them fill any memory."""
+    with pytest.raises(StoreRefused) as refused:
+        parse_data_set(nested(rows, levels), ImplicitVRLittleEndian, StoreStatus.PROCESSING_FAILURE)
+    assert refused.value.status == StoreStatus.PROCESSING_FAILURE
+    assert len(str(refused.value.__cause__)) < 500
 
 
 def test_a_step_without_an_end_is_aborted(settings):

@@ -8,6 +8,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import (
     Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
     SecondaryCaptureImageStorage,
     StorageCommitmentPushModel,
 )
@@ -50,7 +51,14 @@ def row_of(worker):
 
 
 @contextmanager
-def pacs_that_takes_requests(port, asked, sop_classes=(Comprehensive3DSRStorage, SecondaryCaptureImageStorage)):
+def pacs_that_takes_requests(
+    port, asked, sop_classes=(Comprehensive3DSRStorage, SecondaryCaptureImageStorage), refused=()
+):
+    """Storage of a class in `refused` is negotiated, and refused when it comes."""
+
+    def on_store(event):
+        return 0x0122 if event.request.AffectedSOPClassUID in refused else 0x0000
+
     def on_action(event):
         asked.append(event.action_information)
         return 0x0000, None
@@ -58,7 +66,7 @@ def pacs_that_takes_requests(port, asked, sop_classes=(Comprehensive3DSRStorage,
     entity = AE("PACS")
     for sop_class in (*sop_classes, StorageCommitmentPushModel):
         entity.add_supported_context(sop_class)
-    handlers = [(evt.EVT_C_STORE, lambda _event: 0x0000), (evt.EVT_N_ACTION, on_action)]
+    handlers = [(evt.EVT_C_STORE, on_store), (evt.EVT_N_ACTION, on_action)]
     server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
     try:
         yield
@@ -107,6 +115,18 @@ def test_what_the_destination_says_is_noted(tmp_path, is_committed):
     else:
         assert (row.state, row.commitment) == (DeliveryState.PARKED, CommitmentState.NOT_COMMITTED)
         assert row.last_error == "storage commitment: 1 objects are not committed (0x0112)"
+
+
+def test_commitment_is_asked_for_what_was_stored_alone(tmp_path):
+    """Not for an object that was refused, in whose place another was sent."""
+    port, asked = free_port(), []
+    taken = (ComprehensiveSRStorage, SecondaryCaptureImageStorage)
+    peer = pacs_that_takes_requests(port, asked, (Comprehensive3DSRStorage, *taken), refused={Comprehensive3DSRStorage})
+    with working(tmp_path, destinations=(destination(port),)) as worker, peer:
+        worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+        assert row_of(worker).state is DeliveryState.DELIVERED
+    (information,) = asked
+    assert [item.ReferencedSOPClassUID for item in information.ReferencedSOPSequence] == list(taken)
 
 
 def test_a_destination_without_storage_commitment_has_its_results_all_the_same(tmp_path):

@@ -161,6 +161,21 @@ def test_a_file_that_cannot_be_read_keeps_no_study_open(send, engine, settings):
     assert read_traits(engine, settings.data_dir, row) == traits
 
 
+@pytest.mark.parametrize("vr", [b"ZZ", b"FD"])
+def test_a_value_that_cannot_be_converted_counts_as_not_there(send, engine, settings, vr):
+    """A VR that nobody knows, and a number cut short."""
+    row = send(CHEST, StationName="ROOM", StudyDescription="CT 1", PatientAge="060Y", PatientBirthDate=None)
+    (file,) = settings.studies_dir.glob("*/*/*.dcm")
+    content = file.read_bytes()
+    for element in (b"\x08\0\x60\0CS", b"\x08\0\x10\x10SH", b"\x08\0\x30\x10LO", b"\x10\0\x10\x10AS"):
+        assert content.count(element) == 1
+        content = content.replace(element, element[:4] + vr)
+    file.write_bytes(content)
+    traits = read_traits(engine, settings.data_dir, row)
+    assert traits.modality == traits.station_name == traits.study_description == {""}
+    assert (traits.age_years, traits.body_part) == (None, {"CHEST"})
+
+
 @pytest.fixture
 def config(settings, tmp_path):
     """Writes a settings file for the same data with other rules."""

@@ -42,16 +42,22 @@ GRIDS = {
 LESIONS = (((0.4, 0.5, 0.4), 7.0), ((0.5, 0.55, 0.5), 6.0), ((0.75, 0.2, 0.85), 3.5))
 
 
-def slices_of(name: str, *, frames: bool = False, columns: int = SHAPE[2]) -> list[Slice]:
+# How many instances hold the frames of an Enhanced CT.
+MULTI_FRAME = pytest.mark.parametrize("frames", [0, 1, 2], ids=["single frames", "enhanced", "enhanced, two instances"])
+
+
+def slices_of(name: str, *, frames: int = 0, columns: int = SHAPE[2]) -> list[Slice]:
+    """Single images, or the frames of so many multi-frame instances, one below the other."""
     orientation, step_mm, spacing_mm = GRIDS[name]
+    in_instance = SHAPE[0] // (frames or 1)
     normal = np.cross(orientation[:3], orientation[3:])
     return [
         Slice(
             path=Path(f"{i}.dcm"),
-            sop_instance_uid="1.2.3.1.1" if frames else f"1.2.3.1.{i + 1}",
+            sop_instance_uid=f"1.2.3.1.{i // in_instance + 1 if frames else i + 1}",
             sop_class_uid=EnhancedCTImageStorage if frames else CTImageStorage,
-            # The first two frames of the Enhanced CT are localizers and not analysed.
-            frame_number=i + 3 if frames else None,
+            # The first two frames of an Enhanced CT are localizers and not analysed.
+            frame_number=i % in_instance + 3 if frames else None,
             instance_number=i + 1,
             image_type=("ORIGINAL",),
             acquisition_number=1,
@@ -206,9 +212,9 @@ def stored_points(ds: Dataset, number: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize("frames", [False, True], ids=["single frames", "enhanced"])
+@MULTI_FRAME
 @pytest.mark.parametrize("name", GRIDS)
-def test_every_segment_lies_on_its_lesion(name: str, frames: bool) -> None:
+def test_every_segment_lies_on_its_lesion(name: str, frames: int) -> None:
     """In frames of 1591 pixels, so that they begin inside a byte."""
     result, truth, _ = make_result(slices_of(name, frames=frames))
     (ds,) = map(read_back, encode_seg(result))
@@ -253,9 +259,9 @@ def inside(corners: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return crossed % 2 == 1
 
 
-@pytest.mark.parametrize("frames", [False, True], ids=["single frames", "enhanced"])
+@MULTI_FRAME
 @pytest.mark.parametrize("name", GRIDS)
-def test_marks_lie_on_the_lesions_of_the_slice_they_name(name: str, frames: bool) -> None:
+def test_marks_lie_on_the_lesions_of_the_slice_they_name(name: str, frames: int) -> None:
     """As highdicom reads them; where a slice lies is taken from the source, not from the order of the slices."""
     slices = slices_of(name, frames=frames)
     result, truth, _ = make_result(slices)
@@ -274,15 +280,20 @@ def test_marks_lie_on_the_lesions_of_the_slice_they_name(name: str, frames: bool
         assert dice(plane[inside(group.roi.value, source.rows, source.columns)], expected) > 0.99
 
 
-@pytest.mark.parametrize("frames", [False, True], ids=["single frames", "enhanced"])
-def test_a_frame_refers_to_the_slice_it_lies_in(frames: bool) -> None:
+@MULTI_FRAME
+def test_a_frame_refers_to_the_slice_it_lies_in(frames: int) -> None:
+    """And the object names every instance of the source once."""
     result, _, ordered = make_result(slices_of("flipped rows, oblique", frames=frames))
-    (ds,) = map(read_back, encode_seg(result))
     at = {(s.sop_instance_uid, s.frame_number): s.image_position_patient for s in ordered}
-    for frame in ds.PerFrameFunctionalGroupsSequence:
-        source = frame.DerivationImageSequence[0].SourceImageSequence[0]
-        position = at[source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber")]
-        assert frame.PlanePositionSequence[0].ImagePositionPatient == pytest.approx(position, abs=1e-6)
+    for ds in map(read_back, (*encode_seg(result), *encode_labelmap(result))):
+        for frame in ds.PerFrameFunctionalGroupsSequence:
+            source = frame.DerivationImageSequence[0].SourceImageSequence[0]
+            position = at[source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber")]
+            assert frame.PlanePositionSequence[0].ImagePositionPatient == pytest.approx(position, abs=1e-6)
+        (series,) = ds.ReferencedSeriesSequence
+        for references in (series.ReferencedInstanceSequence, ds.SourceImageSequence):
+            named = [(item.ReferencedSOPInstanceUID, item.ReferencedSOPClassUID) for item in references]
+            assert named == list(dict.fromkeys((s.sop_instance_uid, s.sop_class_uid) for s in ordered))
 
 
 def test_the_order_of_the_files_changes_nothing() -> None:
@@ -329,9 +340,9 @@ def joined(parts: list[Dataset]) -> dict[str, np.ndarray]:
     return {uid: np.concatenate(of_one) for uid, of_one in by_uid.items()}
 
 
-@pytest.mark.parametrize("frames", [False, True], ids=["single frames", "enhanced"])
+@MULTI_FRAME
 @pytest.mark.parametrize("name", GRIDS)
-def test_label_maps_lose_nothing_where_lesions_overlap(name: str, frames: bool) -> None:
+def test_label_maps_lose_nothing_where_lesions_overlap(name: str, frames: int) -> None:
     result, truth, _ = make_result(slices_of(name, frames=frames))
     maps = [read_back(ds) for ds in encode_labelmap(result)]
     assert [ds.SegmentsOverlap for ds in maps] == ["NO", "NO"]

@@ -88,6 +88,15 @@ def test_same_again_and_other_bytes(settings):
     assert list(settings.incoming_dir.iterdir()) == []
 
 
+def test_an_earlier_file_of_other_meta_information_keeps_its_size(settings):
+    """The same data set from another AE title, which the file meta information names."""
+    first = keep(settings, b"data set")
+    part = files.PartFile(settings.data_dir, META[:140] + (10).to_bytes(4, "little") + b"other meta")
+    part.write(b"data set")
+    assert part.place(PATH) == (first, False)
+    assert first.size_bytes == (settings.data_dir / PATH).stat().st_size
+
+
 def test_bytes_of_senders_at_the_same_time_never_mix(settings):
     contents = [bytes([number]) * 300_000 for number in range(8)]
     kept = []

@@ -293,6 +293,20 @@ def test_a_parked_delivery_is_replayed_once(tmp_path: Path) -> None:
         assert client.post(path, headers=OURS).status_code == 409
 
 
+@pytest.mark.parametrize("path", [f"/deliveries/{REPORTED}/1/pacs/replay", f"/studies/{REPORTED}/replay"])
+def test_a_delivery_to_a_destination_that_is_gone_stays_parked_and_the_answer_says_why(
+    tmp_path: Path, path: str
+) -> None:
+    settings = make_site(tmp_path).model_copy(update={"destinations": ()})
+    with serving(create_app(settings)) as client:
+        answer = client.post(f"/api{path}", headers=OURS)
+        told = f"deliver:{REPORTED}:r1:pacs stays parked: the destination is no longer configured"
+        assert (answer.status_code, answer.json()) == (409, {"detail": told})
+        page = client.post(f"/studies/{REPORTED}/reports/1/deliveries/pacs/replay", headers=OURS)
+        assert (page.status_code, told in page.text) == (409, True)
+        assert [row["state"] for row in client.get("/api/deliveries").json()] == ["parked"]
+
+
 def test_a_failed_study_is_replayed_and_waits_again(tmp_path: Path) -> None:
     with serving(create_app(make_site(tmp_path))) as client:
         answer = client.post(f"/studies/{FAILED}/replay", headers={"Origin": str(client.base_url).rstrip("/")})

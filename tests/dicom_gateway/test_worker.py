@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import StringIO
@@ -17,6 +18,7 @@ from pydicom.uid import (
     EncapsulatedPDFStorage,
     SecondaryCaptureImageStorage,
 )
+from pynetdicom import AE, evt
 from receivers import acknowledgement, fhir_server, hl7_engine, stow_server
 from rich.console import Console
 from running import make_settings, pacs
@@ -91,6 +93,59 @@ def test_delivery_of_a_destination_that_was_away_is_not_lost(worker, peer):
     worker.deliver_report(STUDY, 1, "pacs", 2, 3)
     assert only_delivery(worker).state is DeliveryState.DELIVERED
     assert sum(peer.received.values()) == 2
+
+
+def test_a_delivery_to_a_destination_that_is_gone_stays_parked_and_its_replay_says_why(worker, tmp_path):
+    worker.analyse_study(STUDY, receive(worker), CREATED)
+    gone = worker.settings.model_copy(update={"destinations": ()})
+    park_unconfigured(worker.engine, gone, worker.notices)
+    config = tmp_path / "onescan.toml"
+    config.write_text(f'data_dir = "{worker.settings.data_dir}"\n', encoding="utf-8")
+    before = worker.jobs.waiting()
+    delivery = f"deliver:{STUDY}:r1:pacs"
+    for what in (STUDY, delivery, "--all"):
+        ran = CliRunner().invoke(cli.app, ["replay", what, "--config", str(config)])
+        assert (ran.exit_code, ran.stdout) == (1, "")
+        assert ran.stderr == f"{delivery} stays parked: the destination is no longer configured\n"
+    assert only_delivery(worker).state is DeliveryState.PARKED
+    assert worker.jobs.waiting() == before
+    failed = derive_uid("worker", "failed")
+    revision = receive(worker, study=failed)
+    with worker.engine.begin() as connection:
+        assert ledger.change_study(connection, failed, revision, to=StudyState.FAILED, since=(StudyState.QUEUED,))
+    ran = CliRunner().invoke(cli.app, ["replay", "--all", "--config", str(config)])
+    assert (ran.exit_code, ran.stdout.split()[-1]) == (0, f"study:{failed}:r1:0")
+    assert delivery in ran.stderr
+
+
+def test_an_earlier_revision_never_arrives_after_a_later_one(worker):
+    """The later one is made, and its delivery begun, while the destination has not answered to the earlier."""
+    later, states = threading.Thread(target=lambda: deliver(worker, "pacs", 2)), []
+
+    def on_store(_event):
+        if later.ident is None:
+            worker.analyse_study(STUDY, receive(worker, 2), CREATED + 1)
+            later.start()
+            # Where nothing keeps it from overtaking, it ends in here.
+            later.join(1.0)
+            states.append(only_delivery(worker, 2).state)
+        return 0x0000
+
+    entity = AE("PACS")
+    entity.add_supported_context(SecondaryCaptureImageStorage)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)])
+    peer = worker.settings.destinations[0].model_copy(
+        update={"port": server.socket.getsockname()[1], "objects": ("sc",)}
+    )
+    worker = sending_to(worker, peer)
+    try:
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        assert deliver(worker, "pacs").state is DeliveryState.DELIVERED
+        later.join()
+    finally:
+        server.shutdown()
+    assert states == [DeliveryState.PENDING]
+    assert only_delivery(worker, 2).state is DeliveryState.DELIVERED
 
 
 def sending_to(worker, peer):

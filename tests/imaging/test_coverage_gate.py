@@ -1,17 +1,22 @@
-"""How much of the lungs a volume must hold: a thorax cut at either end, and bodies that are no chest."""
+"""How much of the lungs a volume must hold: a thorax cut at an end or a side, and bodies that are no chest."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from imaging.files import find_files
 from imaging.geometry import Geometry
+from imaging.headers import read_studies
 from imaging.lungs import Lungs, segment_lungs
+from imaging.morphology import bounds
 from imaging.phantom import Phantom, make_phantom
-from imaging.quality import Verdict, check_voxels
-from imaging.volume import Volume
+from imaging.quality import QualityIssue, Verdict, check_voxels
+from imaging.volume import Volume, load_volume
 
+REAL_CT = Path(__file__).parents[3] / "shared" / "ct"
 IN_PLANE, SPACING_MM = (90, 120), 3.0
 
 
@@ -48,6 +53,68 @@ def test_what_is_cut_off_is_named_or_refused(slices: tuple[int, int], verdict: V
     worst = max((i for i in issues if i.check in ("coverage", "lungs")), key=lambda i: list(Verdict).index(i.verdict))
     assert worst.verdict is verdict
     assert words in worst.message
+
+
+@pytest.mark.parametrize(("slices", "below", "above"), [((16, 84), 20, 30), ((30, 100), 30, 0), ((-60, 28), 0, 1)])
+def test_blank_images_at_the_ends_hide_no_cut(slices: tuple[int, int], below: int, above: int) -> None:
+    volume, lungs = chest(*slices)
+    padding = ((below, above), (0, 0), (0, 0))
+    hu = np.pad(volume.hu, padding, constant_values=-1024)
+    affine, uids = volume.geometry.affine.copy(), tuple(map(str, range(len(hu))))
+    affine[2, 3] -= SPACING_MM * below
+    padded = Volume(hu, Geometry(affine, hu.shape), "1.2.3", uids, (None,) * len(hu))
+    masks = [np.pad(mask, padding) for mask in (lungs.body, lungs.airways, lungs.left, lungs.right)]
+    assert coverage(padded, Lungs(*masks)) == coverage(volume, lungs)
+
+
+def coverage(volume: Volume, lungs: Lungs) -> list[QualityIssue]:
+    return [issue for issue in check_voxels(volume, lungs) if issue.check == "coverage"]
+
+
+def cropped(volume: Volume, rows: slice, columns: slice) -> Volume:
+    """The field of view without some rows and columns; it keeps its corner, which coverage does not look at."""
+    hu = np.ascontiguousarray(volume.hu[:, rows, columns])
+    return replace(volume, hu=hu, geometry=Geometry(volume.geometry.affine, hu.shape))
+
+
+AT_EDGES = "the lungs are cut off at the edges of the images; findings there are not seen"
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "cut"),
+    [
+        (slice(None), slice(None), False),
+        # The lungs are in rows 17 to 73 and columns 14 to 106: cut beside them, and by what is nothing.
+        (slice(16, 75), slice(13, 108), False),
+        (slice(None), slice(14, None), False),
+        (slice(None), slice(18, None), True),
+        (slice(None), slice(None, 103), True),
+        (slice(20, None), slice(None), True),
+        (slice(None), slice(25, 95), True),
+        (slice(None, 70), slice(None), True),
+    ],
+)
+def test_lungs_beyond_the_field_of_view_are_warned_about(rows: slice, columns: slice, cut: bool) -> None:
+    volume, lungs = chest(0, 100)
+    masks = (
+        np.ascontiguousarray(mask[:, rows, columns]) for mask in (lungs.body, lungs.airways, lungs.left, lungs.right)
+    )
+    issues = coverage(cropped(volume, rows, columns), Lungs(*masks))
+    assert [i.message for i in issues if i.verdict is not Verdict.PASS] == [AT_EDGES] * cut
+
+
+@pytest.mark.real_ct
+@pytest.mark.skipif(not REAL_CT.exists(), reason="no real CT beside the project (../shared/ct)")
+def test_a_real_field_of_view_may_end_beside_the_lungs_not_in_them() -> None:
+    (study,), _ = read_studies(find_files([REAL_CT / "contrast_c3n_00249"], Path("unused")))
+    whole = load_volume(study.series[0])
+    lungs = segment_lungs(whole)
+    _, *inside = bounds(lungs.left, lungs.right) or ()
+    for beyond_mm, cut in ((3.0, False), (-6.0, True)):
+        beyond = round(beyond_mm / whole.geometry.spacing_mm[2])
+        volume = cropped(whole, *(slice(part.start - beyond, part.stop + beyond) for part in inside))
+        issues = coverage(volume, segment_lungs(volume))
+        assert [i.message for i in issues if i.verdict is not Verdict.PASS] == [AT_EDGES] * cut
 
 
 @pytest.fixture(scope="module")

@@ -198,7 +198,7 @@ def test_the_thin_axial_chest_is_chosen_and_every_other_series_has_its_reason() 
         _numbered(6, slices=(), modality="SR"),
         _numbered(7, slices=(), series_description="Dose Report"),
         _numbered(8, slices=_every(1.0, 300), body_part_examined="HEAD", series_description="Head 1.0"),
-        _numbered(9, slices=_every(1.0, 40), series_description="MIP", body_part_examined="CHEST"),
+        _numbered(9, slices=_every(1.0, 40), series_description="1.0", body_part_examined="CHEST"),
         _numbered(10, slices=[replace(s, image_type=("DERIVED", "SECONDARY", "MIP")) for s in _every(1.0, 300)]),
         _numbered(11, slices=_every(1.0, 300), contrast_bolus_agent="Iohexol"),
         _numbered(12, slices=_every(1.0, 5)),
@@ -213,6 +213,85 @@ def test_the_thin_axial_chest_is_chosen_and_every_other_series_has_its_reason() 
         9: "fewer images", 10: "MIP", 11: "contrast", 12: "only 5 images", 13: "kernel that is not known",
     }.items():  # fmt: skip
         assert word in reasons[number], (number, reasons[number])
+
+
+def _reason_not_chosen(chosen: Series, other: Series) -> str:
+    """Why `other` is not chosen beside `chosen`; alone it is."""
+    assert select_series(_study(other)).chosen == other
+    for study in (_study(chosen, other), _study(other, chosen)):
+        selection = select_series(study)
+        assert selection.chosen == chosen
+    return selection.rejected[0].reason
+
+
+def test_a_field_of_view_that_shows_a_part_of_the_chest_comes_last() -> None:
+    spine = [replace(plane, pixel_spacing_mm=(0.35, 0.35)) for plane in _every(0.625, 500)]
+    low = [replace(plane, rows=256) for plane in _every(0.625, 500)]
+    unknown = [replace(plane, pixel_spacing_mm=None) for plane in _every(0.625, 500)]
+    chest = _numbered(1, slices=_every(1.25, 250), convolution_kernel="STANDARD")
+    reason = _reason_not_chosen(chest, _numbered(2, slices=spine, series_description="T SPINE 0.625"))
+    assert reason == "a field of view of 179 mm; a wider one was preferred"
+    assert "179 mm" in _reason_not_chosen(chest, _numbered(2, slices=low))
+    assert "179 mm" not in _reason_not_chosen(_numbered(2, slices=unknown), chest)
+
+
+@pytest.mark.parametrize("name", ["CHEST EXP 1.0", "expir", "Thorax_Expiration 1.0", "LUNG 1.0 EXPIRATORY", "呼气相"])
+def test_breathing_out_comes_after_breathing_in(name) -> None:
+    thick = _numbered(1, slices=_every(2.5, 120), series_description="2.5 STD")
+    reason = _reason_not_chosen(thick, _numbered(2, slices=_every(1.0, 300), series_description=name))
+    assert reason == "taken after breathing out; one that was not was preferred"
+
+
+@pytest.mark.parametrize("name", ["EXPERT 1.0", "INSP 1.0", "EXPOSURE", "", None])
+def test_other_words_say_nothing_of_breathing_out(name) -> None:
+    thin = _numbered(1, slices=_every(1.0, 300), series_description=name)
+    assert "thicker" in _reason_not_chosen(thin, _numbered(2, slices=_every(2.5, 120), series_description="2.5 STD"))
+
+
+def _of_thickness(number: int, thickness_mm: float | None, every_mm: float, count: int) -> Series:
+    return _numbered(
+        number, slices=[replace(plane, slice_thickness_mm=thickness_mm) for plane in _every(every_mm, count)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("thickness_mm", "every_mm", "better_mm", "said"),
+    [(8.0, 1.0, 2.5, "8.00 mm"), (5.0, 2.5, 3.0, "5.00 mm"), (1.25, 0.625, 1.0, "1.25 mm"), (1.0, 5.0, 3.0, "5.00 mm")],
+)
+def test_slices_that_overlap_are_no_thinner_for_it(thickness_mm, every_mm, better_mm, said) -> None:
+    reason = _reason_not_chosen(
+        _numbered(1, slices=_every(better_mm, 120)), _of_thickness(2, thickness_mm, every_mm, 300)
+    )
+    assert reason == f"thicker slices ({said}) than the analysed series ({better_mm:.2f} mm)"
+
+
+@pytest.mark.parametrize("thickness_mm", [None, 0.0, -1.0, float("nan")])
+def test_without_a_thickness_the_spacing_counts(thickness_mm) -> None:
+    assert "thicker" in _reason_not_chosen(
+        _of_thickness(1, thickness_mm, 1.0, 300), _numbered(2, slices=_every(2.5, 120))
+    )
+
+
+@pytest.mark.parametrize(
+    ("image_type", "description", "said"),
+    [
+        (("DERIVED", "PRIMARY", "AXIAL", "CT_SOM5 MIP"), "Thorax", "MIP"),
+        (("DERIVED", "SECONDARY", "CT_SOM5 MinIP"), "Thorax", "MINIP"),
+        (("DERIVED", "SECONDARY", "MIN_IP"), "Thorax", "MIN_IP"),
+        (("DERIVED", "SECONDARY", "CT_SOM5 VRT"), "Thorax", "VRT"),
+        (("ORIGINAL", "PRIMARY", "AXIAL"), "CHEST MIP 8x1", "MIP"),
+        (("ORIGINAL", "PRIMARY", "AXIAL"), "Lung_MinIP_5", "MINIP"),
+        (("ORIGINAL", "PRIMARY", "AXIAL"), "Chest Min-IP", "MIN-IP"),
+        (("DERIVED", "SECONDARY", "MPR"), "Thorax", "MPR"),
+        (("DERIVED", "PRIMARY", "AXIAL", "CT_SOM5 MPR"), "Thorax", None),
+        (("ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 SPI"), "Chest 1.0 for MIP", None),
+        (("ORIGINAL", "PRIMARY", "AXIAL"), "Chest IMIPENEM", None),
+    ],
+)
+def test_a_projection_is_known_by_a_word_of_its_type_or_description(image_type, description, said) -> None:
+    planes = [make_slice(i, image_type=image_type) for i in range(200)]
+    selection = select_series(_study(make_series(planes, series_description=description)))
+    assert [r.reason for r in selection.rejected] == ([f"not a plain reconstruction ({said})"] if said else [])
 
 
 def test_a_chosen_series_that_fails_its_gate_gives_way_to_the_next() -> None:

@@ -1,12 +1,20 @@
 """Lungs of bodies that thresholds and morphology easily lose."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from imaging.files import find_files
 from imaging.geometry import Geometry
+from imaging.headers import read_studies
 from imaging.lungs import Lungs, segment_lungs
-from imaging.volume import Volume
+from imaging.phantom import make_phantom
+from imaging.volume import Volume, load_volume
 
+REAL_CT = Path(__file__).parents[3] / "shared" / "ct"
 SPACING_MM = 2.0
 EXPECTED_ML = 4 / 3 * np.pi * 55 * 70 * 100 / 1000
 
@@ -38,3 +46,33 @@ def test_lungs_are_found_behind_a_thin_wall_and_an_image_that_cuts_the_body(wall
     lungs, voxel_ml = lungs_of(wall_mm, width)
     assert lungs.left.sum() * voxel_ml == pytest.approx(EXPECTED_ML, rel=0.04)
     assert lungs.right.sum() * voxel_ml == pytest.approx(EXPECTED_ML, rel=0.04)
+
+
+@pytest.mark.parametrize("opaque", ["left", "right"])
+def test_a_lung_alone_is_one_lung_on_its_side(opaque: str) -> None:
+    """Its vessels and fissures let it fall apart; the pieces are not the two lungs."""
+    phantom = make_phantom(3, (), spacing_mm=(3.0, 1.5, 1.5))
+    both = segment_lungs(phantom.volume)
+    aerated, replaced = (both.right, both.left) if opaque == "left" else (both.left, both.right)
+    hu = np.where(ndimage.binary_dilation(replaced, iterations=2), 30, phantom.volume.hu).astype(np.int16)
+    lungs = segment_lungs(replace(phantom.volume, hu=hu))
+    alone, gone = (lungs.right, lungs.left) if opaque == "left" else (lungs.left, lungs.right)
+    assert alone.sum() == pytest.approx(aerated.sum(), rel=0.02)
+    assert not gone.any()
+
+
+@pytest.mark.real_ct
+@pytest.mark.skipif(not REAL_CT.exists(), reason="no real CT beside the project (../shared/ct)")
+@pytest.mark.parametrize(
+    ("name", "opaque"), [("covid_p001", "left"), ("contrast_c3n_00249", "left"), ("nodules_lidc_0063", "right")]
+)
+def test_a_real_lung_alone_is_one_lung_on_its_side(name: str, opaque: str) -> None:
+    (study,), _ = read_studies(find_files([REAL_CT / name], Path("unused")))
+    volume = load_volume(study.series[0])
+    both = segment_lungs(volume)
+    aerated, replaced = (both.right, both.left) if opaque == "left" else (both.left, both.right)
+    hu = np.where(ndimage.binary_dilation(replaced, iterations=3), 30, volume.hu).astype(np.int16)
+    lungs = segment_lungs(replace(volume, hu=hu))
+    alone, gone = (lungs.right, lungs.left) if opaque == "left" else (lungs.left, lungs.right)
+    assert alone.sum() == pytest.approx(aerated.sum(), rel=0.05)
+    assert not gone.any()

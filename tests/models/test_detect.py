@@ -47,6 +47,8 @@ ORIENTATIONS = {
     "rows from front to back": np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
     "rows from back to front": np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
 }
+# By 20 degrees, the farthest from axial that is analysed.
+OBLIQUE = {"oblique": np.array([[1.0, 0.0, 0.0], [0.0, 0.9397, -0.3420], [0.0, 0.3420, 0.9397]])}
 
 
 @pytest.fixture(scope="module")
@@ -143,12 +145,12 @@ def _thorax(orientation: np.ndarray, ball_mm: tuple[float, float, float] | None)
     return Volume(hu.astype(np.int16), geometry, "1.2.3", uids, (None,) * shape[0]), ball
 
 
-@pytest.mark.parametrize("name", ORIENTATIONS)
+@pytest.mark.parametrize("name", ORIENTATIONS | OBLIQUE)
 @pytest.mark.parametrize("side", [Laterality.LEFT, Laterality.RIGHT])
 def test_a_ball_is_found_where_it_is_whatever_the_orientation(detector: Detector, name: str, side: Laterality) -> None:
     """Side by the patient's x, centre within 2 mm, outline on the source grid with Dice above 0.9, size to a pixel."""
     centre_mm = (75.0 if side is Laterality.LEFT else -75.0, 20.0, 50.0)
-    volume, ball = _thorax(ORIENTATIONS[name], centre_mm)
+    volume, ball = _thorax((ORIENTATIONS | OBLIQUE)[name], centre_mm)
     detection = detector.detect(volume, segment_lungs(volume), sharp_kernel=False)
     study, lesion = [f for f in detection.findings if f.kind is FindingKind.PULMONARY_NODULE]
     assert (study.presence, study.laterality, study.lesion) == (Presence.PRESENT, side, None)
@@ -185,6 +187,26 @@ def test_a_mass_is_described_though_the_nodule_network_sees_none(detector: Detec
     assert 2 * (outline & ball).sum() / (outline.sum() + ball.sum()) > 0.9
     assert mass.probability == study.probability
     assert mass.reason is None
+
+
+@pytest.mark.parametrize("side", [Laterality.LEFT, Laterality.RIGHT])
+def test_a_mass_in_a_lung_without_air_is_on_its_side(detector: Detector, side: Laterality) -> None:
+    """The other lung is all that is aerated, and may lie nearer to it than any other."""
+    x_mm = 75.0 if side is Laterality.LEFT else -75.0
+    volume, _ = _thorax(np.eye(3), (x_mm, 20.0, 50.0))
+    columns = volume.geometry.index_to_patient(np.stack([np.zeros(240), np.zeros(240), np.arange(240)], axis=1))[:, 0]
+    opaque = (volume.hu == -850) & (np.sign(columns) == np.sign(x_mm))
+    white = replace(volume, hu=np.where(opaque, 40, volume.hu).astype(np.int16))
+    blind = SimpleNamespace(
+        manifest=detector.manifest.model_copy(update={"nodules": NODULES}),
+        run=detector.session.run,
+        judge=lambda patches: np.full(len(patches), -9.0, np.float32),
+    )
+    findings = Detector(blind).detect(white, segment_lungs(white), sharp_kernel=False).findings  # type: ignore[arg-type]
+    study, mass = [f for f in findings if f.kind is FindingKind.PULMONARY_NODULE]
+    assert (study.laterality, mass.laterality) == (side, side)
+    assert mass.site is not None
+    assert mass.site.startswith(f"{side} lung")
 
 
 @pytest.mark.parametrize(
@@ -351,7 +373,7 @@ def _asked_for(kind: FindingKind, known: ModelManifest) -> ModelManifest:
     )
 
 
-def test_ground_glass_in_lungs_without_air_is_left_open(detector: Detector) -> None:
+def test_ground_glass_and_no_emphysema_in_lungs_without_air_are_left_open(detector: Detector) -> None:
     """The same opacity in lungs after a full breath and at rest; the lesion network sees it in both."""
     kind = FindingKind.GROUND_GLASS_OPACITY
     session = SimpleNamespace(manifest=_asked_for(kind, detector.manifest), run=detector.session.run)
@@ -361,10 +383,13 @@ def test_ground_glass_in_lungs_without_air_is_left_open(detector: Detector) -> N
         hu = np.where(volume.hu == -850, lung_hu, volume.hu).astype(np.int16)
         lungs = Volume(hu, volume.geometry, "1", volume.sop_instance_uids, volume.frame_numbers)
         findings = Detector(session).detect(lungs, segment_lungs(lungs), sharp_kernel=False).findings  # type: ignore[arg-type]
-        answers.append(next(f for f in findings if f.kind is kind and f.lesion is None))
+        answers.append({f.kind: f for f in findings if f.lesion is None})
     full, rest = answers
-    assert (full.presence, rest.presence) == (Presence.PRESENT, Presence.INDETERMINATE)
-    assert "little air" in (rest.reason or "")
+    assert (full[kind].presence, rest[kind].presence) == (Presence.PRESENT, Presence.INDETERMINATE)
+    assert "little air look like ground glass" in (rest[kind].reason or "")
+    without, hidden = full[FindingKind.EMPHYSEMA], rest[FindingKind.EMPHYSEMA]
+    assert (without.presence, hidden.presence) == (Presence.ABSENT, Presence.INDETERMINATE)
+    assert "little air hide emphysema" in (hidden.reason or "")
 
 
 def test_every_kind_has_one_answer_and_none_is_absent_without_being_assessed(detector: Detector) -> None:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from models.heads import lesion_candidates, not_lining, soft_tissue_radius_mm
+from models.findings import Laterality
+from models.heads import lesion_candidates, not_lining, side_of, soft_tissue_radius_mm
 
 
 def test_the_rim_of_an_effusion_is_no_opacity_and_what_stands_free_is_one() -> None:
@@ -36,3 +37,20 @@ def test_vessels_side_by_side_hold_less_soft_tissue_than_a_mass() -> None:
     assert soft_tissue_radius_mm(vessel_bundle, hu, spacing, np.inf) < soft_tissue_radius_mm(mass, hu, spacing, np.inf)
     assert soft_tissue_radius_mm(vessel_bundle, hu, spacing, 130.0) == 0.0
     assert soft_tissue_radius_mm(mass, hu, spacing, 130.0) > 8
+
+
+def test_a_side_is_that_of_the_lung_space_and_else_of_the_midline() -> None:
+    """Lung spaces from 10 to 20 and from 24 to 34: what lies in neither has the side of their middle, at 22."""
+    anatomy = np.zeros((4, 4, 60), np.uint8)
+    anatomy[..., 10:20], anatomy[..., 24:34] = 2, 1
+
+    def side(*columns: int) -> Laterality:
+        return side_of(np.array([(1, 1, x) for x in columns]), anatomy, 1, 2)
+
+    assert (side(18, 19, 20, 21), side(24, 20, 21, 22)) == (Laterality.RIGHT, Laterality.LEFT)
+    assert (side(0, 1), side(40), side(20, 21), side(22, 23)) == (
+        Laterality.RIGHT,
+        Laterality.LEFT,
+        Laterality.RIGHT,
+        Laterality.LEFT,
+    )

@@ -8,15 +8,17 @@ from phantom_anatomy import anatomy_of
 from scipy import ndimage
 
 from imaging.geometry import Geometry, Point
+from imaging.lungs import Lungs
 from imaging.phantom import LesionRequest, Phantom, make_phantom
 from imaging.volume import Volume
-from models.anatomy import Anatomy
+from models.anatomy import Anatomy, lung_z_mm
 from models.contrast import BloodPool
 from models.findings import Finding, FindingKind, Presence, Quantity
 from models.measured import RULES
 from models.measured.aorta import aortic_dilatation
 from models.measured.calcium import arterial_wall_calcification, coronary_artery_calcification
-from models.measured.heart import cardiomegaly
+from models.measured.heart import cardiomegaly, heart_fault
+from models.measured.outline import outline_of
 from models.measured.pulmonary_artery import pulmonary_artery_enlargement
 
 COARSE: Point = (2.5, 2.5, 2.5)
@@ -122,6 +124,39 @@ def test_half_a_heart_is_not_measured() -> None:
     (finding,) = cardiomegaly(cut)
     assert finding.presence is Presence.NOT_ASSESSED
     assert "not wholly within the scan" in (finding.reason or "")
+
+
+@pytest.mark.parametrize("oblique_deg", [-20.0, 20.0])
+@pytest.mark.parametrize(("slices", "fault"), [(80, None), (30, "the heart is not wholly within the scan")])
+def test_a_heart_in_oblique_slices_is_cut_off_only_where_they_end(
+    normal: Anatomy, slices: int, fault: str | None, oblique_deg: float
+) -> None:
+    """Slices 2 mm apart, turned about the middle of a heart that is some 120 mm high, in images of 400 mm."""
+    heart = outline_of(normal, "heart")
+    middle_mm = normal.grid.geometry.index_to_patient(np.argwhere(heart.mask).mean(axis=0))
+    geometry = _oblique((slices, 200, 200), 2.0, oblique_deg, middle_mm)
+    scan = Volume(np.zeros(geometry.shape, np.int16), geometry, "1", ("1",) * slices, (None,) * slices)
+    assert heart_fault(replace(normal, volume=scan), heart) == fault
+
+
+@pytest.mark.parametrize("oblique_deg", [-20.0, 0.0, 20.0])
+def test_the_lungs_end_at_the_same_height_however_the_slices_lie(oblique_deg: float) -> None:
+    geometry = _oblique((150, 160, 160), 2.0, oblique_deg, np.zeros(3))
+    x, y, z = np.moveaxis(geometry.index_to_patient(np.moveaxis(np.indices(geometry.shape), 0, -1)), -1, 0)
+    left, right = ((np.abs(x - side) < 50) & (np.abs(y) < 70) & (z > -100) & (z < 90) for side in (70, -70))
+    lungs = Lungs(body=left | right, airways=np.zeros_like(left), left=left, right=right)
+    assert lung_z_mm(lungs, geometry) == pytest.approx((-100, 90), abs=2.0)
+    nothing = np.zeros_like(left)
+    assert lung_z_mm(replace(lungs, left=nothing, right=nothing), geometry) is None
+
+
+def _oblique(shape: tuple[int, int, int], spacing_mm: float, oblique_deg: float, middle_mm: np.ndarray) -> Geometry:
+    """Slices turned by `oblique_deg` around the patient's left-right axis through `middle_mm`, their own middle."""
+    cos, sin = spacing_mm * np.cos(np.radians(oblique_deg)), spacing_mm * np.sin(np.radians(oblique_deg))
+    affine = np.eye(4)
+    affine[:3, :3] = [[0.0, 0.0, spacing_mm], [-sin, cos, 0.0], [cos, sin, 0.0]]
+    affine[:3, 3] = middle_mm - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return Geometry(affine, shape)
 
 
 def _from_slice(volume: Volume, first: int) -> Volume:

@@ -37,14 +37,19 @@ def stack(
     contrast: bool = False,
     arch_mm: float = 0.0,
     length_mm: float = 270.0,
+    oblique_deg: float = 0.0,
+    apex_mm: float = (BODIES - 1) / 2 * PITCH_MM,
 ) -> Anatomy:
     """Boxes of bone with discs between them, leaning back by `tilt_deg`; one lost `loss` of its height in front.
 
-    The outline reaches `arch_mm` further back than the bodies.
+    The outline reaches `arch_mm` further back than the bodies. The slices, not the bones, are turned by `oblique_deg`.
+    The lungs end at z = `apex_mm`, without tilt the middle of the highest body.
     """
     shape = (round(length_mm / slice_mm), 120, 72)
     affine = np.diag([0.0, 0.0, 0.0, 1.0])
     affine[2, 0], affine[1, 1], affine[0, 2] = slice_mm, 1.0, 1.0
+    turn = np.radians(oblique_deg)
+    affine[1:3] = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ affine[1:3]
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     geometry = Geometry(affine, shape)
     x, y, z = np.moveaxis(geometry.index_to_patient(np.moveaxis(np.indices(shape), 0, -1)), -1, 0)
@@ -67,8 +72,8 @@ def stack(
     lungs = Lungs(
         body=np.ones(shape, bool),
         airways=np.zeros(shape, bool),
-        left=np.broadcast_to(x > 30, shape),
-        right=np.broadcast_to(x < -30, shape),
+        left=(x > 30) & (z < apex_mm),
+        right=(x < -30) & (z < apex_mm),
     )
     grid = prepare(volume, lungs, spacing_mm=2.5, multiple_of=16, minimum_hu=-1024, maximum_hu=3071)
     return Anatomy(
@@ -113,6 +118,27 @@ def test_a_fracture_of_the_lowest_whole_body_is_found() -> None:
     assert study.presence is wedge.presence is Presence.PRESENT
     assert wedge.region is not None
     assert wedge.region.centre_mm[2] == pytest.approx((0.5 - BODIES / 2) * PITCH_MM, abs=PITCH_MM / 2)
+
+
+@pytest.mark.parametrize("oblique_deg", [-20.0, 0.0, 20.0])
+@pytest.mark.parametrize(("crushed", "level"), [(0, "T9"), (CRUSHED, "T5"), (BODIES - 2, "T2")])
+def test_levels_are_counted_from_the_top_of_the_lungs(crushed: int, level: str, oblique_deg: float) -> None:
+    _, wedge = vertebral_compression_fracture(stack(loss=0.5, crushed=crushed, oblique_deg=oblique_deg))
+    assert wedge.site == f"spine, about {level} (estimated level)"
+    assert wedge.region is not None
+    assert wedge.region.centre_mm[2] == pytest.approx((crushed + 0.5 - BODIES / 2) * PITCH_MM, abs=PITCH_MM / 3)
+
+
+@pytest.mark.parametrize(
+    ("apex_mm", "length_mm", "crushed"),
+    [(200.0, 270.0, CRUSHED), (-30.0, 270.0, CRUSHED), (360.0, 740.0, 1)],
+    ids=["the lungs reach the highest slice", "above T1", "below L5"],
+)
+def test_a_body_without_a_level_is_described(apex_mm: float, length_mm: float, crushed: int) -> None:
+    anatomy = stack(loss=0.5, crushed=crushed, apex_mm=apex_mm, length_mm=length_mm)
+    study, wedge = vertebral_compression_fracture(anatomy)
+    assert study.presence is wedge.presence is Presence.PRESENT
+    assert study.site == wedge.site == "spine (level not told)"
 
 
 def test_arches_in_the_outline_do_not_lead_away_from_the_bodies() -> None:
