@@ -13,7 +13,8 @@ from imaging.patients import is_one_patient
 
 _MINIMUM_SLICES = 20
 _MAXIMUM_ANGLE_TO_AXIAL_DEG = 20.0
-_CHEST = re.compile(r"chest|thora|lung|pulmo|胸|肺|torax|tórax", re.IGNORECASE)
+# A scan down to the pelvis (CAP, TAP) is often filed under the abdomen.
+_CHEST = re.compile(r"chest|thora|lung|pulmo|胸|肺|torax|tórax|(?<![a-z])(?:[ct]ap|[ct]/a/p)(?![a-z])", re.IGNORECASE)
 _OTHER_BODY_PART = re.compile(
     r"head|brain|skull|sinus|orbit|\bneck|c-?spine|l-?spine|lumbar|abdom|pelvi|liver|kidney|colon|knee|hip\b|"
     r"extremit|foot|hand|头|颅|腹|盆|颈",

@@ -224,6 +224,19 @@ def _reason_not_chosen(chosen: Series, other: Series) -> str:
     return selection.rejected[0].reason
 
 
+@pytest.mark.parametrize("name", ["6.1 CAP", "ROUTINE C/A/P 5.0", "TAP_portal", "Thorax Abd"])
+def test_a_scan_down_to_the_pelvis_may_be_filed_under_the_abdomen(name) -> None:
+    filed = _numbered(1, body_part_examined="ABDOMEN", series_description="5.0", protocol_name=name)
+    assert select_series(_study(filed)).chosen == filed
+
+
+@pytest.mark.parametrize("name", ["ABD PELVIS", "CAPSULE LEAK", "TAPE"])
+def test_an_abdomen_alone_is_none(name) -> None:
+    filed = _numbered(1, body_part_examined="ABDOMEN", series_description="5.0", protocol_name=name)
+    (rejected,) = select_series(_study(filed)).rejected
+    assert rejected.reason == "body part examined is ABDOMEN"
+
+
 def test_a_field_of_view_that_shows_a_part_of_the_chest_comes_last() -> None:
     spine = [replace(plane, pixel_spacing_mm=(0.35, 0.35)) for plane in _every(0.625, 500)]
     low = [replace(plane, rows=256) for plane in _every(0.625, 500)]
