@@ -170,15 +170,20 @@ def test_a_ball_is_found_where_it_is_whatever_the_orientation(detector: Detector
     assert sizes[Quantity.MEAN_ATTENUATION] == pytest.approx(300, abs=40)
 
 
-def test_a_mass_is_described_though_the_nodule_network_sees_none(detector: Detector) -> None:
-    """A ball of 24 mm, judged no nodule: it is too large for the patches, and the lesion network outlines it."""
-    volume, ball = _thorax(np.eye(3), (75.0, 20.0, 50.0))
-    blind = SimpleNamespace(
+def _blind(detector: Detector) -> Detector:
+    """One whose network for nodules sees none."""
+    session = SimpleNamespace(
         manifest=detector.manifest.model_copy(update={"nodules": NODULES}),
         run=detector.session.run,
         judge=lambda patches: np.full(len(patches), -9.0, np.float32),
     )
-    findings = Detector(blind).detect(volume, segment_lungs(volume), sharp_kernel=False).findings  # type: ignore[arg-type]
+    return Detector(session)  # type: ignore[arg-type]
+
+
+def test_a_mass_is_described_though_the_nodule_network_sees_none(detector: Detector) -> None:
+    """A ball of 24 mm, judged no nodule: it is too large for the patches, and the lesion network outlines it."""
+    volume, ball = _thorax(np.eye(3), (75.0, 20.0, 50.0))
+    findings = _blind(detector).detect(volume, segment_lungs(volume), sharp_kernel=False).findings
     study, mass = [f for f in findings if f.kind is FindingKind.PULMONARY_NODULE]
     assert (study.presence, mass.presence, mass.laterality) == (Presence.PRESENT, Presence.PRESENT, Laterality.LEFT)
     assert mass.region is not None
@@ -197,12 +202,7 @@ def test_a_mass_in_a_lung_without_air_is_on_its_side(detector: Detector, side: L
     columns = volume.geometry.index_to_patient(np.stack([np.zeros(240), np.zeros(240), np.arange(240)], axis=1))[:, 0]
     opaque = (volume.hu == -850) & (np.sign(columns) == np.sign(x_mm))
     white = replace(volume, hu=np.where(opaque, 40, volume.hu).astype(np.int16))
-    blind = SimpleNamespace(
-        manifest=detector.manifest.model_copy(update={"nodules": NODULES}),
-        run=detector.session.run,
-        judge=lambda patches: np.full(len(patches), -9.0, np.float32),
-    )
-    findings = Detector(blind).detect(white, segment_lungs(white), sharp_kernel=False).findings  # type: ignore[arg-type]
+    findings = _blind(detector).detect(white, segment_lungs(white), sharp_kernel=False).findings
     study, mass = [f for f in findings if f.kind is FindingKind.PULMONARY_NODULE]
     assert (study.laterality, mass.laterality) == (side, side)
     assert mass.site is not None
