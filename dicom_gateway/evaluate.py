@@ -130,6 +130,7 @@ def inserted_cases(training: Path, count: int, seed: int) -> Iterator[Case]:
     """
     from models.training.dataset import read_config
     from models.training.nodule_studies import SOURCE, nodule_hosts, nodule_study
+    from models.training.nodules import SHAPES
     from models.training.studies import HELD_OUT_SOURCE, held_out_hosts, held_out_study
 
     config = read_config(training)
@@ -137,6 +138,7 @@ def inserted_cases(training: Path, count: int, seed: int) -> Iterator[Case]:
         raise ValueError("it names no held_out patients")
     files = [config.data_root / volume.path for volume in config.held_out]
     files += [volume.annotations for volume in config.held_out if volume.annotations is not None]
+    files += [folder for folder in (config.data_root / SHAPES,) if folder.is_dir()]
     state = f"{training.read_text()} {_state(files)} {_contents(_ROOT.glob('models/training/*.py'))}"
     hosts, scans = cache(lambda: held_out_hosts(config)), cache(lambda: nodule_hosts(config))
     first = _INSERTED_FIRST_SEED + seed * MOST_INSERTED

@@ -15,6 +15,7 @@ from models.training.lesions import Array, smooth_noise, soft_edge
 _NODULE_LABEL = 2
 _REAL_VOXELS = (40, 8000)
 _REAL_SHARE = 0.5
+# Sigma of the Gaussian that smooths an outline, and what its edge spans then, both in its voxels.
 _BLUR, _BLUR_SPANS = 0.7, 1.7
 
 
