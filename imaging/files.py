@@ -29,7 +29,8 @@ def find_files(paths: Iterable[Path], extract_into: Path) -> tuple[Path, ...]:
 
     Folders are walked; a DICOMDIR gives the files it references; a zip archive is unpacked below
     `extract_into`, under names of our own. Raises FileNotFoundError for a path that does not exist and
-    UnreadableInstance for an archive that is broken or too large to be a study.
+    UnreadableInstance for an archive among `paths` that is broken or too large to be a study; one in a folder stays
+    what it is, for the others to be read.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -43,13 +44,21 @@ def find_files(paths: Iterable[Path], extract_into: Path) -> tuple[Path, ...]:
 def _files_below(path: Path, extract_into: Path) -> Iterator[Path]:
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name.upper() != "DICOMDIR"):
-            yield from _unpack(file, extract_into) if _is_archive(file) else (file,)
+            yield from _unpacked_or_itself(file, extract_into) if _is_archive(file) else (file,)
     elif _is_archive(path):
         yield from _unpack(path, extract_into)
     elif path.name.upper() == "DICOMDIR":
         yield from _referenced_files(path)
     else:
         yield path
+
+
+def _unpacked_or_itself(archive: Path, extract_into: Path) -> tuple[Path, ...]:
+    """The members of an archive among other files; where it is broken the archive, which counts as unreadable then."""
+    try:
+        return tuple(_unpack(archive, extract_into))
+    except UnreadableInstance:
+        return (archive,)
 
 
 def _is_archive(path: Path) -> bool:

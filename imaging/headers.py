@@ -461,7 +461,7 @@ def _integer(value: Any) -> int | None:
 
 
 def _floats(value: Any, count: int) -> tuple[float, ...] | None:
-    if value is None or isinstance(value, str) or len(value) != count:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count:
         return None
     return tuple(float(v) for v in value)
 

@@ -36,6 +36,7 @@ from dicom_gateway.report.instance import DEVICE_NAME, MANUFACTURER, object_uid
 from dicom_gateway.report.language import ENGLISH, Language
 from dicom_gateway.report.local_codes import kind_code, measurement_code
 from dicom_gateway.report.printed import person_name
+from dicom_gateway.report.source_headers import text_of
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import decimals, finding_title, percentage, place, revision_in_words
 from imaging.uids import derive_uid
@@ -213,15 +214,15 @@ def _concept(language: Language, *entries: CodeEntry, text: str | None = None) -
 
 
 def _subject(source: Dataset, system: str | None, language: Language) -> _Json:
-    name = person_name(source.PatientName, language)
-    if not source.PatientID:
+    name, identity = person_name(text_of(source, "PatientName"), language), text_of(source, "PatientID")
+    if not identity:
         return {"type": "Patient", "display": name}
-    token = source.PatientID if system is None else f"{system}|{source.PatientID}"
-    issuer = source.get("IssuerOfPatientID")
+    token = identity if system is None else f"{system}|{identity}"
+    issuer = text_of(source, "IssuerOfPatientID") or None
     return {
         "reference": f"Patient?identifier={quote(token, safe='')}",
         "type": "Patient",
-        "identifier": {"system": system, "value": source.PatientID, "assigner": {"display": issuer}},
+        "identifier": {"system": system, "value": identity, "assigner": {"display": issuer}},
         "display": name,
     }
 
@@ -250,13 +251,15 @@ def _device(report: Report, language: Language) -> _Json:
 def _imaging_study(report: Report, source: Dataset, subject: _Json, language: Language) -> _Json:
     accession = {
         "type": _concept(language, codes.ACCESSION_ID),
-        "value": source.AccessionNumber,
+        "value": text_of(source, "AccessionNumber"),
     }
     analysed = report.analysed_series
     ct = _coding(codes.CT_MODALITY)
+    number = analysed.series_number if analysed else None
     series = analysed and {
         "uid": report.series_instance_uid,
-        "number": analysed.series_number,
+        # DICOM takes one below 0, FHIR does not.
+        "number": number if number is not None and 0 <= number < 2**31 else None,
         "description": analysed.series_description,
         "modality": ct,
     }
@@ -268,7 +271,7 @@ def _imaging_study(report: Report, source: Dataset, subject: _Json, language: La
             "subject": subject,
             "started": _study_time(source),
             "modality": [ct],
-            "description": source.get("StudyDescription"),
+            "description": text_of(source, "StudyDescription") or None,
             "series": [series],
         },
         report.study_instance_uid,

@@ -18,6 +18,7 @@ from dicom_gateway.report.headline import commented, headline
 from dicom_gateway.report.instance import DEVICE_NAME, object_uid
 from dicom_gateway.report.language import Language
 from dicom_gateway.report.local_codes import kind_code, measurement_code
+from dicom_gateway.report.source_headers import text_of
 from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.wording import decimals, finding_title, percentage, place, revision_in_words
 from imaging.uids import derive_uid
@@ -86,10 +87,11 @@ def _header(result: StoredResult) -> dict[int, str]:
 
 
 def _patient(source: Dataset) -> dict[int, str]:
+    identity = text_of(source, "PatientID")
     return {
         1: "1",
-        3: _components(source.PatientID, "", "", source.get("IssuerOfPatientID", "")) if source.PatientID else "",
-        5: _name(str(source.PatientName)),
+        3: _components(identity, "", "", text_of(source, "IssuerOfPatientID")) if identity else "",
+        5: _name(text_of(source, "PatientName")),
         7: source.PatientBirthDate,
         8: source.PatientSex,
     }
@@ -110,11 +112,11 @@ def _name(dicom_name: str) -> str:
 def _request(report: Report, source: Dataset, language: Language) -> dict[int, str]:
     return {
         1: "1",
-        3: _text(source.AccessionNumber),
+        3: _text(text_of(source, "AccessionNumber")),
         4: _coded(language, codes.AI_CHEST_CT, codes.CT_CHEST),
         7: _study_time(source),
         # IHE Radiology looks for the accession number here.
-        18: _text(source.AccessionNumber),
+        18: _text(text_of(source, "AccessionNumber")),
         22: report.created.strftime("%Y%m%d%H%M%S%z"),
         24: "CT",
         25: _status(report),
@@ -127,10 +129,16 @@ def _status(report: Report) -> str:
     return _CORRECTED if report.supersedes is not None and report.supersedes.verified else _FINAL
 
 
+def _observer(verification: Verification) -> list[str]:
+    """Identifier (none), family, given and middle name, suffix and prefix of who verified: XCN.1 to 6, CNN.1 to 6."""
+    group = next(group for group in verification.observer_name.split("=") if group)
+    family, given, middle, prefix, suffix = _parts(group)
+    return ["", family, given, middle, suffix, prefix]
+
+
 def _interpreter(verification: Verification) -> str:
-    """NDL.1 (CNN) of OBR-32: the person who verified the report, by the first group of the name."""
-    family, given, middle, prefix, suffix = _parts(verification.observer_name.split("=")[0])
-    return "&".join(map(_text, ("", family, given, middle, suffix, prefix))).rstrip("&")
+    """NDL.1 (CNN) of OBR-32: the person who verified the report, by the first group of the name that is not empty."""
+    return "&".join(map(_text, _observer(verification))).rstrip("&")
 
 
 def _parts(group: str) -> list[str]:
@@ -187,7 +195,8 @@ def _answer(finding: ReportedFinding, report: Report, sub_id: str, edition: Edit
         fields[11] = _NOT_OBTAINED
     fields[17] = _components("", language.told(finding.method))
     if report.verification is not None and finding.is_by_a_person:
-        fields[16] = f"^{_name(report.verification.observer_name.split('=')[0])}"
+        # XCN: degree, source table and authority are empty before the legal name's type.
+        fields[16] = _components(*_observer(report.verification), "", "", "", "L")
     if finding.measurements or not finding.is_by_a_person:
         device = derive_uid("device", report.model.sha256, report.software_version)
         fields[18] = _components(f"{report.model.name} {report.model.version}", "", device, "ISO")

@@ -21,6 +21,7 @@ from dicom_gateway.report import printed
 from dicom_gateway.report.content import Report
 from dicom_gateway.report.headline import by_urgency, commented, headline, not_assessed_by_reason
 from dicom_gateway.report.language import ENGLISH, Language
+from dicom_gateway.report.source_headers import text_of
 from dicom_gateway.report.typefaces import Typeface, printable, runs
 from dicom_gateway.report.wording import finding_title, revision_in_words
 from imaging.render import Rgb
@@ -145,7 +146,8 @@ def _section(title: str) -> list[Flowable]:
 
 
 def _patient(source: Dataset, language: Language) -> str:
-    name, identity = printed.person_name(source.PatientName, language), source.PatientID or language.say("unknown")
+    name = printed.person_name(text_of(source, "PatientName"), language)
+    identity = text_of(source, "PatientID") or language.say("unknown")
     return language.say("{name}, ID {id}", name=name, id=identity)
 
 
@@ -154,14 +156,14 @@ def _header(report: Report, source: Dataset, language: Language) -> list[Flowabl
     time = source.StudyTime[:4]
     when = printed.written_date(source.StudyDate, language) + (f" {time[:2]}:{time[2:]}" if len(time) == 4 else "")
     fields = (
-        ("Patient", printed.person_name(source.PatientName, language)),
-        ("Patient ID", source.PatientID or language.say("unknown")),
+        ("Patient", printed.person_name(text_of(source, "PatientName"), language)),
+        ("Patient ID", text_of(source, "PatientID") or language.say("unknown")),
         ("Born", printed.written_date(source.PatientBirthDate, language)),
         ("Sex", language.say(sex)),
         ("Study date", when),
-        ("Accession number", source.AccessionNumber or language.say("none")),
-        ("Description", source.get("StudyDescription") or language.say("none")),
-        ("Referred by", printed.person_name(source.ReferringPhysicianName, language)),
+        ("Accession number", text_of(source, "AccessionNumber") or language.say("none")),
+        ("Description", text_of(source, "StudyDescription") or language.say("none")),
+        ("Referred by", printed.person_name(text_of(source, "ReferringPhysicianName"), language)),
     )
     cells = [(_paragraph(language.say(name), 7.5, _DIM), _paragraph(value, 8.5, bold=True)) for name, value in fields]
     rows = [[*left, *right] for left, right in zip(cells[::2], cells[1::2], strict=True)]

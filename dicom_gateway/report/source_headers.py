@@ -16,6 +16,7 @@ from typing import Any
 from pydicom import dcmread
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
@@ -86,6 +87,15 @@ def read_source_headers(
     if instances is not None and len(of_study) < len(instances):
         raise UnreadableInstance("not every image that was analysed can be read again")
     return SourceHeaders(tuple(of_study.values()))
+
+
+def text_of(header: Dataset, keyword: str) -> str:
+    r"""The text of a header, empty where it is missing.
+
+    An element of one value holds no backslash (PS3.5 6.2); where a sender wrote one, pydicom takes it for two values.
+    """
+    value = header.get(keyword)
+    return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "")
 
 
 def _name_one_patient(headers: Collection[Dataset]) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -222,3 +223,14 @@ def test_what_the_classes_let_through_is_found(
     change(changed)
     with pytest.raises(ValueError, match=complaint):
         check_bundle(changed)
+
+
+@pytest.mark.parametrize(("number", "said"), [(-1, None), (0, 0), (7, 7), (2**31, None)])
+def test_a_series_number_is_left_out_where_fhir_has_none(number: int, said: int | None, make_case: MakeCase) -> None:
+    case = make_case("findings")
+    assert case.report.analysed_series is not None
+    series = case.report.analysed_series.model_copy(update={"series_number": number})
+    changed = replace(case, report=case.report.model_copy(update={"analysed_series": series}))
+    resources = [entry["resource"] for entry in json.loads(encode_bundle(changed))["entry"]]
+    (study,) = (one for one in resources if one["resourceType"] == "ImagingStudy")
+    assert study["series"][0].get("number") == said

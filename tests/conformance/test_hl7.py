@@ -1,5 +1,6 @@
 """The ORU^R01 as hl7apy validates it and as an independent reader of its separators finds it."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,9 @@ from hl7apy.consts import VALIDATION_LEVEL
 from hl7apy.parser import parse_message
 from pydicom.config import disable_value_validation
 
+from dicom_gateway.report.fhir import encode_bundle
 from dicom_gateway.report.hl7 import encode_oru
+from dicom_gateway.report.pdf import encode_pdf
 from dicom_gateway.report.stored import StoredResult
 
 MakeCase = Callable[..., StoredResult]
@@ -158,3 +161,20 @@ def test_a_refused_study_calls_nothing_absent(make_case: MakeCase) -> None:
     case = make_case("refused")
     assert b"272519000" not in encode_oru(case)
     assert any(f"Not analysed: {case.report.refusal}" in plain(obx[5]) for obx in segments(case, "OBX"))
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR", "ignore:Value length")
+def test_a_backslash_in_a_header_is_a_character_of_it(make_case: MakeCase) -> None:
+    """pydicom takes it for two values; HL7 escapes it, FHIR and the page write it."""
+    broken = {"PatientName": "Doe^John\\X", "PatientID": "A\\B", "AccessionNumber": "C\\D", "StudyDescription": "E\\F"}
+    with disable_value_validation():
+        case = make_case("findings", IssuerOfPatientID="G\\H", **broken)
+    (patient,), (request,) = segments(case, "PID"), segments(case, "OBR")
+    assert [components(patient[3])[0], components(patient[3])[3]] == ["A\\B", "G\\H"]
+    assert components(patient[5])[:2] == ["Doe", "John\\X"]
+    assert plain(request[3]) == "C\\D"
+    resources = [entry["resource"] for entry in json.loads(encode_bundle(case))["entry"]]
+    (study,) = (one for one in resources if one["resourceType"] == "ImagingStudy")
+    assert (study["subject"]["identifier"]["value"], study["description"]) == ("A\\B", "E\\F")
+    assert study["subject"]["display"] == "Doe John\\X"
+    assert encode_pdf(case)

@@ -223,7 +223,8 @@ def test_other_standards_say_final_and_a_second_verification_corrects(make_case:
     performers = [o["performer"][0]["display"] for o in observations if "device" not in o]
     assert performers == ["Li Wei (李伟), Test Hospital"] * 4
     by_person = [line.split("|")[16] for line in encode_oru(first).decode().split("\r") if "|^Li^Wei" in line]
-    assert by_person == ["^Li^Wei^^^^^L"] * 4
+    # XCN.10: the legal name.
+    assert by_person == ["^Li^Wei^^^^^^^L"] * 4
     assert COMMENT in report["conclusion"]
     escaped = "左肺下叶 \\R\\ 5, \\S\\\\T\\\\F\\\\E\\ 随访"
     assert f"|Comment of the verifying observer: {escaped}|" in encode_oru(first).decode()
@@ -234,6 +235,13 @@ def test_other_standards_say_final_and_a_second_verification_corrects(make_case:
     assert answers(second.report)["pulmonary_nodule:1"] == ("absent", "rejected")
     # What was said the first time stays said.
     assert answers(second.report)["pleural_effusion"] == ("absent", "rejected")
+
+
+def test_a_verifier_without_an_alphabetic_name_is_named(make_case: MakeCase, tmp_path: Path) -> None:
+    reader = READER.model_copy(update={"observer_name": "=王^小"})
+    message = encode_oru(verified(make_case("findings"), tmp_path, OTHERWISE, reader)).decode()
+    assert "|&王&小\r" in message
+    assert message.count("|^王^小^^^^^^^L|") == 4
 
 
 def test_a_negative_report_is_confirmed_as_it_stands(make_case: MakeCase, tmp_path: Path) -> None:

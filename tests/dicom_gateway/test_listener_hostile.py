@@ -788,9 +788,11 @@ def deflated(content: bytes) -> bytes:
     return deflater.compress(content) + deflater.flush()
 
 
+@pytest.mark.parametrize("limit", ["_MAXIMUM_INFLATED_BYTES", "_NEGLIGIBLE_BYTES"])
 @pytest.mark.parametrize("damage", ["bomb", "cut", "noise"])
-def test_deflated_data_sets_that_are_not(settings, monkeypatch, damage):
-    monkeypatch.setattr(header, "_MAXIMUM_INFLATED_BYTES", 3 << 20)
+def test_deflated_data_sets_that_are_not(settings, monkeypatch, damage, limit):
+    """In all, or for their size, too large; or broken."""
+    monkeypatch.setattr(header, limit, 3 << 20)
     data_set = make_ct_dataset()
     whole = deflated(encoded_data_set(data_set))
     encoded = {

@@ -14,6 +14,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 from imaging import files
 from imaging.errors import UnreadableInstance
 from imaging.files import find_files
+from imaging.headers import read_studies
 
 
 def unpacked_bytes(folder: Path) -> int:
@@ -93,6 +94,17 @@ def test_a_damaged_archive_is_said(tmp_path: Path, damage: str) -> None:
     archive.write_bytes(bytes(content[:3000] if damage == "truncated" else content))
     with pytest.raises(UnreadableInstance, match=r"study\.zip cannot be unpacked"):
         find_files([archive], tmp_path / "unpacked")
+
+
+def test_a_broken_archive_in_a_folder_keeps_none_of_the_others_from_being_read(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    save_ct(folder / "1.dcm")
+    (folder / "notes.zip").write_bytes(b"PK\x03\x04cut")
+    found = find_files([folder], tmp_path / "unpacked")
+    assert found == (folder / "1.dcm", folder / "notes.zip")
+    studies, unreadable = read_studies(found)
+    assert ([study.series[0].files for study in studies], len(unreadable)) == ([(folder / "1.dcm",)], 1)
 
 
 def test_a_folder_with_links_to_itself_and_to_devices_ends(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from struct import pack
 
 import pytest
+from factories import save_ct
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -23,7 +24,7 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from imaging.elements import MAXIMUM_NESTING, scan_file_meta
 from imaging.errors import UnreadableInstance
-from imaging.headers import InstanceHeader, read_instance
+from imaging.headers import InstanceHeader, read_instance, read_studies
 
 REAL_CT = Path(__file__).parents[3] / "shared" / "ct"
 # pydicom warns of a character set it does not know.
@@ -255,3 +256,18 @@ def test_real_headers_are_read_as_pydicom_reads_them(tmp_path: Path) -> None:
         implicit_vr = b"1.2.840.10008.1.2\0" in content[:start]
         spoilt.write_bytes(content[:start] + _nested(implicit_vr) + content[start:])
         assert _without_place(read_instance(spoilt)) == _without_place(found)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "name"),
+    [
+        ("PixelSpacing", "pixel_spacing_mm"),
+        ("ImagePositionPatient", "image_position_patient"),
+        ("ImageOrientationPatient", "image_orientation_patient"),
+    ],
+)
+def test_one_number_where_several_belong_is_for_a_gate_to_see(tmp_path: Path, keyword: str, name: str) -> None:
+    save_ct(tmp_path / "1.dcm", **{keyword: 0.5})
+    (study,), unreadable = read_studies([tmp_path / "1.dcm"])
+    (plane,) = study.series[0].slices
+    assert (getattr(plane, name), unreadable) == (None, ())
