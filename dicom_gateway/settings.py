@@ -255,6 +255,10 @@ class WebhookDestination(_OverHttp, _Notified):
         return _secret(self, "secret_file")
 
 
+# As Starlette's TrustedHostMiddleware matches them.
+HostPattern = Annotated[
+    str, StringConstraints(pattern=r"^(\*|(\*\.)?[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+\])$")
+]
 EmailAddress = Annotated[str, StringConstraints(pattern=r"^[^@\s,<>]+@[^@\s,<>]+$", max_length=254)]
 
 
@@ -465,9 +469,10 @@ class Settings(BaseSettings):
         description="Who may see the pages: a line 'name:bcrypt hash' a person, as `onescan password` prints it; "
         "unset: everybody who reaches the port.",
     )
-    web_host_names: Annotated[tuple[str, ...], NoDecode] = Field(
+    web_host_names: Annotated[tuple[HostPattern, ...], NoDecode] = Field(
         default=(),
-        description="Names, beside localhost, that a proxy may pass on as Host while web_users_file is unset.",
+        description="Names, beside localhost, that a proxy may pass on as Host while web_users_file is unset: without "
+        "port, *.name for all below it, IPv6 addresses in brackets.",
     )
     model_dir: Path = Field(
         default=BUNDLED_MODEL_DIR,

@@ -56,13 +56,14 @@ def medical_device(anatomy: Anatomy) -> tuple[Finding, ...]:
     certain = any(part.presence is Presence.PRESENT for part in parts)
     presence = Presence.PRESENT if certain else Presence.INDETERMINATE if parts else Presence.ABSENT
     doubt = _PERHAPS_CONTRAST if presence is Presence.INDETERMINATE else None
+    listed = f"the {len(parts)} largest of {len(pieces)} are described" if len(pieces) > len(parts) else None
     count = (Measurement(quantity=Quantity.LESION_COUNT, value=float(len(pieces)), unit="1"),) if pieces else ()
     study = answer(
         anatomy,
         kind,
         presence,
         method=f"pieces above {_threshold(anatomy)} HU inside the body",
-        reason="; ".join(filter(None, (doubt, _NO_PLASTIC))),
+        reason="; ".join(filter(None, (doubt, listed, _NO_PLASTIC))),
         site=parts[0].site if len(parts) == 1 else None,
         measurements=count,
         region=parts[0].region if parts else None,

@@ -115,6 +115,11 @@ def test_where_this_machine_reaches_its_own_port(host, loopback):
     assert Settings(dicom_host=host).dicom_loopback_host == loopback
 
 
+def test_host_names_are_those_that_can_match():
+    names = ("scan.hospital", "*.hospital", "*", "scan_1", "10.0.0.7", "[fd00::5]")
+    assert Settings(web_host_names=names).web_host_names == names
+
+
 def test_without_any_file_the_defaults_hold(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = Settings.load(None)
@@ -126,6 +131,9 @@ def test_without_any_file_the_defaults_hold(tmp_path, monkeypatch):
     ("text", "named"),
     [
         ("dicom_prot = 104\n", "dicom_prot"),
+        ('web_host_names = ["*pacs.local"]\n', r"web_host_names\.0"),
+        ('web_host_names = ["scan.hospital:8443"]\n', r"web_host_names\.0"),
+        ('web_host_names = ["fd00::5"]\n', r"web_host_names\.0"),
         ("dicom_port = 99999\n", "dicom_port"),
         ("quiet_period_s = -1\n", "quiet_period_s"),
         ('ae_title = "A TITLE THAT IS TOO LONG"\n', "ae_title"),

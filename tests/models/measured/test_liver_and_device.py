@@ -99,6 +99,20 @@ def test_an_electrode_on_the_skin_is_no_device(plain: Anatomy) -> None:
     assert finding.presence is Presence.ABSENT
 
 
+def test_of_many_pieces_the_largest_are_described_and_the_number_is_said(plain: Anatomy) -> None:
+    """Twelve of them, 50 mm apart from slice to slice and 40 mm in it, in soft tissue or lung."""
+    places, source = np.argwhere(plain.lungs.left | plain.lungs.right), plain.volume.geometry
+    z, y, x = np.rint(places.mean(axis=0)).astype(int)
+    hu = plain.volume.hu.copy()
+    for slices in (-17, 0, 17):
+        for columns in (-60, -40, 40, 60):
+            hu[z + slices : z + slices + 2, y - 15 : y - 11, x + columns : x + columns + 4] = 3000
+    uids = (plain.volume.series_instance_uid, plain.volume.sop_instance_uids, plain.volume.frame_numbers)
+    study, *pieces = medical_device(replace(plain, volume=Volume(hu, source, *uids)))
+    assert (len(pieces), values(study)[Quantity.LESION_COUNT]) == (10, 12.0)
+    assert "the 10 largest of 12 are described" in (study.reason or "")
+
+
 def test_brightness_in_a_vein_of_an_enhanced_scan_is_undetermined(plain: Anatomy) -> None:
     trunk = np.argwhere(plain.labels == ANATOMY.index("pulmonary_trunk")).mean(axis=0)
     grid, source = plain.grid.geometry, plain.volume.geometry
