@@ -31,7 +31,7 @@ from models.evaluation.images import read_image, read_mask
 from models.evaluation.outlined import outlined_lesions
 from models.evaluation.phantoms import PhantomPlan, make_planned, plan_suite
 from models.evaluation.record import SORTED_BY_SIZE, Acquisition, Record, read_answers
-from models.evaluation.truth import KindTruth, LabelledStudy, StudyTruth
+from models.evaluation.truth import KindTruth, KnownPresence, LabelledStudy, StudyTruth
 from models.findings import FindingKind
 from models.manifest import MANIFEST_NAME, ModelManifest, load_manifest
 from models.session import ModelSession
@@ -207,11 +207,9 @@ def _read_inserted(study: "TrainingStudy", on_stage: OnStage) -> Scan:
 
 def _read_nodules(study: "NoduleStudy", on_stage: OnStage) -> Scan:
     """What else the patient has is not known here: it would be counted again in every study of the same patient."""
-    if study.nodules:
-        known = any(nodule.counts for nodule in study.nodules)
-        nodules = KindTruth(presence="present" if known else "unknown", lesions=study.nodules)
-    else:
-        nodules = KindTruth(presence="absent")
+    known = any(nodule.counts for nodule in study.nodules)
+    presence: KnownPresence = "present" if known else "unknown" if study.nodules else "absent"
+    nodules = KindTruth(presence=presence, lesions=study.nodules)
     return Scan(
         truth=StudyTruth(name=study.name, source=study.source, simulated=True, findings={SORTED_BY_SIZE: nodules}),
         volume=study.volume,

@@ -15,7 +15,7 @@ from imaging.errors import UnreadableInstance
 
 _MAX_ARCHIVE_BYTES = 20 * 1024**3
 _MAX_ARCHIVE_FILES = 200_000
-# Images shrink by 2 to 20, those full of air somewhat more; what grows a thousandfold is made to fill a disk.
+# Images shrink by 2 to 20, those full of air somewhat more.
 _MOST_COMPRESSED = 100
 _NEGLIGIBLE_BYTES = 64 * 1024**2
 _COPY_BYTES = 1024 * 1024
@@ -71,11 +71,16 @@ def _is_archive(path: Path) -> bool:
     return head.startswith(_ARCHIVE_BEGINS) and head[_PREAMBLE_BYTES:] != b"DICM"
 
 
+def most_unpacked_bytes(packed_bytes: int) -> int:
+    """What images of so many bytes may grow to; what grows more is made to fill a disk or a memory."""
+    return max(_NEGLIGIBLE_BYTES, _MOST_COMPRESSED * packed_bytes)
+
+
 def _unpack(archive: Path, extract_into: Path) -> Iterator[Path]:
     """Members are written as numbered files, so that no name in the archive can choose a path."""
     target = extract_into / f"zip{len(list(extract_into.iterdir())) if extract_into.exists() else 0:04d}"
     target.mkdir(parents=True)
-    limit_bytes = min(_MAX_ARCHIVE_BYTES, max(_NEGLIGIBLE_BYTES, _MOST_COMPRESSED * archive.stat().st_size))
+    limit_bytes = min(_MAX_ARCHIVE_BYTES, most_unpacked_bytes(archive.stat().st_size))
     remaining_bytes = min(limit_bytes, shutil.disk_usage(target).free // 2)
     try:
         with zipfile.ZipFile(archive) as opened:

@@ -367,6 +367,8 @@ def _edges(lungs: Lungs, spacing_mm: tuple[float, float, float]) -> Iterator[Qua
     rows = [lung[:, end] for lung in (lungs.left, lungs.right) for end in (0, -1)]
     columns = [lung[:, :, end] for lung in (lungs.left, lungs.right) for end in (0, -1)]
     cut_mm2 = slice_mm * (column_mm * np.count_nonzero(rows) + row_mm * np.count_nonzero(columns))
+    if not cut_mm2:
+        return
     share = cut_mm2 / float(lungs.voxels_by_slice.max() * row_mm * column_mm)
     if share > _CUT_AT_EDGES:
         message = "the lungs are cut off at the edges of the images; findings there are not seen"

@@ -64,6 +64,11 @@ class Anatomy:
         return derive_uid("tracking", self.volume.series_instance_uid, self.model_sha256, kind.value, *parts)
 
 
+def lung_ends_mm(anatomy: Anatomy) -> tuple[float, float] | None:
+    """`lung_z_mm` of an anatomy; to be asked for by `Anatomy.once`, as several rules want it."""
+    return lung_z_mm(anatomy.lungs, anatomy.volume.geometry)
+
+
 def lung_z_mm(lungs: Lungs, geometry: Geometry) -> tuple[float, float] | None:
     """LPS z in mm of the lowest and of the highest voxel of the lungs, in slices oblique or not; None without lungs."""
     along_slices, along_rows, along_columns, first = geometry.affine[2]

@@ -219,9 +219,13 @@ class _Reading:
         self._lung_z_mm = self._lung_height_mm()
 
     @cached_property
+    def _aerated(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Left and right lung on the network grid."""
+        return self._grid.from_source(self._lungs.left), self._grid.from_source(self._lungs.right)
+
+    @cached_property
     def blood_pool(self) -> BloodPool:
-        left, right = self._grid.from_source(self._lungs.left), self._grid.from_source(self._lungs.right)
-        return measure_blood_pool(self._grid.hu[0, 0], left, right)
+        return measure_blood_pool(self._grid.hu[0, 0], *self._aerated)
 
     def anatomy(self, sharp_kernel: bool) -> Anatomy:
         return Anatomy(
@@ -261,8 +265,8 @@ class _Reading:
         if not measurements:
             return self.not_assessed(kind)
         presence, reason = _emphysema_presence(measurements[0].value, sharp_kernel)
-        if presence is Presence.ABSENT and (hu := self._clear_lung_hu()) > _EXPANDED_LUNG_HU:
-            presence = Presence.INDETERMINATE
+        if presence is Presence.ABSENT and self._clear_lung_hu > _EXPANDED_LUNG_HU:
+            presence, hu = Presence.INDETERMINATE, self._clear_lung_hu
             reason = f"lungs that hold little air hide emphysema; what is clear of opacities measures {hu:.0f} HU"
         low_voxels = int((self._volume.hu[left | right] < EMPHYSEMA_HU).sum()) if outlined else 0
         # An outline misses part of its pneumothorax, but hardly more than it holds.
@@ -495,16 +499,17 @@ class _Reading:
 
     def _breathed_out(self) -> str | None:
         """Why haze may be lung with little air in it: the lung beside all opacities is dense, too."""
-        hu = self._clear_lung_hu()
+        hu = self._clear_lung_hu
         if hu <= _EXPANDED_LUNG_HU:
             return None
         return f"lungs that hold little air look like ground glass; what is clear of it measures {hu:.0f} HU"
 
+    @cached_property
     def _clear_lung_hu(self) -> float:
         """Median of the lungs beside all opacities, minus infinity where there is nothing beside them."""
-        lung = self._grid.from_source(self._lungs.left | self._lungs.right)
+        left, right = self._aerated
         opaque = (self._outputs.lesions >= _OPAQUE).any(axis=0)
-        clear = self._grid.hu[0, 0][lung & ~opaque]
+        clear = self._grid.hu[0, 0][(left | right) & ~opaque]
         return float(np.median(clear)) if clear.size else -np.inf
 
     def quality(self) -> tuple[QualityIssue, ...]:

@@ -18,6 +18,7 @@ from dicom_gateway.receive.statuses import StoreRefused, StoreStatus
 from dicom_gateway.store.ledger import InstanceHeader
 from imaging.elements import FLOAT_PIXEL_DATA, PIXEL_DATA, UNDEFINED_LENGTH, ScannedElements, scan_elements
 from imaging.errors import BrokenDataSet
+from imaging.files import most_unpacked_bytes
 from imaging.uids import is_safe_uid
 
 # `read(offset, count)`: up to `count` bytes of the encoded data set.
@@ -26,8 +27,6 @@ Read = Callable[[int, int], bytes]
 MAXIMUM_HEADER_BYTES = 16 << 20
 _FIRST_READ_BYTES = 32 << 10
 _MAXIMUM_INFLATED_BYTES = 1 << 30
-# Images shrink by 2 to 20. pydicom inflates all of a file whenever one of its values is wanted.
-_MOST_COMPRESSED, _NEGLIGIBLE_BYTES = 100, 64 << 20
 _INFLATED_AT_ONCE_BYTES = 1 << 20
 _MAXIMUM_FRAGMENTS = 1_000_000
 # pydicom takes seconds for a few megabytes of small elements, and other images wait.
@@ -136,7 +135,8 @@ def _scan_tolerantly(head: bytes, implicit_vr: bool) -> ScannedElements:
 
 def _inflated(read: Read, size_bytes: int) -> tuple[Read, int]:
     """The inflated header, and the size of all that is inflated, without ever holding all of it."""
-    limit_bytes = min(_MAXIMUM_INFLATED_BYTES, max(_NEGLIGIBLE_BYTES, _MOST_COMPRESSED * size_bytes))
+    # pydicom inflates all of a stored file whenever one of its values is wanted.
+    limit_bytes = min(_MAXIMUM_INFLATED_BYTES, most_unpacked_bytes(size_bytes))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     head, inflated_bytes, at, pending = bytearray(), 0, 0, b""
     try:

@@ -131,7 +131,7 @@ def _status(report: Report) -> str:
 
 def _observer(verification: Verification) -> list[str]:
     """Identifier (none), family, given and middle name, suffix and prefix of who verified: XCN.1 to 6, CNN.1 to 6."""
-    group = next(group for group in verification.observer_name.split("=") if group)
+    group = next((group for group in verification.observer_name.split("=") if group), "")
     family, given, middle, prefix, suffix = _parts(group)
     return ["", family, given, middle, suffix, prefix]
 

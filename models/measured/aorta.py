@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from imaging.morphology import depth_in
-from models.anatomy import Anatomy, lung_z_mm
+from models.anatomy import Anatomy, lung_ends_mm
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity
 from models.measured.answer import answer, not_assessed
 from models.measured.outline import Outline, opened, outline_of, slice_region
@@ -203,7 +203,7 @@ def _segments(sections: Sections, anatomy: Anatomy) -> dict[str, Mask]:
 
 
 def _lowest_lung_mm(anatomy: Anatomy) -> float:
-    ends = lung_z_mm(anatomy.lungs, anatomy.volume.geometry)
+    ends = anatomy.once(lung_ends_mm)
     return ends[0] if ends else -np.inf
 
 

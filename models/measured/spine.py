@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from models.anatomy import Anatomy, lung_z_mm
+from models.anatomy import Anatomy, lung_ends_mm
 from models.findings import Finding, FindingKind, Measurement, Presence, Quantity, Region
 from models.measure import region_of
 from models.measured.answer import answer, not_assessed
@@ -201,7 +201,7 @@ def _apex_mm(anatomy: Anatomy) -> float | None:
     """LPS z in mm of the top of the lungs; None where they reach the uppermost slice, or there are none."""
     geometry = anatomy.volume.geometry
     uppermost = geometry.shape[0] - 1 if geometry.affine[2, 0] > 0 else 0
-    ends = lung_z_mm(anatomy.lungs, geometry)
+    ends = anatomy.once(lung_ends_mm)
     return None if ends is None or uppermost in anatomy.lungs.slices else ends[1]
 
 

@@ -269,13 +269,18 @@ def _scanned(hu: Array, rng: np.random.Generator) -> Array:
     return thick_slices(hu, step_mm, step_mm * rng.uniform(0.8, 1.2), rng.uniform(0, 1)) if step_mm else hu
 
 
+def slice_weights(distances_mm: npt.NDArray[np.float64], thickness_mm: float) -> npt.NDArray[np.float64]:
+    """How much each plane of the 1 mm grid, at these distances along the last axis, adds to a slice; their sum is 1."""
+    weights = np.clip(thickness_mm / 2 + 0.5 - np.abs(distances_mm), 0.0, 1.0)
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
 def thick_slices(hu: Array, step_mm: float, thickness_mm: float, phase: float) -> Array:
     """What slices of a thickness, `step_mm` apart, leave of a 1 mm grid, brought back to it; `phase` is of a step."""
     depth = hu.shape[0]
     planes = np.arange(phase * step_mm, depth - 1, step_mm)
     z = np.arange(depth)
-    weights = np.clip(thickness_mm / 2 + 0.5 - np.abs(planes[:, None] - z[None]), 0.0, 1.0)
-    weights /= weights.sum(axis=1, keepdims=True)
+    weights = slice_weights(planes[:, None] - z[None], thickness_mm)
     place = np.clip((z - planes[0]) / step_mm, 0, len(planes) - 1)
     back = np.clip(1 - np.abs(place[:, None] - np.arange(len(planes))[None]), 0.0, 1.0)
     matrix = (back @ weights).astype(np.float32)

@@ -1,19 +1,19 @@
 """Scans of patients that training never saw, with nodules put into them on the grid they were scanned on."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
 from imaging.lungs import segment_lungs
 from imaging.resample import resampled
 from imaging.volume import Volume
 from models.evaluation.truth import TrueLesion
-from models.nodules.grid import GRID_MM, LungGrid, lung_grid
+from models.nodules.grid import LungGrid, lung_grid
 from models.training.dataset import Config
 from models.training.lesions import Array
-from models.training.nodule_scenes import Host, Inserted, make_scene
+from models.training.nodule_scenes import Host, Inserted, make_scene, slice_weights
 from models.training.nodule_shapes import read_shapes
 from models.training.nodules import SHAPES
 from models.training.studies import read_volume
@@ -64,7 +64,10 @@ def nodule_study(hosts: NoduleHosts, config: Config, index: int) -> NoduleStudy:
     volume, grid = hosts.scans[index % len(hosts.scans)]
     count = 0 if rng.random() < _WITHOUT else int(rng.integers(1, _MOST + 1))
     scene = make_scene(Host(str(index), grid.hu, grid.lung), hosts.shapes, count, rng, as_scanned=True)
-    change = ndimage.convolve1d(scene.hu - grid.hu, _slice_profile(volume.geometry.spacing_mm[0]), axis=0)
+    slice_mm = volume.geometry.spacing_mm[0]
+    reach = math.ceil(slice_mm / 2)
+    weights = slice_weights(np.arange(-reach, reach + 1.0), slice_mm)
+    change = ndimage.convolve1d(scene.hu - grid.hu, weights.astype(np.float32), axis=0)
     hu = volume.hu + resampled(change, grid.geometry.affine, volume.geometry)
     return NoduleStudy(
         name=f"nodules {index}",
@@ -82,10 +85,3 @@ def _truth(nodule: Inserted, grid: LungGrid) -> TrueLesion:
         short_axis_mm=nodule.short_axis_mm,
         counts=nodule.axial_mm >= _COUNTED_MM,
     )
-
-
-def _slice_profile(slice_mm: float) -> npt.NDArray[np.float32]:
-    """How much each plane of the 1 mm grid adds to a slice in the middle: a box as thick as the slices' distance."""
-    reach = int(np.ceil(slice_mm / GRID_MM / 2))
-    weights = np.clip(slice_mm / GRID_MM / 2 + 0.5 - np.abs(np.arange(-reach, reach + 1)), 0.0, 1.0)
-    return (weights / weights.sum()).astype(np.float32)

@@ -242,6 +242,8 @@ def test_a_verifier_without_an_alphabetic_name_is_named(make_case: MakeCase, tmp
     message = encode_oru(verified(make_case("findings"), tmp_path, OTHERWISE, reader)).decode()
     assert "|&王&小\r" in message
     assert message.count("|^王^小^^^^^^^L|") == 4
+    nobody = READER.model_copy(update={"observer_name": "="})
+    assert hl7_statuses(verified(make_case("findings"), tmp_path / "nobody", OTHERWISE, nobody)) == ("F", {"F", "X"})
 
 
 def test_a_negative_report_is_confirmed_as_it_stands(make_case: MakeCase, tmp_path: Path) -> None:

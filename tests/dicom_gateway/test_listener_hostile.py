@@ -59,6 +59,7 @@ from dicom_gateway.receive.statuses import StoreStatus
 from dicom_gateway.store import files, index, ledger
 from dicom_gateway.store.schema import open_database, study
 from dicom_gateway.wrong_attempts import MOST_WRONG
+from imaging import files as archives
 from imaging.uids import derive_uid
 
 UNEXPECTED_PDU, UNRECOGNIZED_PDU, UNEXPECTED_PARAMETER, INVALID_PARAMETER = (2, 2), (2, 1), (2, 5), (2, 6)
@@ -788,11 +789,11 @@ def deflated(content: bytes) -> bytes:
     return deflater.compress(content) + deflater.flush()
 
 
-@pytest.mark.parametrize("limit", ["_MAXIMUM_INFLATED_BYTES", "_NEGLIGIBLE_BYTES"])
+@pytest.mark.parametrize(("module", "limit"), [(header, "_MAXIMUM_INFLATED_BYTES"), (archives, "_NEGLIGIBLE_BYTES")])
 @pytest.mark.parametrize("damage", ["bomb", "cut", "noise"])
-def test_deflated_data_sets_that_are_not(settings, monkeypatch, damage, limit):
+def test_deflated_data_sets_that_are_not(settings, monkeypatch, damage, module, limit):
     """In all, or for their size, too large; or broken."""
-    monkeypatch.setattr(header, limit, 3 << 20)
+    monkeypatch.setattr(module, limit, 3 << 20)
     data_set = make_ct_dataset()
     whole = deflated(encoded_data_set(data_set))
     encoded = {
