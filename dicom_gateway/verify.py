@@ -23,7 +23,7 @@ from dicom_gateway.pipeline import write_result
 from dicom_gateway.report.content import Report, Verification
 from dicom_gateway.report.objects import read_result, read_superseded
 from dicom_gateway.report.stored import StoredResult
-from dicom_gateway.report.verification import Question, Stated, verified_report
+from dicom_gateway.report.verification import Question, Stated, restated, stated_in, verified_report
 from dicom_gateway.settings import Settings
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import result_path
@@ -75,25 +75,36 @@ def _verified(
     stated: Mapping[Question, Stated],
 ) -> StoredResult:
     uid, revision = row.study_instance_uid, row.revision + 1
-    images = index.list_instances(engine, uid, row.revision)
+    images = [settings.data_dir / image.path for image in index.list_instances(engine, uid, row.revision)]
+    earlier = (r for r in index.list_reports(engine, uid) if r.revision <= row.revision)
+    results = (read_result(settings.data_dir / r.folder, images) for r in earlier)
     try:
-        result = read_result(settings.data_dir / row.folder, [settings.data_dir / image.path for image in images])
+        newest = next(results)
+        automated = newest if newest.report.verification is None else _automated(results)
     except (OSError, ValueError, UnreadableInstance) as error:
         raise NotFound("The record of the report or an image of it cannot be read.") from error
     supersedes = read_superseded(settings.data_dir / result_path(uid, revision), uid, revision)
     if supersedes is None:
         raise NotFound("The record of the report is damaged.")
     report = verified_report(
-        result.report,
+        automated.report,
         verification,
         supersedes=supersedes,
         revision=revision,
         created=datetime.fromtimestamp(created, UTC),
-        stated=stated,
+        stated=restated(stated_in(newest.report), stated),
     )
     shown = {finding.key_image for finding in report.findings}
-    key_images = {name: picture for name, picture in result.key_images.items() if name in shown}
-    return replace(result, report=report, key_images=key_images)
+    key_images = {name: picture for name, picture in automated.key_images.items() if name in shown}
+    return replace(automated, report=report, key_images=key_images)
+
+
+def _automated(results: Iterator[StoredResult]) -> StoredResult:
+    """The newest that nobody verified: of it the verified ones after it were made."""
+    found = next((result for result in results if result.report.verification is None), None)
+    if found is None:
+        raise NotFound("There is no automated report of the study any more.")
+    return found
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def _read_into(hu: npt.NDArray[np.int16], planes: Sequence[StoredPlane]) -> None
         assert pixels is not None
         number = plane.frame_number or 1
         if number > pixels.number_of_frames:
-            raise UnreadableInstance("pixels cannot be read (fewer frames than the header describes)")
+            raise UnreadableInstance("pixels cannot be read (fewer frames than the header says)")
         try:
             descriptor = os.open(plane.path, os.O_RDONLY)
             try:

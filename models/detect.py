@@ -29,6 +29,7 @@ from models.findings import (
     Presence,
     Quantity,
     Region,
+    few_of_many,
 )
 from models.heads import (
     Candidate,
@@ -325,8 +326,8 @@ class _Reading:
         if presence is Presence.ABSENT:
             candidates, lesions = (), ()
         parts = tuple(self._as_finding(kind, presence, n, lesion) for n, lesion in enumerate(lesions, start=1))
-        if kind in _FOCAL_KINDS and len(candidates) > len(parts):
-            reason = "; ".join(filter(None, (reason, f"the {len(parts)} largest of {len(candidates)} are described")))
+        if kind in _FOCAL_KINDS:
+            reason = "; ".join(filter(None, (reason, few_of_many(len(parts), len(candidates))))) or None
         cut = point.present_probability
         study = self._study_finding(kind, presence, reason, study_probability, cut, parts, len(candidates))
         return (study, *parts)
@@ -372,8 +373,7 @@ class _Reading:
             self._nodule_finding(Presence.INDETERMINATE, n, nodule, cut_of(nodule), "may be no nodule")
             for n, nodule in enumerate(doubtful[:_MAXIMUM_DOUBTFUL], start=len(parts) + 1)
         )
-        if len(sure) > len(parts):
-            reason = "; ".join(filter(None, (reason, f"the {len(parts)} largest of {len(sure)} are described")))
+        reason = "; ".join(filter(None, (reason, few_of_many(len(parts), len(sure))))) or None
         surest = max(sure or doubtful, key=lambda nodule: nodule.probability, default=None)
         probability = surest.probability if surest else 0.0
         study_cut = cut_of(surest) if surest else cut

@@ -152,3 +152,8 @@ class Finding:
     def __post_init__(self) -> None:
         if self.presence is Presence.NOT_ASSESSED and not self.reason:
             raise ValueError(f"{self.kind}: not assessed needs a reason")
+
+
+def few_of_many(described: int, found: int) -> str | None:
+    """What is to be said where not all lesions that were found are described."""
+    return f"the {described} largest of {found} are described" if found > described else None

@@ -37,6 +37,7 @@ _ANSWER_COLOURS: dict[str, Color] = {
 }
 _COLUMN_SHARES = (0.22, 0.12, 0.34, 0.14, 0.10, 0.08)
 _PICTURES_A_ROW = 4
+_IN_FOOT = 110
 
 
 def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb], language: Language = ENGLISH) -> bytes:
@@ -65,7 +66,7 @@ def draw_pdf(report: Report, source: Dataset, key_images: Mapping[str, Rgb], lan
             for number, page in enumerate(self._pages, start=1):
                 self.__dict__.update(page)
                 page_of_all = language.say("page {n} of {m}", n=number, m=len(self._pages))
-                words = f"{patient}   ·   {warning}   ·   {page_of_all}"
+                words = f"{_cut(patient)}   ·   {_cut(warning)}   ·   {page_of_all}"
                 foot = _paragraph(words, 6.5, _DIM)
                 foot.wrap(_WIDTH, _MARGIN)
                 foot.drawOn(self, _MARGIN, 7 * mm)
@@ -124,6 +125,11 @@ def _paragraph(text: str, size: float, colour: Color = _TEXT, bold: bool = False
         for face, run in runs(printable(text), bold)
     )
     return Paragraph(marked, _style(size, colour, bold))
+
+
+def _cut(text: str) -> str:
+    """`text` for the foot, which grows into the page; the head of the first one has all of it."""
+    return text if len(text) <= _IN_FOOT else f"{text[: _IN_FOOT - 1]}…"
 
 
 def _table_of(rows: list[list[Any]], shares: tuple[float, ...], *style: Any, repeated_rows: int = 0) -> Table:

@@ -29,6 +29,7 @@ NOT_ASSESSED = "Not assessed (says nothing about presence or absence)"
 COLUMNS = ("Finding", "Answer", "Measurements", "Where", "Probability", "Evidence")
 
 _LESIONS_SHOWN = 4
+_SHOWN_FIRST = ("present", "indeterminate", "absent")
 _REJECTED_SHOWN = 8
 
 
@@ -102,6 +103,7 @@ def assessed_rows(report: Report, language: Language) -> Iterator[Row | Omitted]
     for group, finding in enumerate(f for f in assessed if f.lesion is None):
         yield Row(finding, group, _cells(finding, finding_title(finding, language), language))
         lesions = [f for f in assessed if f.kind == finding.kind and f.lesion is not None]
+        lesions.sort(key=lambda lesion: _SHOWN_FIRST.index(lesion.presence))
         for lesion in lesions[:_LESIONS_SHOWN]:
             yield Row(lesion, group, _cells(lesion, f"↳ {language.say('no. {n}', n=lesion.lesion)}", language))
         if len(lesions) > _LESIONS_SHOWN:

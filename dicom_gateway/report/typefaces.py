@@ -7,6 +7,8 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "fonts"
 _FIRST_IDEOGRAPH = "\u2e80"
+# Both weights of DejaVu Sans have all that comes before, of which names and units are made.
+_FIRST_RARE = "\u0250"
 
 
 class Typeface(enum.Enum):
@@ -22,8 +24,8 @@ class Typeface(enum.Enum):
 
 
 def printable(text: str) -> str:
-    """`text` with what no font here can draw (rarer ideographs, symbols of other planes) as one dot a character."""
-    return "".join(c if c.isprintable() and (c < _FIRST_IDEOGRAPH or c in _ideographs()) else "·" for c in text)
+    """`text` with what no font here can draw (rarer ideographs, other scripts, symbols) as one dot a character."""
+    return "".join(character if character.isprintable() and _is_drawn(character) else "·" for character in text)
 
 
 def runs(text: str, bold: bool = False) -> list[tuple[Typeface, str]]:
@@ -33,6 +35,21 @@ def runs(text: str, bold: bool = False) -> list[tuple[Typeface, str]]:
         (Typeface.IDEOGRAPHS if is_ideographs else latin, "".join(run))
         for is_ideographs, run in groupby(text, lambda c: c >= _FIRST_IDEOGRAPH)
     ]
+
+
+def _is_drawn(character: str) -> bool:
+    if character >= _FIRST_IDEOGRAPH:
+        return character in _ideographs()
+    return character < _FIRST_RARE or ord(character) in _latin()
+
+
+@cache
+def _latin() -> frozenset[int]:
+    # Takes half a second, and most texts have nothing to ask about.
+    from reportlab.pdfbase.ttfonts import TTFontFile
+
+    regular, bold = (TTFontFile(str(face.file)).charToGlyph for face in (Typeface.REGULAR, Typeface.BOLD))
+    return frozenset(regular) & frozenset(bold)
 
 
 @cache

@@ -1,7 +1,8 @@
 """A report that a person has read and vouches for, with what they say otherwise: another revision of the record.
 
 What the person does not touch is confirmed as it stands. What they call absent keeps its place in the record, with the
-answer it had before, but loses the numbers and the picture that were of something which is not there.
+answer it had before, but loses the numbers and the picture that were of something which is not there. A correction is
+made of the automated report again, with all that was stated since, so that what is taken back is as it was.
 """
 
 import re
@@ -20,14 +21,16 @@ from dicom_gateway.report.content import (
 )
 from dicom_gateway.report.wording import percentage
 from imaging.uids import derive_uid
-from models.findings import FindingKind, Laterality, Quantity
+from models.findings import FindingKind, Laterality, Quantity, few_of_many
 
 Stated = Literal["present", "absent"]
+Presence = Stated | Literal["indeterminate"]
 # What `read_question` takes, for forms and documents: one name for each question.
 QUESTION_PATTERN = rf"^({'|'.join(FindingKind)})(:[1-9][0-9]{{0,3}})?$"
 _SHOWN = 64
 _METHOD = "reading by the verifying observer"
 _POSITIVE = ("present", "indeterminate")
+_PLACE = ("key_sop_instance_uid", "key_frame_number", "key_slice", "centre_mm")
 
 
 class ContradictoryVerdict(ValueError):
@@ -53,8 +56,31 @@ def read_question(text: str) -> Question:
     return Question(FindingKind(kind), int(lesion) if lesion else None)
 
 
+def lesion_count(study: ReportedFinding) -> int:
+    """How many lesions the answer about the study counts, described or not; 0 where it counts none."""
+    return next((round(m.value) for m in study.measurements if m.quantity == Quantity.LESION_COUNT), 0)
+
+
+def stated_in(report: Report) -> dict[Question, Stated]:
+    """What the person who verified `report` answers against the model; absent kinds take their lesions with them."""
+    stated: dict[Question, Stated] = {}
+    for finding in report.findings:
+        if finding.is_by_a_person and finding.presence in ("present", "absent"):
+            stated[Question(FindingKind(finding.kind), finding.lesion)] = finding.presence
+    gone = {question.kind for question, answer in stated.items() if question.lesion is None and answer == "absent"}
+    return {
+        question: answer for question, answer in stated.items() if question.lesion is None or question.kind not in gone
+    }
+
+
+def restated(earlier: Mapping[Question, Stated], stated: Mapping[Question, Stated]) -> dict[Question, Stated]:
+    """What stands of both: the later answer, and of a kind that is absent now nothing that was said of its lesions."""
+    gone = {question.kind for question, answer in stated.items() if question.lesion is None and answer == "absent"}
+    return {question: answer for question, answer in earlier.items() if question.kind not in gone} | dict(stated)
+
+
 def verified_report(
-    report: Report,
+    automated: Report,
     verification: Verification,
     *,
     supersedes: SupersededReport,
@@ -62,58 +88,70 @@ def verified_report(
     created: datetime,
     stated: Mapping[Question, Stated],
 ) -> Report:
-    """`report` as the next revision, which a person verified at `created`, with what they stated otherwise.
+    """The automated report as a further revision, which a person verified at `created`, with all they state otherwise.
 
-    A kind that is stated to be absent takes its lesions with it. Raises ContradictoryVerdict for a refused study, a
-    question that the report does not have, and a kind that would be present without any of its lesions, or absent or
-    indeterminate with one.
+    A kind that is stated to be absent takes its lesions with it. Of one that was open and is present, the only lesion
+    is, too, and several count as far as they are stated. A present kind is open where nothing but doubtful lesions are
+    left of it. Raises ContradictoryVerdict for a refused study, a question that the report does not have, and a kind
+    that would be present without any of its lesions, or absent or indeterminate with one.
     """
-    if report.outcome == "refused":
+    if automated.outcome == "refused":
         raise ContradictoryVerdict("the study was not analysed: there is nothing to verify")
-    before = {Question(FindingKind(f.kind), f.lesion): f for f in report.findings}
+    before = {Question(FindingKind(f.kind), f.lesion): f for f in automated.findings}
     if unknown := sorted(set(stated) - set(before)):
         raise ContradictoryVerdict(f"the report has no {', '.join(map(str, unknown))}")
-    gone = {question.kind for question, answer in stated.items() if question.lesion is None and answer == "absent"}
-    answers = {
-        question: _answered(finding, "absent" if question.kind in gone else stated.get(question))
-        for question, finding in before.items()
-    }
+    answers = {question: _answered(finding, None) for question, finding in before.items()}
     for kind in {question.kind for question in stated}:
-        study = Question(kind)
-        lesions = [q for q in answers if q.kind == kind and q.lesion is not None]
-        positive = [q for q in lesions if answers[q].presence in _POSITIVE]
-        named = any(stated.get(q) == answers[q].presence == "present" for q in lesions)
-        if (answers[study].presence == "absent" and positive) or (answers[study].presence == "indeterminate" and named):
-            raise ContradictoryVerdict(
-                f"{kind} has a lesion but is {answers[study].presence}: say that it is present, too"
-            )
-        counted = [q for q in lesions if before[q].presence in _POSITIVE and not _is_beside(before[q], before[study])]
-        left = [q for q in positive if q in counted or answers[q].presence == "present"]
-        if answers[study].presence not in _POSITIVE or left == counted:
-            continue
-        if not left and study not in stated:
-            raise ContradictoryVerdict(f"no lesion of {kind} is left: say whether it is present or absent")
-        answers[study] = _recounted(answers[study], [answers[q] for q in left], len(left) - len(counted))
+        answers |= _of_kind({q: f for q, f in before.items() if q.kind == kind}, Question(kind), stated)
     findings = tuple(answers.values())
-    return report.model_copy(
+    return automated.model_copy(
         update={
             "disclaimer": VERIFIED_DISCLAIMER,
-            "report_uid": derive_uid(report.report_uid, "verified", str(revision)),
+            "report_uid": derive_uid(automated.report_uid, "verified", str(revision)),
             "revision": revision,
             "supersedes": supersedes,
             "verification": verification,
             "created": created,
             "findings": findings,
-            "urgent": tuple(kind for kind in report.urgent if _is_present(kind, findings)),
+            "urgent": tuple(kind for kind in automated.urgent if _is_present(kind, findings)),
         }
     )
 
 
-def _answered(finding: ReportedFinding, stated: Stated | None) -> ReportedFinding:
+def _of_kind(
+    before: Mapping[Question, ReportedFinding], study: Question, stated: Mapping[Question, Stated]
+) -> dict[Question, ReportedFinding]:
+    """The answers about one kind and its lesions. Raises ContradictoryVerdict."""
+    lesions = [question for question in before if question != study]
+    wanted: dict[Question, Presence] = {question: stated[question] for question in before if question in stated}
+    named = [lesion for lesion in lesions if wanted.get(lesion) == "present"]
+    if wanted.get(study) == "absent":
+        if named:
+            raise ContradictoryVerdict(f"{study} is absent, and {', '.join(map(str, named))} is present")
+        wanted |= dict.fromkeys(lesions, "absent")
+    if wanted.get(study) == "present" and before[study].presence != "present" and len(lesions) == 1:
+        wanted.setdefault(lesions[0], "present")
+    answers = {question: _answered(finding, wanted.get(question)) for question, finding in before.items()}
+    positive = [lesion for lesion in lesions if answers[lesion].presence in _POSITIVE]
+    sure = [lesion for lesion in positive if answers[lesion].presence == "present"]
+    counted = [q for q in lesions if before[q].presence in _POSITIVE and not _is_beside(before[q], before[study])]
+    are_all = lesion_count(before[study]) <= len(counted)
+    if answers[study].presence == "present" and study not in wanted and are_all and counted and positive and not sure:
+        answers[study] = _answered(before[study], "indeterminate")
+    presence = answers[study].presence
+    if (presence == "absent" and positive) or (presence == "indeterminate" and named):
+        raise ContradictoryVerdict(f"{study} has a lesion but is {presence}: say that it is present, too")
+    left = sure if presence == "present" else positive
+    if presence in _POSITIVE and left != counted:
+        if not left and study not in wanted:
+            raise ContradictoryVerdict(f"no lesion of {study} is left: say whether it is present or absent")
+        answers[study] = _recounted(answers[study], [answers[question] for question in left], len(counted))
+    return answers
+
+
+def _answered(finding: ReportedFinding, stated: Presence | None) -> ReportedFinding:
     """The answer with its verdict: what a person stated, else confirmed; nobody confirms what was not assessed."""
-    automated = finding.verdict or Verdict(
-        decision="confirmed", automated=finding.presence, automated_probability=finding.probability
-    )
+    automated = Verdict(decision="confirmed", automated=finding.presence, automated_probability=finding.probability)
     if stated is None or stated == finding.presence:
         has_answer = finding.presence != "not_assessed"
         return finding.model_copy(update={"verdict": automated}) if has_answer else finding
@@ -129,7 +167,7 @@ def _answered(finding: ReportedFinding, stated: Stated | None) -> ReportedFindin
         "verdict": automated.model_copy(update={"decision": "rejected" if is_rejected else "edited"}),
     }
     if stated == "absent":
-        changed |= {"measurements": (), "key_image": None}
+        changed |= {"measurements": (), "key_image": None, **dict.fromkeys(_PLACE)}
     return finding.model_copy(update=changed)
 
 
@@ -145,23 +183,26 @@ def _is_beside(lesion: ReportedFinding, study: ReportedFinding) -> bool:
     return study.presence == "present" and lesion.presence == "indeterminate"
 
 
-def _recounted(study: ReportedFinding, left: Sequence[ReportedFinding], more: int) -> ReportedFinding:
-    """The answer about the study with the lesions that a person left: without sums, with their side, place, key slice.
-
-    Their number changes by `more` (below 0: fewer), for there may be more than are described.
-    """
+def _recounted(study: ReportedFinding, left: Sequence[ReportedFinding], described: int) -> ReportedFinding:
+    """The answer about the study with the lesions that a person left: with their side, place and key slice, and without
+    sums and the model's probability. `described` were counted before; there may be more than are described."""
+    more, found = len(left) - described, lesion_count(study)
     counts = [m for m in study.measurements if m.quantity == Quantity.LESION_COUNT]
     sides = sorted({lesion.laterality for lesion in left if lesion.laterality})
     shown = left[0] if left else None
-    place = ("key_sop_instance_uid", "key_frame_number", "key_slice", "centre_mm")
     changed: dict[str, Any] = {
         "measurements": tuple(m.model_copy(update={"value": m.value + more}) for m in counts if m.value + more > 0),
         "laterality": Laterality.BILATERAL.value if len(sides) > 1 else next(iter(sides), None),
         "site": left[0].site if len(left) == 1 else None,
-        **{name: getattr(shown, name, None) for name in place},
+        "probability": None,
+        "operating_point": None,
+        **{name: getattr(shown, name, None) for name in _PLACE},
     }
     if study.verdict is not None and study.verdict.decision == "confirmed":
         changed["verdict"] = study.verdict.model_copy(update={"decision": "edited"})
+        before, now = few_of_many(described, found), few_of_many(len(left), found + more)
+        parts = (now if part == before else part for part in (study.reason or "").split("; "))
+        changed["reason"] = "; ".join(filter(None, parts)) or None
     return study.model_copy(update=changed)
 
 

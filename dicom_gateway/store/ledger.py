@@ -230,7 +230,7 @@ def change_study(
 def queue_next_revision(connection: sa.Connection, study_instance_uid: str, revision: int, *, now: float) -> bool:
     """REPORTED or REFUSED -> QUEUED with the next revision, of the same images, if still at this; whether it was.
 
-    The rule that decided about this revision decides about the next one, too.
+    The rule that decided about this revision decides about the next one, too, and what it lacks is still missing.
     """
     done = connection.execute(
         sa.update(study)
@@ -243,14 +243,11 @@ def queue_next_revision(connection: sa.Connection, study_instance_uid: str, revi
     )
     if done.rowcount != 1:
         return False
-    carried = sa.select(
-        applied_rule.c.study_instance_uid,
-        sa.literal(revision + 1),
-        applied_rule.c.rule,
-        applied_rule.c.destinations,
-    ).where(applied_rule.c.study_instance_uid == study_instance_uid, applied_rule.c.revision == revision)
-    columns = ["study_instance_uid", "revision", "rule", "destinations"]
-    connection.execute(sa.insert(applied_rule).from_select(columns, carried))
+    for table in (applied_rule, shortfall):
+        columns = [sa.literal(revision + 1) if column is table.c.revision else column for column in table.c]
+        of_this = (table.c.study_instance_uid == study_instance_uid) & (table.c.revision == revision)
+        carried = sa.select(*columns).where(of_this)
+        connection.execute(sa.insert(table).from_select([column.name for column in table.c], carried))
     return True
 
 

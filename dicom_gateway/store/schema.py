@@ -234,6 +234,8 @@ def open_database(url: str, *, rebuildable: bool = False) -> sa.Engine:
 def _prepare_sqlite(connection: Any, _record: Any, *, synchronous: str) -> None:
     # BEGIN IMMEDIATE: a reader that turns writer would otherwise meet SQLITE_BUSY without any wait.
     connection.isolation_level = "IMMEDIATE"
+    # Its own knows no letter beyond ASCII, and patients are looked for by name.
+    connection.create_function("lower", 1, lambda text: text and text.lower(), deterministic=True)
     for pragma in ("journal_mode=wal", f"synchronous={synchronous}", "busy_timeout=30000", "foreign_keys=on"):
         connection.execute(f"pragma {pragma}")
 

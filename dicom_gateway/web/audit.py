@@ -19,7 +19,6 @@ _SHOWS_NO_PATIENT = {
     "openapi",
     "api_page",
     "evidence_page",
-    "rules_page",
     "system_page",
 }
 _READS = ("GET", "HEAD", "OPTIONS")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from dicom_gateway.report.content import Report, ReportedFinding
 from dicom_gateway.report.headline import URGENCY, by_urgency, headline, limitations, not_assessed_by_reason, positives
+from dicom_gateway.report.verification import lesion_count
 from models.findings import FindingKind
 
 # Should a lesion and the answer about the study disagree, the one that asks for a look counts.
@@ -17,6 +18,13 @@ class Answer:
     kind: str
     presence: str
     findings: tuple[ReportedFinding, ...]
+
+    @property
+    def counts_more(self) -> bool:
+        """Whether lesions are counted as present that are not described."""
+        study = self.findings[0]
+        described = sum(f.lesion is not None and f.presence == "present" for f in self.findings)
+        return study.presence == "present" and described < lesion_count(study)
 
 
 @dataclass(frozen=True, slots=True)

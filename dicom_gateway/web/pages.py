@@ -74,13 +74,14 @@ async def posted(request: Request) -> Form:
 class StudyEntry:
     """A line of the study list; `headline` is empty until there is a report, `urgent` names the kinds of its newest.
 
-    `verified_by` is the DICOM name of who verified the newest report, if anybody did.
+    `verified_by` is the DICOM name of who verified the newest report, if anybody did; its `revision` is 0 without one.
     """
 
     study: StudyRow
     headline: tuple[str, ...]
     urgent: tuple[str, ...]
     verified_by: str | None
+    revision: int
     deliveries: tuple[tuple[Words, int], ...]
 
 
@@ -143,7 +144,7 @@ def study_page(
         reading=arrange(report) if report else None,
         headline=(*in_short(report), *commented(report)) if report else (),
         verdict=verdict(report) if report else (),
-        automated=_newest_automated(site, reports, report) if report else None,
+        automated=_newest_automated(site, reports, report) if report and report.verification else None,
         can_be_verified=can_be_verified,
         may_vouch=may_vouch,
         is_verifying=can_be_verified and may_vouch and (correct or report is None or report.verification is None),
@@ -251,7 +252,10 @@ def verify_form(
             raise StudyHasChanged("this is not the newest report any more, or another one is being made: read that one")
         answers = {question: answer for question, answer in form.items() if question not in _FORM_FIELDS and answer}
         stated = with_what_follows(read_answers(answers), report)
-        after = previewed(report, person, stated)
+        automated = _newest_automated(site, list_reports(site.engine, uid), report)
+        if automated is None:
+            raise NotFound("The automated report of the study cannot be read.")
+        after = previewed(report, automated, person, stated)
         found = changes(report, after)
         if (found or comment) and "reviewed" not in form:
             return render(request, "verdict.html", changes=found, headline=in_short(after), problem=None, **shown)
@@ -295,6 +299,7 @@ def _entry(site: Site, study: StudyRow) -> StudyEntry:
         headline=in_short(report) if report else (),
         urgent=report.urgent if report else (),
         verified_by=report.verification.observer_name if report and report.verification else None,
+        revision=row.revision if row else 0,
         deliveries=_tally(deliveries),
     )
 
@@ -305,12 +310,12 @@ def _can_be_verified(study: StudyRow, report: Report) -> bool:
     return is_newest and report.outcome == "reported"
 
 
-def _newest_automated(site: Site, rows: Sequence[ReportRow], report: Report) -> int | None:
-    """The revision that a verified report was made of, however often it was verified since."""
+def _newest_automated(site: Site, rows: Sequence[ReportRow], report: Report) -> Report | None:
+    """What a report is or, however often it was verified, was made of; None where that cannot be read."""
     if report.verification is None:
-        return None
+        return report
     earlier = (_readable(site, row) for row in rows if row.revision < report.revision)
-    return next((r.revision for r in earlier if r is not None and r.verification is None), None)
+    return next((r for r in earlier if r is not None and r.verification is None), None)
 
 
 def _readable(site: Site, row: ReportRow) -> Report | None:

@@ -14,12 +14,15 @@ from dicom_gateway.report.verification import (
     ContradictoryVerdict,
     Question,
     Stated,
+    lesion_count,
     read_question,
+    restated,
+    stated_in,
     verified_report,
 )
 from dicom_gateway.web.access import logged_in
 from dicom_gateway.web.site import Site
-from models.findings import FindingKind, Quantity
+from models.findings import FindingKind
 
 _NOBODY = "This login is for looking only: its line of the users file names no person who could vouch for a report."
 _SOMEBODY_ELSE = "Nobody vouches for a report in the name of another: leave out name and organisation."
@@ -98,17 +101,21 @@ def with_what_follows(stated: Mapping[Question, Stated], report: Report) -> dict
         kind = FindingKind(study.kind)
         lesions = [f for f in report.findings if f.kind == kind and f.lesion is not None and f.presence != "absent"]
         rejected = [f for f in lesions if stated.get(Question(kind, f.lesion)) == "absent"]
-        counted = next((m.value for m in study.measurements if m.quantity == Quantity.LESION_COUNT), 0)
         described = sum(f.presence == study.presence for f in lesions)
-        if lesions and len(rejected) == len(lesions) and counted <= described:
+        if lesions and len(rejected) == len(lesions) and lesion_count(study) <= described:
             followed.setdefault(Question(kind), "absent")
     return followed
 
 
-def previewed(report: Report, verification: Verification, stated: Mapping[Question, Stated]) -> Report:
-    """The report as it would be verified now; nothing is written. Raises ContradictoryVerdict."""
+def previewed(
+    report: Report, automated: Report, verification: Verification, stated: Mapping[Question, Stated]
+) -> Report:
+    """The report as it would be verified now; nothing is written. Raises ContradictoryVerdict.
+
+    `automated` is what `report` was made of, or itself.
+    """
     return verified_report(
-        report,
+        automated,
         verification,
         supersedes=SupersededReport(
             revision=report.revision,
@@ -119,7 +126,7 @@ def previewed(report: Report, verification: Verification, stated: Mapping[Questi
         ),
         revision=report.revision + 1,
         created=datetime.now(UTC),
-        stated=stated,
+        stated=restated(stated_in(report), stated),
     )
 
 

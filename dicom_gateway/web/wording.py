@@ -51,6 +51,8 @@ VERDICT_CHOICES = {
     "indeterminate": (("", "Leave open"), ("present", "Present"), ("absent", "Absent")),
     "absent": (("", "Not found"), ("present", "Present")),
     "not_assessed": (("", "Not assessed"), ("present", "Present"), ("absent", "Absent")),
+    # Of a kind that is present with more lesions than are described.
+    "counts_more": (("", "Confirm"), ("present", "Others are present"), ("absent", "Reject")),
 }
 
 EVIDENCE_GRADES = {

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from imaging.morphology import bounds
 from models.anatomy import Anatomy
-from models.findings import Finding, FindingKind, Laterality, Measurement, Presence, Quantity, Region
+from models.findings import Finding, FindingKind, Laterality, Measurement, Presence, Quantity, Region, few_of_many
 from models.measure import region_of
 from models.measured.answer import answer, not_assessed
 from models.measured.outline import Box
@@ -56,7 +56,7 @@ def medical_device(anatomy: Anatomy) -> tuple[Finding, ...]:
     certain = any(part.presence is Presence.PRESENT for part in parts)
     presence = Presence.PRESENT if certain else Presence.INDETERMINATE if parts else Presence.ABSENT
     doubt = _PERHAPS_CONTRAST if presence is Presence.INDETERMINATE else None
-    listed = f"the {len(parts)} largest of {len(pieces)} are described" if len(pieces) > len(parts) else None
+    listed = few_of_many(len(parts), len(pieces))
     count = (Measurement(quantity=Quantity.LESION_COUNT, value=float(len(pieces)), unit="1"),) if pieces else ()
     study = answer(
         anatomy,

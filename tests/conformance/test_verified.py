@@ -27,12 +27,21 @@ from hl7apy.parser import parse_message
 from pydicom.dataset import Dataset
 
 from dicom_gateway.pipeline import write_result
-from dicom_gateway.report.content import Report, Verification
+from dicom_gateway.report.content import Report, ReportedFinding, Verification
 from dicom_gateway.report.fhir import encode_bundle
 from dicom_gateway.report.hl7 import encode_oru
+from dicom_gateway.report.language import ENGLISH
 from dicom_gateway.report.objects import ENCODERS, read_superseded
+from dicom_gateway.report.printed import Row, assessed_rows
 from dicom_gateway.report.stored import StoredResult
-from dicom_gateway.report.verification import ContradictoryVerdict, Question, Stated, verified_report
+from dicom_gateway.report.verification import (
+    ContradictoryVerdict,
+    Question,
+    Stated,
+    restated,
+    stated_in,
+    verified_report,
+)
 from dicom_gateway.settings import ResultObject
 from models.findings import FindingKind
 
@@ -52,25 +61,29 @@ OTHERWISE: Mapping[Question, Stated] = {
 
 
 def verified(
-    case: StoredResult, results: Path, stated: Mapping[Question, Stated], verification: Verification = READER
+    case: StoredResult,
+    results: Path,
+    stated: Mapping[Question, Stated],
+    verification: Verification = READER,
+    automated: StoredResult | None = None,
 ) -> StoredResult:
-    """`case` as the next revision, whose earlier one stands in `results`."""
+    """`case` as the next revision, whose earlier one stands in `results`; made of `automated`, by default of itself."""
+    automated = automated or case
     revision = case.report.revision + 1
     write_result(case, results / f"r{case.report.revision}")
     supersedes = read_superseded(results / f"r{revision}", STUDY, revision)
     assert supersedes is not None
     report = verified_report(
-        case.report,
+        automated.report,
         verification,
         supersedes=supersedes,
         revision=revision,
         created=case.report.created + timedelta(hours=1),
-        stated=stated,
+        stated=restated(stated_in(case.report), stated),
     )
     shown = {finding.key_image for finding in report.findings}
-    return replace(
-        case, report=report, key_images={name: image for name, image in case.key_images.items() if name in shown}
-    )
+    key_images = {name: image for name, image in automated.key_images.items() if name in shown}
+    return replace(automated, report=report, key_images=key_images)
 
 
 def answers(report: Report) -> dict[str, tuple[str, str | None]]:
@@ -127,7 +140,7 @@ def test_what_the_person_says_stands_in_the_record_with_what_the_model_said(
 ) -> None:
     report = verified(make_case("findings"), tmp_path, OTHERWISE).report
     found = answers(report)
-    assert found["pulmonary_nodule"] == ("present", "confirmed")
+    assert found["pulmonary_nodule"] == ("present", "confirmed"), "the doubtful one did not count"
     assert found["pulmonary_nodule:1"] == ("present", "confirmed")
     assert found["pulmonary_nodule:2"] == ("absent", "rejected")
     assert found["pleural_effusion"] == found["pleural_effusion:1"] == ("absent", "rejected")
@@ -136,6 +149,7 @@ def test_what_the_person_says_stands_in_the_record_with_what_the_model_said(
     assert {answer for kind, answer in found.items() if kind.startswith("emphysema")} == {("present", "confirmed")}
     rejected = next(f for f in report.findings if f.kind == "pleural_effusion" and f.lesion == 1)
     assert (rejected.probability, rejected.measurements, rejected.key_image) == (None, (), None)
+    assert (rejected.key_sop_instance_uid, rejected.centre_mm) == (None, None)
     assert rejected.reason == "rejected by the verifying observer; the automated answer was present (99.0 %)"
     (count,) = next(f for f in report.findings if f.kind == "pulmonary_nodule" and f.lesion is None).measurements
     assert count.value == 1
@@ -148,17 +162,12 @@ def test_what_the_person_says_stands_in_the_record_with_what_the_model_said(
         ({Question(NODULE, 2): "absent"}, 1),
         ({Question(NODULE, 2): "present"}, 2),
         ({Question(NODULE, 1): "absent", Question(NODULE, 2): "present"}, 1),
-        ({Question(NODULE, 1): "absent"}, None),
     ],
 )
 def test_a_doubtful_lesion_counts_when_a_person_says_so(
-    stated: Mapping[Question, Stated], expected: int | None, make_case: MakeCase, tmp_path: Path
+    stated: Mapping[Question, Stated], expected: int, make_case: MakeCase, tmp_path: Path
 ) -> None:
     """Of a study with one nodule, and another that may be none."""
-    if expected is None:
-        with pytest.raises(ContradictoryVerdict, match="no lesion of pulmonary_nodule is left"):
-            verified(make_case("findings"), tmp_path, stated)
-        return
     after = verified(make_case("findings"), tmp_path, stated).report.findings
     study = next(f for f in after if (f.kind, f.lesion) == (NODULE, None))
     assert (study.presence, [m.value for m in study.measurements]) == ("present", [expected])
@@ -229,7 +238,7 @@ def test_other_standards_say_final_and_a_second_verification_corrects(make_case:
     escaped = "左肺下叶 \\R\\ 5, \\S\\\\T\\\\F\\\\E\\ 随访"
     assert f"|Comment of the verifying observer: {escaped}|" in encode_oru(first).decode()
     assert report["resultsInterpreter"] == [{"type": "Practitioner", "display": "Li Wei (李伟), Test Hospital"}]
-    second = verified(first, tmp_path, {Question(NODULE): "absent"})
+    second = verified(first, tmp_path, {Question(NODULE): "absent"}, automated=case)
     assert fhir_statuses(second) == {"amended"}
     assert hl7_statuses(second) == ("C", {"C", "X"})
     assert answers(second.report)["pulmonary_nodule:1"] == ("absent", "rejected")
@@ -259,27 +268,94 @@ def test_a_negative_report_is_confirmed_as_it_stands(make_case: MakeCase, tmp_pa
     [
         ({Question(NODULE, 3): "absent"}, "the report has no pulmonary_nodule:3"),
         ({Question(NODULE, 1): "absent", Question(NODULE, 2): "absent"}, "no lesion of pulmonary_nodule is left"),
-        ({Question(EFFUSION): "absent", Question(EFFUSION, 1): "present"}, None),
+        ({Question(EFFUSION): "absent", Question(EFFUSION, 1): "present"}, "pleural_effusion is absent, and"),
     ],
 )
 def test_what_cannot_be_true_together_is_refused(
-    stated: Mapping[Question, Stated], words: str | None, make_case: MakeCase, tmp_path: Path
+    stated: Mapping[Question, Stated], words: str, make_case: MakeCase, tmp_path: Path
 ) -> None:
     case = make_case("findings")
-    if words is None:
-        # The whole kind is absent: its lesions go with it.
-        assert answers(verified(case, tmp_path, stated).report)["pleural_effusion:1"][0] == "absent"
-        return
     with pytest.raises(ContradictoryVerdict, match=words):
         verified(case, tmp_path, stated)
 
 
-def test_a_lesion_of_an_open_kind_is_not_present_alone(make_case: MakeCase, tmp_path: Path) -> None:
+def changed(case: StoredResult, kind: FindingKind, **values: Any) -> StoredResult:
+    """`case` with other answers about a kind and its lesions."""
+    findings = tuple(f.model_copy(update=values) if f.kind == kind else f for f in case.report.findings)
+    return replace(case, report=case.report.model_copy(update={"findings": findings}))
+
+
+def study_of(report: Report, kind: FindingKind) -> ReportedFinding:
+    return next(f for f in report.findings if (f.kind, f.lesion) == (kind, None))
+
+
+def test_a_rejection_that_is_taken_back_leaves_nothing(make_case: MakeCase, tmp_path: Path) -> None:
     case = make_case("findings")
-    opened = [
-        f.model_copy(update={"presence": "indeterminate"}) if f.kind == NODULE else f for f in case.report.findings
-    ]
-    case = replace(case, report=case.report.model_copy(update={"findings": tuple(opened)}))
+    case = replace(case, report=case.report.model_copy(update={"urgent": (EFFUSION.value,)}))
+    rejected = verified(case, tmp_path, {Question(EFFUSION): "absent", Question(NODULE, 2): "absent"})
+    assert rejected.report.urgent == ()
+    again = verified(rejected, tmp_path, {Question(EFFUSION): "present"}, automated=case)
+    assert again.report.urgent == ("pleural_effusion",)
+    assert answers(again.report)["pulmonary_nodule:2"] == ("absent", "rejected")
+    for before, now in zip(case.report.findings, again.report.findings, strict=True):
+        if now.kind == EFFUSION:
+            assert now.verdict is not None and now.verdict.decision == "confirmed"
+            assert now.model_copy(update={"verdict": None}) == before
+    assert again.key_images.keys() == {f.key_image for f in again.report.findings if f.key_image}
+    assert all(not finding.is_by_a_person for finding in again.report.findings if finding.kind == EFFUSION)
+
+
+def test_the_only_lesion_of_an_open_kind_is_what_the_kind_is(make_case: MakeCase, tmp_path: Path) -> None:
+    case = changed(make_case("findings"), EFFUSION, presence="indeterminate", probability=0.4)
+    after = verified(case, tmp_path, {Question(EFFUSION): "present"})
+    assert answers(after.report)["pleural_effusion:1"] == ("present", "edited")
+    (marks,) = ENCODERS["marks"](after)
+    assert next(f.tracking_uid for f in after.report.findings if f.kind == EFFUSION and f.lesion == 1) in (
+        group_by_tracking_uid(marks)
+    )
+
+
+def test_of_an_open_kind_what_is_said_to_be_there_counts(make_case: MakeCase, tmp_path: Path) -> None:
+    case = changed(make_case("findings"), NODULE, presence="indeterminate")
+    after = verified(case, tmp_path, {Question(NODULE): "present", Question(NODULE, 2): "present"}).report
+    lesion = next(f for f in after.findings if (f.kind, f.lesion) == (NODULE, 2))
+    study = study_of(after, NODULE)
+    assert (study.laterality, study.site, study.key_slice) == (lesion.laterality, lesion.site, lesion.key_slice)
+    assert answers(after)["pulmonary_nodule:1"] == ("indeterminate", "confirmed")
+
+
+def test_what_is_there_is_printed_before_what_was_rejected(make_case: MakeCase, tmp_path: Path) -> None:
+    both = {Question(NODULE, 1): "absent", Question(NODULE, 2): "present"}
+    rows = list(assessed_rows(verified(make_case("findings"), tmp_path, both).report, ENGLISH))
+    nodules = [row.finding for row in rows if isinstance(row, Row) and row.finding.kind == NODULE]
+    assert [(f.lesion, f.presence) for f in nodules] == [(None, "present"), (2, "present"), (1, "absent")]
+
+
+def test_a_kind_is_open_where_only_doubtful_lesions_are_left(make_case: MakeCase, tmp_path: Path) -> None:
+    after = verified(make_case("findings"), tmp_path, {Question(NODULE, 1): "absent"}).report
+    study = study_of(after, NODULE)
+    assert (study.presence, study.probability, study.is_by_a_person) == ("indeterminate", None, True)
+    assert answers(after)["pulmonary_nodule:2"] == ("indeterminate", "confirmed")
+
+
+def test_more_lesions_than_are_described_are_counted_as_before(make_case: MakeCase, tmp_path: Path) -> None:
+    case = make_case("findings")
+    findings = list(case.report.findings)
+    place = next(n for n, f in enumerate(findings) if (f.kind, f.lesion) == (NODULE, None))
+    (count,) = findings[place].measurements
+    five = {"measurements": (count.model_copy(update={"value": 5.0}),), "reason": "1; the 1 largest of 5 are described"}
+    findings[place] = findings[place].model_copy(update=five)
+    case = replace(case, report=case.report.model_copy(update={"findings": tuple(findings)}))
+    more = study_of(verified(case, tmp_path, {Question(NODULE, 2): "present"}).report, NODULE)
+    assert ([m.value for m in more.measurements], more.reason) == ([6], "1; the 2 largest of 6 are described")
+    with pytest.raises(ContradictoryVerdict, match="no lesion of pulmonary_nodule is left"):
+        verified(case, tmp_path, {Question(NODULE, 1): "absent"})
+    left = verified(case, tmp_path, {Question(NODULE, 1): "absent", Question(NODULE): "present"}).report
+    assert [m.value for m in study_of(left, NODULE).measurements] == [4]
+
+
+def test_a_lesion_of_an_open_kind_is_not_present_alone(make_case: MakeCase, tmp_path: Path) -> None:
+    case = changed(make_case("findings"), NODULE, presence="indeterminate")
     with pytest.raises(ContradictoryVerdict, match="has a lesion but is indeterminate"):
         verified(case, tmp_path, {Question(NODULE, 1): "present"})
     after = verified(case, tmp_path, {Question(NODULE, 1): "present", Question(NODULE): "present"})

@@ -21,6 +21,12 @@ def test_the_font_has_every_character_it_is_asked_for() -> None:
 
 def test_what_no_font_has_is_a_dot_a_character() -> None:
     assert printable("a\u0007b 龑\U0001f600") == "a·b ··"
+    assert printable("Müller, สมชาย ≥ 3 mm²") == "Müller, ····· ≥ 3 mm²"
+
+
+def test_what_is_taken_for_granted_is_there() -> None:
+    both = [TTFontFile(str(face.file)).charToGlyph for face in (Typeface.REGULAR, Typeface.BOLD)]
+    assert [chr(n) for n in range(0x250) if chr(n).isprintable() and not all(n in glyphs for glyphs in both)] == []
 
 
 def test_each_character_is_drawn_with_the_font_that_has_it() -> None:

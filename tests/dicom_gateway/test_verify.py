@@ -1,5 +1,6 @@
 """A person verifies a stored report: on a real index with the worker's own jobs, and by the command."""
 
+import shutil
 from datetime import UTC, datetime
 
 import pytest
@@ -15,7 +16,7 @@ from dicom_gateway.report.content import Verification
 from dicom_gateway.report.instance import object_uid
 from dicom_gateway.report.verification import ContradictoryVerdict, Question
 from dicom_gateway.settings import Destination
-from dicom_gateway.store import index
+from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import result_path
 from dicom_gateway.store.schema import DeliveryState, StudyState
 from dicom_gateway.verify import verify_study
@@ -57,6 +58,27 @@ def test_the_verified_revision_is_delivered_and_the_automated_one_kept(worker, p
     assert dict(peer.received) == {object_uid(report, "sop", "SR-ALONE", "1"): 1}
     worker.deliver_report(STUDY, 1, "pacs", 1, 0)
     assert index.get_delivery(worker.engine, STUDY, 1, "pacs").state is DeliveryState.SUPERSEDED
+
+
+def test_what_a_verified_revision_lacks_is_still_missing(worker):
+    with worker.engine.begin() as connection:
+        ledger.record_shortfall(connection, STUDY, 1, received=30, expected=120)
+    verify_study(worker.settings, STUDY, READER, {})
+    missing = index.get_shortfall(worker.engine, STUDY, 2)
+    assert (missing.received, missing.expected) == (30, 120)
+
+
+def test_a_correction_is_made_of_the_automated_report(worker):
+    verify_study(worker.settings, STUDY, READER, {EFFUSION: "absent"})
+    run_queued(worker, 2)
+    report = verify_study(worker.settings, STUDY, READER, {EFFUSION: "present"})
+    run_queued(worker, 3)
+    pictures = [{f.name for f in (worker.settings.data_dir / result_path(STUDY, n)).glob("key_*.png")} for n in (1, 3)]
+    assert pictures[0] == pictures[1]
+    assert [f.verdict for f in report.findings if f.is_by_a_person] == []
+    shutil.rmtree(worker.settings.data_dir / result_path(STUDY, 1))
+    with pytest.raises(NotFound):
+        verify_study(worker.settings, STUDY, READER, {})
 
 
 def test_pictures_of_what_was_rejected_are_in_no_verified_result(worker):

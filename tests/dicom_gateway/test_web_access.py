@@ -101,6 +101,7 @@ def test_who_looked_at_whom_is_in_the_log(settings: Settings, capsys: pytest.Cap
             assert client.get("/?search=Doe", auth=ALICE).status_code == 200
             for _ in range(3):
                 assert client.get(f"/studies/{UID}", auth=ALICE).status_code == 200
+            assert client.get("/rules", auth=ALICE).status_code == 200
             assert client.get("/api/health", auth=ALICE).status_code in (200, 503)
             assert client.get("/static/onescan.css", auth=ALICE).status_code == 200
             assert client.get("/nowhere", auth=ALICE).status_code == 404
@@ -116,6 +117,7 @@ def test_who_looked_at_whom_is_in_the_log(settings: Settings, capsys: pytest.Cap
         ("web_login_accepted", "alice", None, None, None),
         ("web_looked_at", "alice", "studies_page", None, 200),
         ("web_looked_at", "alice", "study_page", UID, 200),
+        ("web_looked_at", "alice", "rules_page", None, 200),
         ("web_change_asked_for", "alice", "post_study_replay", UID, 403),
     ]
 

@@ -97,6 +97,9 @@ def test_studies_are_paged_without_loss_or_repeat(client: httpx.Client) -> None:
         ({"search": "jane"}, [REPORTED]),
         ({"search": "a-100", "state": "reported"}, [REPORTED]),
         ({"search": "100%"}, [WAITING]),
+        ({"search": "DOE, Jane"}, [REPORTED]),
+        ({"search": "doe^\0jane"}, [REPORTED]),
+        ({"search": "jane waiting"}, []),
         ({"search": "%' or 1=1 --"}, []),
     ],
 )

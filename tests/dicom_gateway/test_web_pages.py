@@ -159,6 +159,12 @@ def test_the_list_is_searched_and_filtered(client: httpx.Client) -> None:
     assert "No study matches" in client.get("/", params={"search": "nobody"}).text
 
 
+def test_a_choice_counts_at_once_on_every_page_that_offers_one(client: httpx.Client) -> None:
+    pages = ("/", "/deliveries", f"/studies/{REPORTED}")
+    assert all("/static/choose.js" in client.get(page).text for page in pages)
+    assert 'matches("select[data-submit]")' in client.get("/static/choose.js").text
+
+
 def test_the_list_is_paged(tmp_path: Path) -> None:
     settings = site_settings(tmp_path)
     engine = open_site(settings)

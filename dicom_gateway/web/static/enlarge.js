@@ -19,8 +19,4 @@
       dialog.close();
     }
   });
-
-  document.addEventListener("change", (event) => {
-    if (event.target.matches("select[data-submit]")) event.target.form.requestSubmit();
-  });
 })();
