@@ -1,7 +1,9 @@
 """Studies from files to results in a folder, without service or database: what `onescan analyze` does."""
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,11 +37,15 @@ def analyze_studies(
     out: Path,
     detector: Detector,
     *,
-    unreadable_file_count: int,
+    unreadable_files: Sequence[Path] = (),
     on_stage: OnStage,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Iterator[AnalysedStudy]:
-    """Analyse each study into `out/<StudyInstanceUID>`; a study that fails does not stop the others."""
+    """Analyse each study into `out/<StudyInstanceUID>`; a study that fails does not stop the others.
+
+    A report counts those of `unreadable_files` that lie in a folder with images of its study.
+    """
+    unreadable = Counter(file.parent for file in unreadable_files)
     for study in studies:
         uid = study.study_instance_uid
         if not is_safe_uid(uid):
@@ -56,7 +62,7 @@ def analyze_studies(
                 detector,
                 revision=1,
                 created=clock(),
-                unreadable_file_count=unreadable_file_count,
+                unreadable_file_count=sum(unreadable[folder] for folder in _folders(study)) if unreadable else 0,
                 on_stage=on_stage,
             )
             write_result(result, out / uid)
@@ -66,6 +72,10 @@ def analyze_studies(
             yield AnalysedStudy(study_instance_uid=uid, outcome="failed", headline=(), problem=problem)
         else:
             yield _ended(result)
+
+
+def _folders(study: Study) -> set[Path]:
+    return {file.parent for series in study.series for file in series.files}
 
 
 def _ended(result: StoredResult) -> AnalysedStudy:
@@ -79,9 +89,15 @@ def _ended(result: StoredResult) -> AnalysedStudy:
     )
 
 
-def write_findings_table(path: Path, studies: Sequence[AnalysedStudy]) -> None:
-    """One row a finding and measurement (one row where there is none), for a spreadsheet or a data frame."""
-    with path.open("w", newline="", encoding="utf-8") as sink:
+@contextmanager
+def findings_table(path: Path) -> Iterator[Callable[[AnalysedStudy], None]]:
+    """What adds a study: one row a finding and measurement (one where there is none), for a spreadsheet or data frame.
+
+    Its rows are in the file when that returns, whatever ends the others.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # What is no text (a file name of other bytes in an error) must not end the table.
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as sink:
         table = csv.writer(sink)
         table.writerow(
             (
@@ -89,8 +105,13 @@ def write_findings_table(path: Path, studies: Sequence[AnalysedStudy]) -> None:
                 *("probability", "reason", "laterality", "site", "evidence_grade", "quantity", "side", "value", "unit"),
             )
         )
-        for study in studies:
+        sink.flush()
+
+        def add(study: AnalysedStudy) -> None:
             table.writerows(_rows(study))
+            sink.flush()
+
+        yield add
 
 
 def _rows(study: AnalysedStudy) -> Iterator[tuple[object, ...]]:

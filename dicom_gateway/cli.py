@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import os
 import re
+import signal
 import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
@@ -83,20 +84,18 @@ def analyze(
     Exit code 0: all reported. 1: some refused or failed. 2: wrong usage.
     """
     settings = Settings.load(config)
-    if missing := [path for path in paths if not path.exists()]:
-        err.print(f"[red]No such file or folder:[/] {', '.join(map(str, missing))}")
+    if missing := [path for path in paths if not os.path.lexists(path)]:
+        err.print(f"[red]No such file or folder:[/] {_plain(', '.join(map(str, missing)))}", highlight=False)
         raise typer.Exit(USAGE_ERROR)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        err.print(f"[red]Cannot write to {out_dir}:[/] {error.strerror}")
-        raise typer.Exit(USAGE_ERROR) from error
+    _check_writable(out_dir)
+    # Ended as by Ctrl-C: what was unpacked of patients goes.
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="onescan-") as unpacked:
         raise typer.Exit(_analyze(paths, out_dir, Path(unpacked), settings))
 
 
 def _analyze(paths: list[Path], out_dir: Path, unpacked: Path, settings: Settings) -> int:
-    from imaging.errors import ImagingError
     from imaging.files import find_files
     from imaging.headers import read_studies
     from imaging.preprocess import preload
@@ -106,44 +105,55 @@ def _analyze(paths: list[Path], out_dir: Path, unpacked: Path, settings: Setting
     preload()
     with _progress() as progress:
         reading = progress.add_task("reading headers", total=None)
-        try:
-            files = find_files(paths, unpacked)
-        except ImagingError as error:
-            err.print(f"[red]{error}[/]")
-            return 1
-        progress.update(reading, total=len(files))
-        studies, unreadable = read_studies(files, lambda _: progress.advance(reading))
+        found = find_files(paths, unpacked)
+        progress.update(reading, total=len(found.files))
+        studies, unreadable = read_studies(found.files, lambda _: progress.advance(reading))
+        for file in found.missed:
+            progress.console.print(f"[red]not read[/] {_plain(str(file.path))}: {_plain(file.reason)}", highlight=False)
         for file in unreadable:
-            progress.console.print(f"[yellow]skipped[/] {file.path.name}: {file.reason}")
+            name = file.path.relative_to(unpacked) if file.path.is_relative_to(unpacked) else file.path
+            progress.console.print(f"[yellow]skipped[/] {_plain(str(name))}: {_plain(file.reason)}", highlight=False)
         if not studies:
-            err.print(f"[red]No DICOM study found[/] in {', '.join(map(str, paths))} ({len(files)} files looked at).")
+            where = _plain(", ".join(map(str, paths)))
+            err.print(f"[red]No DICOM study found[/] in {where} ({len(found.files)} files looked at).")
             return 1
         session = _session(settings)
-        from dicom_gateway.analyze import FINDINGS_TABLE, analyze_studies, write_findings_table
+        from dicom_gateway.analyze import FINDINGS_TABLE, analyze_studies, findings_table
         from models.detect import Detector
 
         task = progress.add_task("analysing", total=len(studies))
-        ended = []
-        for study in analyze_studies(
-            studies,
-            out_dir,
-            Detector(session),
-            unreadable_file_count=len(unreadable),
-            on_stage=lambda stage: progress.update(task, description=f"analysing: {stage}"),
-        ):
-            colour = {"reported": "green", "refused": "yellow", "failed": "red"}[study.outcome]
-            progress.console.print(f"[bold {colour}]{study.outcome}[/] {study.study_instance_uid}")
-            for line in study.headline or filter(None, (study.problem,)):
-                progress.console.print(f"  {line}", highlight=False)
-            ended.append(study)
-            progress.advance(task)
-            if len(ended) < len(studies):
-                gc.collect()
+        ended = reported = 0
+        try:
+            with findings_table(out_dir / FINDINGS_TABLE) as add:
+                for study in analyze_studies(
+                    studies,
+                    out_dir,
+                    Detector(session),
+                    unreadable_files=[file.path for file in unreadable],
+                    on_stage=lambda stage: progress.update(task, description=f"analysing: {stage}"),
+                ):
+                    add(study)
+                    colour = {"reported": "green", "refused": "yellow", "failed": "red"}[study.outcome]
+                    progress.console.print(f"[bold {colour}]{study.outcome}[/] {study.study_instance_uid}")
+                    for line in study.headline or filter(None, (study.problem,)):
+                        progress.console.print(f"  {_plain(line)}", highlight=False)
+                    ended += 1
+                    reported += study.outcome == "reported"
+                    progress.advance(task)
+                    if ended < len(studies):
+                        gc.collect()
+        except OSError as error:
+            raise _stopped(f"{out_dir / FINDINGS_TABLE} cannot be written", error, 1) from error
     gc.freeze()
-    write_findings_table(out_dir / FINDINGS_TABLE, ended)
-    reported = sum(study.outcome == "reported" for study in ended)
-    out.print(f"{reported} of {len(ended)} studies reported into {out_dir}. {_RESEARCH}")
-    return 0 if reported == len(ended) else 1
+    out.print(f"{reported} of {ended} studies reported into {_plain(str(out_dir))}. {_RESEARCH}")
+    if found.missed:
+        err.print(f"[red]{len(found.missed)} of what was given could not be read:[/] see above.")
+    return 0 if reported == ended and not found.missed else 1
+
+
+def _plain(text: str) -> str:
+    """Text of headers and file names for the terminal: no markup of ours, nothing that steers a terminal."""
+    return escape("".join(character if character.isprintable() else "?" for character in text))
 
 
 def _session(settings: Settings):  # type: ignore[no-untyped-def]  # naming the type would import onnxruntime
@@ -296,7 +306,8 @@ def _evaluate(cases, out_dir: Path, settings: Settings, *, write_evidence: bool,
             on_stage=lambda stage: progress.update(task, description=f"evaluating: {stage}"),
         ):
             if record.outcome != "evaluated":
-                progress.console.print(f"[yellow]{record.outcome}[/] {record.name}: {record.problem}", highlight=False)
+                said = f"[yellow]{record.outcome}[/] {_plain(record.name)}: {_plain(record.problem or '')}"
+                progress.console.print(said, highlight=False)
             records.append(record)
             progress.advance(task)
     write_tables(records, detector.manifest, out_dir)
@@ -662,7 +673,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _stopped(what: str, error: Exception, code: int) -> typer.Exit:
-    err.print(f"[red]{what}:[/] {escape(str(error))}", highlight=False)
+    err.print(f"[red]{escape(what)}:[/] {_plain(str(error))}", highlight=False)
     return typer.Exit(code)
 
 

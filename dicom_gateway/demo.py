@@ -123,7 +123,7 @@ def _service(folder: Path, pacs_port: int) -> Iterator[_Service]:
     log = folder / "service.log"
     with log.open("wb") as sink:
         start = "from dicom_gateway.cli import main; main()"
-        command = [sys.executable, "-c", start, "serve", "--config", str(config)]
+        command = [sys.executable, "-P", "-c", start, "serve", "--config", str(config)]
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         service = _Service(dicom_port=dicom_port, web_port=web_port, process=process, log=log)

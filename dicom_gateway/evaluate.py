@@ -237,7 +237,7 @@ def _read_labelled(study: LabelledStudy, on_stage: OnStage) -> Scan:
 
 def _read_dicom(folder: Path, on_stage: OnStage) -> tuple[Volume, Lungs, Acquisition, bool]:
     with tempfile.TemporaryDirectory(prefix="onescan-") as unpacked:
-        studies, _ = read_studies(find_files([folder], Path(unpacked)))
+        studies, _ = read_studies(find_files([folder], Path(unpacked)).files)
         if len(studies) != 1:
             raise Refused(f"the folder holds {len(studies)} studies, not one")
         passed = first_series_through_the_gates(studies[0], StageClock(on_stage))

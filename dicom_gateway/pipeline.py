@@ -2,6 +2,7 @@
 
 import io
 import os
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -116,25 +117,27 @@ def process_study(
 
 
 def write_result(result: StoredResult, folder: Path) -> tuple[Path, ...]:
-    """Write the record and the objects of RESULT_FILES; each file appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("key_*.png", f"*{SEGMENTS_NAME}"):
-        for stale in folder.glob(pattern):
-            stale.unlink()
+    """Write the record and the objects of RESULT_FILES in place of an earlier one, which a failure leaves as it was."""
     contents = {name: _png(picture) for name, picture in result.key_images.items()}
     contents[OUTLINES_NAME] = write_outlines(result.outlines)
     for kind, name in RESULT_FILES.items():
         for number, ds in enumerate(ENCODERS[kind](result), start=1):
             contents[name if number == 1 else f"{number}_{name}"] = part_10(ds)
-    # The report is written last: where it stands, everything it names stands too.
+    # The report is put in place last: where it stands, everything it names stands too.
     contents[REPORT_NAME] = result.report.model_dump_json(indent=2).encode()
-    for name, content in contents.items():
-        part = folder / f".{name}.part"
-        with part.open("wb") as sink:
-            sink.write(content)
-            sink.flush()
-            os.fsync(sink.fileno())
-        part.replace(folder / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as parts:
+        for name, content in contents.items():
+            with Path(parts, name).open("wb") as sink:
+                sink.write(content)
+                sink.flush()
+                os.fsync(sink.fileno())
+        earlier = [path for pattern in ("key_*.png", f"*{SEGMENTS_NAME}") for path in folder.glob(pattern)]
+        for stale in earlier:
+            if stale.name not in contents:
+                stale.unlink(missing_ok=True)
+        for name in contents:
+            Path(parts, name).replace(folder / name)
     return tuple(folder / name for name in contents)
 
 

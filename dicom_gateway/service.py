@@ -116,7 +116,7 @@ class _Child:
     def _start(self) -> None:
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "dicom_gateway", self.role, "--supervised"],
+            [sys.executable, "-P", "-m", "dicom_gateway", self.role, "--supervised"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

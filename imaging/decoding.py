@@ -41,7 +41,8 @@ _TIME_LIMIT_S, _TIME_LIMIT_PER_PLANE_S = 60.0, 0.5
 # Should the parent be gone, nobody else would end a decoder that hangs.
 _CPU_LIMIT_S = 3600
 _PIPE_BYTES = 1 << 20
-_DECODER = (sys.executable, "-c", "from imaging.decoding import serve; serve()")
+# -P: a folder of images may hold an imaging.py of somebody else's.
+_DECODER = (sys.executable, "-P", "-c", "from imaging.decoding import serve; serve()")
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG")
 _DECODED, _UNREADABLE, _INCONSISTENT = b"=", b"?", b"!"
 _LONGEST_REASON = 200

@@ -26,6 +26,7 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 from imaging.elements import ElementScanner, scan_file_meta
 from imaging.errors import BrokenDataSet, UnreadableInstance
 from imaging.file_scan import PixelPlace, ScannedFile, scan_file
+from imaging.files import UnreadableFile
 from imaging.geometry import Point
 from imaging.odd_pixels import padding_range
 from imaging.patients import PATIENT_KEYWORDS, PatientIdentity, patient_of
@@ -34,6 +35,7 @@ from imaging.pixels import StoredPixels
 # Hospital headers break value rules all the time; pydicom's warnings would quote patient data.
 config.settings.reading_validation_mode = config.IGNORE
 
+_LONGEST_TEXT = 64
 _FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
@@ -138,14 +140,6 @@ class Study:
     series: tuple[Series, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnreadableFile:
-    """A file that is no DICOM instance of a study, with the reason in words free of patient data."""
-
-    path: Path
-    reason: str
-
-
 def read_studies(
     files: Iterable[Path], on_file: Callable[[Path], None] | None = None
 ) -> tuple[tuple[Study, ...], tuple[UnreadableFile, ...]]:
@@ -199,11 +193,11 @@ def _read_by_pydicom(file: Path) -> Dataset:
         raise UnreadableInstance("not a DICOM file") from error
     except Exception as error:
         # The parser fails in many ways on damaged bytes, and its messages may quote them.
-        raise UnreadableInstance(f"damaged DICOM file ({type(error).__name__})") from error
+        raise UnreadableInstance(f"damaged DICOM header ({type(error).__name__})") from error
 
 
 def _instance_header(file: Path, ds: Dataset, place: PixelPlace | None) -> InstanceHeader:
-    uids = {k: _text(_value(ds, k)) for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")}
+    uids = {k: _uid(_value(ds, k)) for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")}
     if missing := [keyword for keyword, value in uids.items() if not value]:
         raise UnreadableInstance(f"no {', '.join(missing)} in the header")
     planes: tuple[Slice, ...] = ()
@@ -291,7 +285,7 @@ def _plane(file: Path, ds: Dataset, place: PixelPlace | None) -> Slice:
         instance_number=_integer(_value(ds, "InstanceNumber")),
         image_type=_strings(_value(ds, "ImageType")),
         acquisition_number=_integer(_value(ds, "AcquisitionNumber")),
-        frame_of_reference_uid=_text(_value(ds, "FrameOfReferenceUID")),
+        frame_of_reference_uid=_uid(_value(ds, "FrameOfReferenceUID")),
         image_position_patient=_point(_value(ds, "ImagePositionPatient")),
         image_orientation_patient=_floats(_value(ds, "ImageOrientationPatient"), 6),
         pixel_spacing_mm=_pair(_value(ds, "PixelSpacing")),
@@ -435,9 +429,17 @@ def _first(sequence: Any) -> Dataset:
     return sequence[0] if sequence else Dataset()
 
 
+def _uid(value: Any) -> str | None:
+    return str(value or "").replace("\x00", "").strip() or None
+
+
 def _text(value: Any) -> str | None:
-    text = "" if value is None else str(value).replace("\x00", "").strip()
-    return text or None
+    """What a report may quote: no control characters, and no more than a Long String has (PS3.5 6.2)."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) or not isinstance(value, Sequence) else "\\".join(map(str, value))
+    printable = "".join(character for character in str(text) if character.isprintable())
+    return printable.strip()[:_LONGEST_TEXT] or None
 
 
 def _strings(value: Any) -> tuple[str, ...]:

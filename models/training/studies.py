@@ -104,7 +104,7 @@ def read_volume(path: Path) -> Volume:
     if not path.is_dir():
         return read_image(path)
     with tempfile.TemporaryDirectory(prefix="onescan-") as unpacked:
-        studies, _ = read_studies(find_files([path], Path(unpacked)))
+        studies, _ = read_studies(find_files([path], Path(unpacked)).files)
         chosen = select_series(studies[0]).chosen if studies else None
         if chosen is None:
             raise ValueError(f"no chest series in {path.name}")

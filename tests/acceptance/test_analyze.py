@@ -100,6 +100,31 @@ def test_images_of_two_patients_are_refused_and_nobody_is_named(tmp_path: Path) 
     assert b"MARKED" not in (written + (run.stdout + run.stderr).encode()).upper()
 
 
+def test_no_header_and_no_archive_keeps_the_others_from_being_analysed(tmp_path: Path) -> None:
+    """What a header says is no markup and steers no terminal; what cannot be opened is named, and is no success."""
+    given = tmp_path / "in"
+    for number, body_part in enumerate(("HEAD[/X]", "ABDOMEN\x1b[31m"), start=1):
+        study = {"StudyInstanceUID": f"1.2.3.{number}", "SeriesInstanceUID": f"1.2.3.{number}.1"}
+        folder = given / str(number)
+        folder.mkdir(parents=True)
+        for image in range(20):
+            save_ct(folder / f"{image}.dcm", InstanceNumber=image + 1, BodyPartExamined=body_part, **study)
+    (given / "1" / "notes.txt").write_text("no image")
+    (given / "old.zip").write_bytes(b"PK\x03\x04cut")
+    run = onescan("analyze", given, "--out", tmp_path / "out")
+    assert run.returncode == 1
+    said = run.stdout + run.stderr
+    assert "HEAD[/X]" in said and "\x1b[31m" not in said and "Traceback" not in said
+    assert f"{given / 'old.zip'}: the archive cannot be unpacked" in said.replace("\n", "")
+    rows = list(csv.DictReader((tmp_path / "out" / "findings.csv").read_text().splitlines()))
+    assert [(row["study_instance_uid"], row["outcome"]) for row in rows] == [
+        ("1.2.3.1", "refused"),
+        ("1.2.3.2", "refused"),
+    ]
+    counted = [_report(tmp_path / "out", f"1.2.3.{number}").unreadable_file_count for number in (1, 2)]
+    assert counted == [1, 0]
+
+
 def test_every_report_follows_the_published_schema(tmp_path: Path, phantom: Phantom) -> None:
     out = tmp_path / "out"
     assert onescan("analyze", *write_phantom(phantom, tmp_path / "in"), "--out", out).returncode == 0

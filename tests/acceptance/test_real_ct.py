@@ -47,7 +47,7 @@ def detector() -> Detector:
 
 @pytest.fixture(scope="module", params=SERIES)
 def analysed(request: pytest.FixtureRequest, detector: Detector) -> tuple[str, StoredResult, Volume]:
-    (study,), _ = read_studies(find_files([REAL_CT / request.param], Path("unused")))
+    (study,), _ = read_studies(find_files([REAL_CT / request.param], Path("unused")).files)
     result = process_study(study, detector, revision=1, created=datetime(2026, 1, 1, tzinfo=UTC))
     return request.param, result, load_volume(study.series[0])
 
@@ -135,7 +135,7 @@ def test_key_images_show_what_they_name(analysed) -> None:
 
 @pytest.fixture(scope="module")
 def normal() -> Volume:
-    (study,), _ = read_studies(find_files([REAL_CT / "normal_001"], Path("unused")))
+    (study,), _ = read_studies(find_files([REAL_CT / "normal_001"], Path("unused")).files)
     return load_volume(study.series[0])
 
 

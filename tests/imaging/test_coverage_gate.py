@@ -106,7 +106,7 @@ def test_lungs_beyond_the_field_of_view_are_warned_about(rows: slice, columns: s
 @pytest.mark.real_ct
 @pytest.mark.skipif(not REAL_CT.exists(), reason="no real CT beside the project (../shared/ct)")
 def test_a_real_field_of_view_may_end_beside_the_lungs_not_in_them() -> None:
-    (study,), _ = read_studies(find_files([REAL_CT / "contrast_c3n_00249"], Path("unused")))
+    (study,), _ = read_studies(find_files([REAL_CT / "contrast_c3n_00249"], Path("unused")).files)
     whole = load_volume(study.series[0])
     lungs = segment_lungs(whole)
     _, *inside = bounds(lungs.left, lungs.right) or ()

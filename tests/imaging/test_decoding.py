@@ -18,7 +18,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from imaging.decoding import StoredPlane, decode_into
+from imaging.decoding import StoredPlane, decode_into, plane_of
 from imaging.errors import ImagingError, UnreadableInstance
 from imaging.headers import read_studies
 from imaging.pixels import Rescale
@@ -55,6 +55,23 @@ def _decode_with(mode: str, time_limit_s: float = 60.0) -> np.ndarray:
 def test_a_decoder_gone_wrong_is_a_reason(mode: str, reason: str) -> None:
     with pytest.raises(UnreadableInstance, match=reason):
         _decode_with(mode, time_limit_s=2.0 if mode == "hang" else 60.0)
+
+
+def test_code_beside_the_images_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("imaging.py", "numpy.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'run')!r}, 'w').close()")
+    pixels = np.arange(_SIDE * _SIDE, dtype=np.uint16).reshape(_SIDE, _SIDE)
+    ds = make_ct_dataset(Rows=_SIDE, Columns=_SIDE, BitsAllocated=16, BitsStored=16, HighBit=15, PixelRepresentation=0)
+    ds.PixelData = encapsulate([imagecodecs.jpegls_encode(pixels)])
+    ds.file_meta.TransferSyntaxUID = JPEGLSLossless
+    ds.save_as(tmp_path / "1.dcm", enforce_file_format=True)
+    (study,), _ = read_studies([tmp_path / "1.dcm"])
+    image = study.series[0].slices[0]
+    hu = np.empty((1, _SIDE, _SIDE), np.int16)
+    monkeypatch.chdir(tmp_path)
+    decode_into(hu, [plane_of(0, image)])
+    assert not (tmp_path / "run").exists()
+    assert hu[0].max() > hu[0].min()
 
 
 def test_a_decoder_that_prints_does_not_print_into_the_pixels() -> None:

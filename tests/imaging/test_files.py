@@ -12,7 +12,6 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from imaging import files
-from imaging.errors import UnreadableInstance
 from imaging.files import find_files
 from imaging.headers import read_studies
 
@@ -28,8 +27,9 @@ def test_an_archive_that_grows_without_measure_is_refused_in_time(
     bomb = tmp_path / "bomb.zip"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("1.dcm", bytes(64 << 20))
-    with pytest.raises(UnreadableInstance, match=r"bomb\.zip unpacks to more than"):
-        find_files([bomb], tmp_path / "unpacked")
+    found = find_files([bomb], tmp_path / "unpacked")
+    assert (found.files, found.missed[0].path) == ((), bomb)
+    assert "unpacks to more than" in found.missed[0].reason
     assert unpacked_bytes(tmp_path / "unpacked") < 10 << 20
 
 
@@ -46,8 +46,7 @@ def test_members_that_share_their_bytes_are_counted_each(tmp_path: Path, monkeyp
     tail = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, entries, entries, entries * (end - start), start, 0)
     bomb = tmp_path / "bomb.zip"
     bomb.write_bytes(content[:start] + content[start:end] * entries + tail)
-    with pytest.raises(UnreadableInstance):
-        find_files([bomb], tmp_path / "unpacked")
+    assert len(find_files([bomb], tmp_path / "unpacked").missed) == 1
     assert unpacked_bytes(tmp_path / "unpacked") < 10 << 20
 
 
@@ -58,7 +57,7 @@ def test_a_link_in_an_archive_is_a_file_like_any_other(tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr(link, "/etc/passwd")
         opened.writestr("/absolute", b"x")
-    found = find_files([archive], tmp_path / "unpacked")
+    found = find_files([archive], tmp_path / "unpacked").files
     assert [path.read_bytes() for path in found] == [b"/etc/passwd", b"x"]
     assert not any(path.is_symlink() for path in found)
     assert all(path.is_relative_to(tmp_path / "unpacked") for path in found)
@@ -75,8 +74,8 @@ def test_a_dicom_file_that_also_looks_like_an_archive_is_a_dicom_file(tmp_path: 
         pass
     ends.write_bytes(ends.read_bytes() + (tmp_path / "empty.zip").read_bytes())
     assert zipfile.is_zipfile(ends)
-    assert set(find_files([folder], tmp_path / "unpacked")) == {begins, ends}
-    assert set(find_files([begins, ends], tmp_path / "unpacked")) == {begins, ends}
+    assert set(find_files([folder], tmp_path / "unpacked").files) == {begins, ends}
+    assert set(find_files([begins, ends], tmp_path / "unpacked").files) == {begins, ends}
 
 
 @pytest.mark.parametrize("damage", ["encrypted", "truncated", "method"])
@@ -92,19 +91,38 @@ def test_a_damaged_archive_is_said(tmp_path: Path, damage: str) -> None:
     elif damage == "method":
         content[8:10] = content[directory + 10 : directory + 12] = b"\x63\x00"
     archive.write_bytes(bytes(content[:3000] if damage == "truncated" else content))
-    with pytest.raises(UnreadableInstance, match=r"study\.zip cannot be unpacked"):
-        find_files([archive], tmp_path / "unpacked")
+    found = find_files([archive], tmp_path / "unpacked")
+    assert (found.files, [missed.path for missed in found.missed]) == ((), [archive])
+    assert "cannot be unpacked" in found.missed[0].reason
+    assert unpacked_bytes(tmp_path / "unpacked") == 0
 
 
-def test_a_broken_archive_in_a_folder_keeps_none_of_the_others_from_being_read(tmp_path: Path) -> None:
+def test_what_cannot_be_opened_keeps_none_of_the_others_from_being_read(tmp_path: Path) -> None:
     folder = tmp_path / "archive"
-    folder.mkdir()
-    save_ct(folder / "1.dcm")
+    (folder / "below").mkdir(parents=True)
+    save_ct(folder / "below" / "1.dcm")
     (folder / "notes.zip").write_bytes(b"PK\x03\x04cut")
-    found = find_files([folder], tmp_path / "unpacked")
-    assert found == (folder / "1.dcm", folder / "notes.zip")
-    studies, unreadable = read_studies(found)
-    assert ([study.series[0].files for study in studies], len(unreadable)) == ([(folder / "1.dcm",)], 1)
+    found = find_files([folder, tmp_path / "archive" / "notes.zip"], tmp_path / "unpacked")
+    assert {missed.path for missed in found.missed} == {folder / "notes.zip"}
+    studies, unreadable = read_studies(found.files)
+    assert [study.series[0].files for study in studies] == [(folder / "below" / "1.dcm",)]
+    assert not unreadable
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_folder_that_nobody_may_open_is_said(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0)
+    found = find_files([tmp_path], tmp_path / "unpacked")
+    assert [missed.path for missed in found.missed] == [tmp_path / "locked"]
+
+
+def test_linked_folders_are_walked(tmp_path: Path) -> None:
+    save_ct(tmp_path / "1.dcm")
+    (tmp_path / "given").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    save_ct(tmp_path / "elsewhere" / "2.dcm")
+    (tmp_path / "given" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert find_files([tmp_path / "given"], tmp_path / "unpacked").files == (tmp_path / "given" / "linked" / "2.dcm",)
 
 
 def test_a_folder_with_links_to_itself_and_to_devices_ends(tmp_path: Path) -> None:
@@ -115,7 +133,9 @@ def test_a_folder_with_links_to_itself_and_to_devices_ends(tmp_path: Path) -> No
     (folder / "gone").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "pipe")
     (folder / "1.dcm").write_bytes(b"x")
-    assert find_files([folder], tmp_path / "unpacked") == (folder / "1.dcm",)
+    found = find_files([folder], tmp_path / "unpacked")
+    assert found.files == (folder / "1.dcm",)
+    assert [missed.path for missed in found.missed] == [folder / "gone"]
 
 
 @pytest.mark.parametrize(
@@ -128,19 +148,28 @@ def test_a_dicomdir_leads_to_files_of_its_own_folder_alone(tmp_path: Path, file_
     (media / "LINK").symlink_to(tmp_path / "SECRET")
     (media / "IMAGE").write_bytes(b"image")
     write_dicomdir(media / "DICOMDIR", [file_id, ["IMAGE"]])
-    assert find_files([media / "DICOMDIR"], tmp_path / "unpacked") == (media / "IMAGE",)
+    found = find_files([media / "DICOMDIR"], tmp_path / "unpacked")
+    assert found.files == (media / "IMAGE",)
+    assert [missed.reason for missed in found.missed] == ["1 of its 2 files are not there"]
+
+
+def test_a_medium_may_be_shown_in_small_letters(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "im1").write_bytes(b"image")
+    write_dicomdir(tmp_path / "dicomdir", [["IMAGES", "IM1"]])
+    assert find_files([tmp_path / "dicomdir"], tmp_path / "unpacked").files == (tmp_path / "images" / "im1",)
 
 
 def test_a_deflated_or_senseless_dicomdir_is_said(tmp_path: Path) -> None:
     write_dicomdir(tmp_path / "DICOMDIR", [["IMAGE"]], syntax=DeflatedExplicitVRLittleEndian)
-    with pytest.raises(UnreadableInstance, match="DICOMDIR is deflated"):
-        find_files([tmp_path / "DICOMDIR"], tmp_path / "unpacked")
+    (missed,) = find_files([tmp_path / "DICOMDIR"], tmp_path / "unpacked").missed
+    assert missed.reason == "the DICOMDIR is deflated"
     write_dicomdir(tmp_path / "DICOMDIR", [])
     directory = pydicom.dcmread(tmp_path / "DICOMDIR")
     directory.add_new(0x00041220, "LO", "no sequence")
     directory.save_as(tmp_path / "DICOMDIR")
-    with pytest.raises(UnreadableInstance, match="DICOMDIR cannot be read"):
-        find_files([tmp_path / "DICOMDIR"], tmp_path / "unpacked")
+    (missed,) = find_files([tmp_path / "DICOMDIR"], tmp_path / "unpacked").missed
+    assert missed.reason.startswith("the DICOMDIR cannot be read")
 
 
 def write_dicomdir(path: Path, file_ids: list[list[str]], syntax: str = ExplicitVRLittleEndian) -> None:

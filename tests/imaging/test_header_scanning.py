@@ -231,7 +231,7 @@ def test_what_the_scanner_leaves_to_pydicom_is_read(tmp_path: Path) -> None:
     (tmp_path / "deflated.dcm").write_bytes(meta + deflated_syntax + deflated)
     assert _without_place(_read(tmp_path / "deflated.dcm")) == _without_place(_read(tmp_path / "plain.dcm"))
     (tmp_path / "damaged.dcm").write_bytes(meta + deflated_syntax + b"\xff" + deflated)
-    assert _read(tmp_path / "damaged.dcm") == "damaged DICOM file (error)"
+    assert _read(tmp_path / "damaged.dcm") == "damaged DICOM header (error)"
 
 
 def test_a_deflate_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_lung_alone_is_one_lung_on_its_side(opaque: str) -> None:
     ("name", "opaque"), [("covid_p001", "left"), ("contrast_c3n_00249", "left"), ("nodules_lidc_0063", "right")]
 )
 def test_a_real_lung_alone_is_one_lung_on_its_side(name: str, opaque: str) -> None:
-    (study,), _ = read_studies(find_files([REAL_CT / name], Path("unused")))
+    (study,), _ = read_studies(find_files([REAL_CT / name], Path("unused")).files)
     volume = load_volume(study.series[0])
     both = segment_lungs(volume)
     aerated, replaced = (both.right, both.left) if opaque == "left" else (both.left, both.right)

@@ -103,7 +103,7 @@ def test_an_effusion_is_not_taken_for_a_liver(side: str) -> None:
     ],
 )
 def test_real_chests(name: str, seen: set[int]) -> None:
-    (study,), _ = read_studies(find_files([REAL_CT / name], Path("unused")))
+    (study,), _ = read_studies(find_files([REAL_CT / name], Path("unused")).files)
     volume = load_volume(study.series[0])
     lungs = segment_lungs(volume)
     assert not warnings(volume, lungs)
