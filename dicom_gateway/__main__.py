@@ -55,7 +55,8 @@ def main() -> int:
         print(f"the {arguments.role} cannot use the model: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
     except OSError as error:
-        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+        is_lasting = error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
+        if not is_lasting and not isinstance(error, socket.gaierror):
             raise
         print(f"the {arguments.role} cannot have its port: {error.strerror}", file=sys.stderr)
         return EXIT_CONFIGURATION
@@ -75,7 +76,6 @@ def run_listener(settings: Settings, stop: threading.Event) -> None:
     from dicom_gateway.store.traits import rule_of_study
 
     engine = open_database(settings.database)
-    sweep(settings.incoming_dir)
     reconcile(engine, settings, time.time())
     reception = Reception(settings=settings, engine=open_database(settings.database, rebuildable=True))
     jobs = JobQueue(engine)
@@ -93,6 +93,7 @@ def run_listener(settings: Settings, stop: threading.Event) -> None:
         rule_of=partial(rule_of_study, engine, settings),
     )
     _wait_for_port(settings.dicom_host, settings.dicom_port)
+    sweep(settings.incoming_dir)
     listener = start_listener(reception)
     # What was imported stays: to look through it again and again for garbage takes 0.1 s of the first study's time.
     gc.collect()

@@ -1,5 +1,6 @@
 """What an operator can ask and do: state of the service, parked work and its replay, checks of the installation."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -28,6 +29,7 @@ from dicom_gateway.jobs.housekeeping import newest_beat_age_s
 from dicom_gateway.jobs.queue import JobQueue, parse_job_id
 from dicom_gateway.report.wording import excluded_in_words, outcome_in_words
 from dicom_gateway.settings import (
+    ANY_AE_TITLE,
     AnyDestination,
     Destination,
     DicomwebDestination,
@@ -419,12 +421,26 @@ def _check_session(settings: Settings) -> Check:
 
 def _check_senders(settings: Settings) -> Check:
     titles = ", ".join(settings.calling_ae_titles)
-    return Check(
-        name="senders",
-        ok=bool(titles),
-        detail=titles or "nobody may send images",
-        advice=None if titles else 'List the AE titles of your PACS in calling_ae_titles (["*"] for anybody).',
-    )
+    advice = None if titles else 'List the AE titles of your PACS in calling_ae_titles (["*"] for anybody).'
+    detail = titles or "nobody may send images"
+    try:
+        settings.dicom_passcodes()
+    except ConfigurationError as error:
+        detail, advice = str(error), "Nobody gets in without it: see dicom_passcodes_file."
+    # They answer in an association of their own (PS3.4 J.3.3), which is asked like any other who it is.
+    unheard = [
+        peer.name
+        for peer in settings.destinations
+        if isinstance(peer, Destination) and peer.storage_commitment and not settings.accepts(peer.ae_title)
+    ]
+    if unheard and advice is None:
+        detail = f"no answer about storage commitment can come from {', '.join(unheard)}"
+        advice = "List their AE titles in calling_ae_titles."
+    urgent = [title for title in settings.stat_calling_ae_titles if title != ANY_AE_TITLE]
+    if advice is None and (strangers := [title for title in urgent if not settings.accepts(title)]):
+        detail = f"{', '.join(strangers)} of stat_calling_ae_titles may not send images"
+        advice = "List them in calling_ae_titles, too."
+    return Check(name="senders", ok=advice is None, detail=detail, advice=advice)
 
 
 def _check_dicom_port(settings: Settings) -> Check:
@@ -502,7 +518,9 @@ def _check_port(name: str, host: str, port: int, is_ours: Callable[[], bool], se
             if is_ours():
                 return Check(name=name, ok=True, detail=f"{host}:{port}, a service answers there")
             detail = f"{host}:{port}: {error.strerror}"
-            return Check(name=name, ok=False, detail=detail, advice=f"Another program has it: set {setting}.")
+            taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+            advice = f"Another program has it: set {setting}." if taken else "It is no address of this machine."
+            return Check(name=name, ok=False, detail=detail, advice=advice)
     return Check(name=name, ok=True, detail=f"{host}:{port} is free (the service is not running)")
 
 

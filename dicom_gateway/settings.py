@@ -2,6 +2,8 @@
 
 import ipaddress
 import json
+import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -27,6 +29,9 @@ from models.findings import FindingKind
 
 DEFAULT_FILE = Path("onescan.toml")
 ANY_AE_TITLE = "*"
+_PREFIX = "ONESCAN_"
+# What Kubernetes tells every container of a service that is called onescan.
+_OF_A_CLUSTER = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?")
 _DATABASES = ("postgresql", "sqlite")
 _LOOPBACK_OF_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -386,7 +391,7 @@ class Rule(_Named):
 class Settings(BaseSettings):
     """One immutable value. Arguments win over variables, variables over the file, the file over defaults."""
 
-    model_config = SettingsConfigDict(env_prefix="ONESCAN_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
     data_dir: Path = Field(
         default=Path("onescan-data"),
@@ -539,6 +544,12 @@ class Settings(BaseSettings):
             raise ValueError("dicom_tls_certificate_file, dicom_tls_key_file and dicom_tls_ca_file go together")
         return self
 
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.dicom_port == self.web_port:
+            raise ValueError("dicom_port and web_port are the same")
+        return self
+
     @field_validator("database_url")
     @classmethod
     def _is_database_url(cls, value: str | None) -> str | None:
@@ -588,6 +599,8 @@ class Settings(BaseSettings):
         Raises ConfigurationError, which names every wrong setting, or the file that cannot be read.
         """
         chosen = path or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+        if unknown := sorted(name for name in os.environ if _names_no_setting(name)):
+            raise ConfigurationError(f"no setting has the name of the variable {', '.join(unknown)}")
         try:
             from_file = tomllib.loads(chosen.read_text(encoding="utf-8")) if chosen else {}
             return cls(**{**from_file, **EnvSettingsSource(cls)()})
@@ -658,3 +671,9 @@ class Settings(BaseSettings):
     def accepts(self, calling_ae_title: str) -> bool:
         """Whether this calling AE title may send to us."""
         return ANY_AE_TITLE in self.calling_ae_titles or calling_ae_title.strip() in self.calling_ae_titles
+
+
+def _names_no_setting(variable: str) -> bool:
+    """Whether a variable looks like one of ours and is none: a mistyped limit would limit nothing."""
+    name = variable.upper().removeprefix(_PREFIX)
+    return name != variable.upper() and name.lower() not in Settings.model_fields and not _OF_A_CLUSTER.fullmatch(name)

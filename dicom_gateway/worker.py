@@ -125,11 +125,11 @@ class Worker:
             return
         bound = {"study_instance_uid": study_instance_uid, "revision": revision, "destination": destination}
         with structlog.contextvars.bound_contextvars(**bound):
-            newest = index.get_report(self.engine, study_instance_uid)
-            if newest is not None and newest.revision > revision:
+            newest = index.newest_meant_for(self.engine, study_instance_uid, destination)
+            if newest > revision:
                 # Arriving after it, the older report would look like the latest word.
                 self._change(row, DeliveryState.SUPERSEDED, attempts=row.attempts, last_error=None)
-                emit(Event.DELIVERY_SUPERSEDED, newer_revision=newest.revision)
+                emit(Event.DELIVERY_SUPERSEDED, newer_revision=newest)
                 return
             sent: list[commitment.Reference] = []
             told: Notice | None = None

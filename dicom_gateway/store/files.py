@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import threading
@@ -74,6 +75,8 @@ class PartFile:
         with _failing_is_storage_full():
             self._file = self._path.open("xb+", buffering=0)
             try:
+                # Until the file is closed, or its process is gone: see `sweep`.
+                fcntl.flock(self._file, fcntl.LOCK_EX)
                 _write_whole(self._file, meta)
             except OSError:
                 self.discard()
@@ -131,11 +134,14 @@ def discard(data_dir: Path, path: Path) -> None:
 
 
 def sweep(incoming_dir: Path) -> int:
-    """Remove what an interrupted reception left; how many files that were."""
-    parts = list(incoming_dir.glob("*.part"))
-    for part in parts:
-        part.unlink(missing_ok=True)
-    return len(parts)
+    """Remove what an interrupted reception left, and nothing that some process is still writing; how many that were."""
+    removed = 0
+    for part in incoming_dir.glob("*.part"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), part.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+            removed += 1
+    return removed
 
 
 def stored_paths(data_dir: Path, changed_since: float = 0.0) -> Iterator[Path]:

@@ -261,6 +261,15 @@ def list_deliveries(
         return tuple(_delivery(row) for row in connection.execute(query).mappings())
 
 
+def newest_meant_for(engine: sa.Engine, study_instance_uid: str, destination: str) -> int:
+    """The newest revision of a study whose report went or is to go to a destination; 0 where none is."""
+    query = sa.select(sa.func.max(delivery.c.revision)).where(
+        delivery.c.study_instance_uid == study_instance_uid, delivery.c.destination == destination
+    )
+    with engine.connect() as connection:
+        return connection.execute(query).scalar_one() or 0
+
+
 def get_delivery(engine: sa.Engine, study_instance_uid: str, revision: int, destination: str) -> DeliveryRow | None:
     """One delivery, or None when the report was never meant for that destination."""
     query = _DELIVERIES.where(

@@ -240,13 +240,20 @@ def _prepare_sqlite(connection: Any, _record: Any, *, synchronous: str) -> None:
         connection.execute(f"pragma {pragma}")
 
 
+# Any number that nobody else in the database locks.
+_CREATING_TABLES = 0x4F53_4341_4E
+
+
 def create_tables(engine: sa.Engine) -> None:
     """Create the tables that are missing, and bring those of an earlier version to this one's form."""
-    metadata.create_all(engine)
     with engine.begin() as connection:
+        # Processes may start at the same time, and what one finds missing the other may have made meanwhile.
         if connection.dialect.name == "sqlite":
-            # Two processes may start at the same time; pysqlite begins no transaction for DDL by itself.
+            # pysqlite begins no transaction for DDL by itself.
             connection.exec_driver_sql("begin immediate")
+        else:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING_TABLES)))
+        metadata.create_all(connection)
         _add_delivery_outcomes(connection)
         _drop_digests(connection)
 

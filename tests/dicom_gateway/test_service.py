@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -115,6 +116,33 @@ def test_doctor_names_what_is_wrong(tmp_path):
     checks = {check.name: check for check in operate.doctor(settings)}
     assert {name for name, check in checks.items() if not check.ok} == {"senders", "model", "destination pacs"}
     assert all(check.advice for check in checks.values() if not check.ok)
+
+
+def test_an_address_that_is_none_is_said_and_ends_the_service(tmp_path):
+    settings = make_settings(tmp_path, dicom_host="no.such.host.invalid")
+    with serving(settings) as (process, _):
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the listener cannot have its port" in said
+    (port,) = (check for check in operate.doctor(settings) if check.name == "DICOM port")
+    assert (port.ok, port.advice) == (False, "It is no address of this machine.")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"dicom_passcodes_file": Path("gone")}, "cannot read dicom_passcodes_file"),
+        ({"stat_calling_ae_titles": ("ER",)}, "ER of stat_calling_ae_titles may not send images"),
+        (
+            {"destinations": [{"name": "p", "ae_title": "P", "host": "h", "port": 1, "storage_commitment": True}]},
+            "no answer about storage commitment can come from p",
+        ),
+    ],
+)
+def test_doctor_names_who_would_not_get_in(tmp_path, wrong, said):
+    settings = make_settings(tmp_path, **{"calling_ae_titles": ("CT1",), **wrong})
+    senders = operate._check_senders(settings)
+    assert (senders.ok, senders.detail) == (False, said)
 
 
 def test_doctor_tries_the_execution_provider(tmp_path):

@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.settings import (
@@ -68,6 +69,21 @@ def test_variables_win_over_the_file(tmp_path, monkeypatch):
     settings = Settings.load(path)
     assert (settings.ae_title, settings.dicom_port) == ("VARIABLE", 4242)
     assert settings.calling_ae_titles == ("CT1", "PACS")
+
+
+def test_a_mistyped_variable_is_no_setting_that_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ONESCAN_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("ONESCAN_PORT_11112_TCP_ADDR", "10.0.0.1")
+    Settings.load(None)
+    monkeypatch.setenv("ONESCAN_CALLING_NETWORK", "10.0.0.0/8")
+    with pytest.raises(ConfigurationError, match="ONESCAN_CALLING_NETWORK"):
+        Settings.load(None)
+
+
+def test_one_port_serves_one_protocol():
+    with pytest.raises(ValidationError, match="are the same"):
+        Settings(dicom_port=8042, web_port=8042)
 
 
 @pytest.mark.parametrize("name", ["calling_ae_titles", "stat_calling_ae_titles"])

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,6 +128,21 @@ def test_sweep(settings):
     (settings.incoming_dir / "a.part").write_bytes(b"x")
     assert files.sweep(settings.incoming_dir) == 1
     assert list(settings.incoming_dir.iterdir()) == []
+
+
+def test_what_another_process_is_writing_is_not_swept(settings):
+    """A second service that finds the port taken, or a listener that starts again beside an upload by HTTP."""
+    part = files.PartFile(settings.data_dir, b"meta")
+    assert files.sweep(settings.incoming_dir) == 0
+    part.discard()
+    assert list(settings.incoming_dir.iterdir()) == []
+
+
+def test_processes_that_start_at_once_make_the_tables_once(tmp_path):
+    engines = [open_database(f"sqlite:///{tmp_path / 'one.sqlite'}") for _ in range(6)]
+    with ThreadPoolExecutor(len(engines)) as starting:
+        list(starting.map(create_tables, engines))
+    assert "study" in sa.inspect(engines[0]).get_table_names()
 
 
 def test_files_without_a_row_are_indexed_again(settings, engine):

@@ -475,6 +475,18 @@ def test_older_report_does_not_arrive_after_a_newer_one(worker, peer):
     assert operate.list_parked(worker.settings) == ()
 
 
+def test_a_newer_report_that_goes_elsewhere_takes_the_place_of_none(worker, peer):
+    """A late image makes a rule fit that sends the report to another destination only."""
+    worker.analyse_study(STUDY, receive(worker, 1), CREATED)
+    revision = receive(worker, 2)
+    with worker.engine.begin() as connection:
+        ledger.record_rule(connection, STUDY, revision, rule="elsewhere", destinations=("elsewhere",))
+    worker.analyse_study(STUDY, revision, CREATED)
+    worker.deliver_report(STUDY, 1, "pacs", 1, 3)
+    assert index.get_delivery(worker.engine, STUDY, 1, "pacs").state is DeliveryState.DELIVERED
+    assert peer.received
+
+
 def test_the_report_of_a_study_with_a_late_image_names_the_one_before_it(worker, peer):
     """The site's own analysis, of a study that it refuses; the image that came late is no part of the first report."""
     worker = replace(worker, analyse=model_analysis(worker.settings))
