@@ -81,7 +81,7 @@ def analyze(
     Each study gives [bold]OUT/<StudyInstanceUID>/[/] with report.json, findings.sr.dcm, summary.sc.dcm,
     segments.seg.dcm and key images; all findings together stand in [bold]OUT/findings.csv[/].
 
-    Exit code 0: all reported. 1: some refused or failed. 2: wrong usage.
+    Exit code 0: all reported. 1: some refused or failed, or something given could not be opened. 2: wrong usage.
     """
     settings = Settings.load(config)
     if missing := [path for path in paths if not os.path.lexists(path)]:

@@ -33,6 +33,7 @@ _WORKING_SPACING_MM = 2.0
 _BODY_HU = -300
 _LUNG_HU = -400
 _GAS_HU = -975
+_THINNEST_LUNG_HU = -960
 _CLOSING_MM = 8.0
 _WALL_MM = 60.0
 _TRACHEA_AREA_MM2 = (40.0, 900.0)
@@ -106,10 +107,49 @@ def _body(hu: npt.NDArray[np.int16], in_plane_mm: float) -> Mask:
     # The opening also takes a thin chest wall away, and with it what closes the lung: it comes back around the air.
     wall = ndimage.binary_dilation(largest, IN_PLANE, iterations=round(_WALL_MM / in_plane_mm), mask=solid)
     inside = filled_body(wall) & ~wall
+    inside |= _open_to_padding(hu, wall, inside)
     around = inside
     for _ in range(3):
         around = dilated(around, axes=(1, 2))
     return largest | inside | (around & wall)
+
+
+def padding(hu: npt.NDArray[np.int16]) -> Mask:
+    """(rows, columns) beyond a round field of view: the lowest HU in every slice, and joined to a corner.
+
+    Air that a scanner gives as the lowest HU belongs to it, too.
+    """
+    corners = hu[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    if (corners != AIR_HU).any(axis=0).all():
+        return np.zeros(hu.shape[1:], np.bool_)
+    empty = np.ones(hu.shape[1:], np.bool_)
+    for plane in hu:
+        empty &= plane == AIR_HU
+    labels, _ = ndimage.label(empty)
+    return np.isin(labels, np.setdiff1d(labels[[0, 0, -1, -1], [0, -1, 0, -1]], 0))
+
+
+def _open_to_padding(hu: npt.NDArray[np.int16], wall: Mask, inside: Mask) -> Mask:
+    """What nothing but the end of a round field of view closes, slice by slice, and is no air around the body.
+
+    Most of it has the body on at least three of four sides, which air beside the body has not.
+    """
+    beyond = padding(hu)
+    if not beyond.any():
+        return beyond[None] & wall
+    # Blocks of pixels that are padding in part are neither.
+    closed = wall | ndimage.binary_dilation(beyond, iterations=2)
+    sides = np.zeros(wall.shape, np.uint8)
+    for axis in (1, 2):
+        sides += np.maximum.accumulate(wall, axis)
+        sides += np.flip(np.maximum.accumulate(np.flip(wall, axis), axis), axis)
+    labels, count = labelled_planes(~closed & ~inside)
+    voxels = np.bincount(labels.ravel(), minlength=count + 1)
+    enclosed = np.bincount(labels.ravel(), weights=(sides >= 3).ravel(), minlength=count + 1)
+    hu_sums = np.bincount(labels.ravel(), weights=hu.ravel(), minlength=count + 1)
+    is_lung = (enclosed > voxels / 2) & (hu_sums > _THINNEST_LUNG_HU * voxels)
+    is_lung[0] = False
+    return is_lung[labels]
 
 
 def _midline_mm(body: Mask, to_left: FloatArray) -> float:

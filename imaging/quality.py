@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+from scipy import ndimage
 
 from imaging.geometry import slice_normal
 from imaging.headers import Series, Slice
-from imaging.lungs import Lungs
+from imaging.lungs import Lungs, padding
 from imaging.orientation import find_lie
 from imaging.patients import agree
 from imaging.volume import Volume, order_slices
@@ -68,6 +69,8 @@ _ONLY_ONE_END_MM, _OTHER_REGION_MM = 100.0, 100.0
 # of view cut 3 mm beside the lungs, 0.01 to 0.05 right at them, 0.05 to 0.3 2 mm within, 0.3 to 1.4 20 mm within on the
 # left and right.
 _CUT_AT_EDGES = 0.1
+# As near to a round field of view no lung is outlined, and no chest wall is so thin.
+_RIM_MM = 5.0
 _LUNG_HU = (-950.0, -550.0)
 _SOFT_TISSUE_HU = (-150.0, 130.0)
 
@@ -253,7 +256,7 @@ def check_voxels(volume: Volume, lungs: Lungs) -> tuple[QualityIssue, ...]:
         *_both_lungs(lung_volume_ml),
         *_orientation(volume, lungs),
         *_coverage(volume, lungs, blank),
-        *_edges(lungs, volume.geometry.spacing_mm),
+        *_edges(lungs, volume),
         *_hu_plausible(volume, lungs),
         *_noise(volume, lungs),
     )
@@ -361,12 +364,18 @@ def _coverage(volume: Volume, lungs: Lungs, blank: Sequence[int]) -> Iterator[Qu
             yield QualityIssue(check="coverage", verdict=Verdict.PASS, message=f"lung {part} covered")
 
 
-def _edges(lungs: Lungs, spacing_mm: tuple[float, float, float]) -> Iterator[QualityIssue]:
-    """Lung in the outermost rows and columns goes on outside the field of view."""
-    slice_mm, row_mm, column_mm = spacing_mm
+def _edges(lungs: Lungs, volume: Volume) -> Iterator[QualityIssue]:
+    """Lung in the outermost rows and columns, or at the rim of a round field of view, goes on outside it."""
+    slice_mm, row_mm, column_mm = volume.geometry.spacing_mm
     rows = [lung[:, end] for lung in (lungs.left, lungs.right) for end in (0, -1)]
     columns = [lung[:, :, end] for lung in (lungs.left, lungs.right) for end in (0, -1)]
     cut_mm2 = slice_mm * (column_mm * np.count_nonzero(rows) + row_mm * np.count_nonzero(columns))
+    both = zip(lungs.left, lungs.right, strict=True)
+    beyond = padding(volume.hu)
+    if beyond.any():
+        depth_mm = ndimage.distance_transform_edt(~beyond, sampling=(row_mm, column_mm))
+        rim = (depth_mm > _RIM_MM) & (depth_mm <= _RIM_MM + row_mm)
+        cut_mm2 += slice_mm * row_mm * sum(np.count_nonzero((left | right) & rim) for left, right in both)
     if not cut_mm2:
         return
     share = cut_mm2 / float(lungs.voxels_by_slice.max() * row_mm * column_mm)

@@ -9,6 +9,8 @@ from scipy import ndimage
 # Unenhanced blood is 30 to 60 HU; every vascular phase of a chest CT lies above 90 HU in the heart and aorta.
 UNENHANCED_BELOW_HU = 70.0
 ENHANCED_ABOVE_HU = 90.0
+# Even of thin blood; what measures less was scanned, or stored, on a shifted scale.
+LEAST_BLOOD_HU = 25.0
 _MINIMUM_AORTA_ML = 30.0
 _NOT_BLOOD_HU = 600.0
 _FAT_HU = -20.0
@@ -21,6 +23,11 @@ class BloodPool:
     hu: float | None
     contrast: bool | None
     evidence: str
+
+    @property
+    def is_scale_in_doubt(self) -> bool:
+        """Whether the blood measures less than any blood, so that no other HU can be relied on."""
+        return self.hu is not None and self.hu < LEAST_BLOOD_HU
 
 
 def measure_blood_pool(
@@ -36,6 +43,12 @@ def measure_blood_pool(
     if tissue.size < 500:
         return BloodPool(hu=None, contrast=None, evidence="no mediastinum was found to measure the blood in")
     blood_hu = float(np.percentile(tissue, 75))
+    if blood_hu < LEAST_BLOOD_HU:
+        evidence = (
+            f"blood in the mediastinum measures {blood_hu:.0f} HU, "
+            "less than any blood does: the scale of HU is in doubt"
+        )
+        return BloodPool(hu=blood_hu, contrast=None, evidence=evidence)
     contrast = True if blood_hu > ENHANCED_ABOVE_HU else False if blood_hu < UNENHANCED_BELOW_HU else None
     return BloodPool(hu=blood_hu, contrast=contrast, evidence=f"blood in the mediastinum measures {blood_hu:.0f} HU")
 

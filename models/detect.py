@@ -17,7 +17,7 @@ from imaging.uids import derive_uid
 from imaging.volume import Volume
 from models.agreement import MAXIMUM_SPREAD, averaged, perturbed
 from models.anatomy import Anatomy, lung_z_mm
-from models.contrast import BloodPool, measure_blood_pool
+from models.contrast import LEAST_BLOOD_HU, BloodPool, measure_blood_pool
 from models.contrast_phase import Enhancement, contrast_phase
 from models.findings import (
     LARGEST_NODULE_MM,
@@ -156,7 +156,7 @@ class Detector:
         measured = time.perf_counter()
         return Detection(
             findings=findings,
-            quality=reading.quality(),
+            quality=(*reading.quality(), *_scale_in_doubt(anatomy.blood_pool)),
             blood_pool=anatomy.blood_pool,
             enhancement=enhancement,
             timings_s={
@@ -269,6 +269,8 @@ class _Reading:
         if presence is Presence.ABSENT and self._clear_lung_hu > _EXPANDED_LUNG_HU:
             presence, hu = Presence.INDETERMINATE, self._clear_lung_hu
             reason = f"lungs that hold little air hide emphysema; what is clear of opacities measures {hu:.0f} HU"
+        if presence is Presence.PRESENT and self.blood_pool.is_scale_in_doubt:
+            presence, reason = Presence.INDETERMINATE, self.blood_pool.evidence
         low_voxels = int((self._volume.hu[left | right] < EMPHYSEMA_HU).sum()) if outlined else 0
         # An outline misses part of its pneumothorax, but hardly more than it holds.
         if outlined and presence is not Presence.ABSENT and low_voxels <= outlined_voxels:
@@ -344,7 +346,7 @@ class _Reading:
         masses, mass_cut = self._masses()
         small = outline_nodules(self._volume, self._lungs, judged, least, network.minimum_diameter_mm)
         small = tuple(
-            nodule
+            replace(nodule, type=self._uncalcified(nodule.type))
             for nodule in small
             if not any(_mostly_within(nodule.region, m.region) for m in masses)
             and not self._is_beside_lung(nodule.region)
@@ -457,6 +459,11 @@ class _Reading:
         """Its type by HU; vessels with contrast inside a mass are not calcium."""
         found = type_of(self._volume, region.box, region.mask)
         return NoduleType.SOLID if found is NoduleType.CALCIFIED else found
+
+    def _uncalcified(self, found: NoduleType) -> NoduleType:
+        """With contrast what enhances is as bright as calcium, which would be called benign."""
+        enhances = self.blood_pool.contrast is not False
+        return NoduleType.SOLID if enhances and found is NoduleType.CALCIFIED else found
 
     def _nodule_finding(
         self, presence: Presence, number: int, nodule: Nodule, cut: float, reason: str | None = None
@@ -695,6 +702,14 @@ def _doubted(findings: Sequence[Finding]) -> tuple[Finding, ...]:
             reason="; ".join(filter(None, (_UNFAMILIAR, finding.reason))),
         )
         for finding in findings
+    )
+
+
+def _scale_in_doubt(blood: BloodPool) -> tuple[QualityIssue, ...]:
+    if not blood.is_scale_in_doubt:
+        return ()
+    return (
+        QualityIssue(check="hu", verdict=Verdict.WARN, message=blood.evidence, measured=blood.hu, limit=LEAST_BLOOD_HU),
     )
 
 

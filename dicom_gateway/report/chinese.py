@@ -505,6 +505,9 @@ RECORD: dict[str, str] = {
     "no lung is aerated enough to be assessed": "双肺含气均不足，无法评估",
     "only one lung is aerated enough to be assessed": "仅一侧肺含气足以评估",
     "blood in the mediastinum measures {n} HU": "纵隔内血液CT值为{n} HU",
+    "blood in the mediastinum measures {n} HU, less than any blood does: the scale of HU is in doubt": (
+        "纵隔内血液CT值为{n} HU，低于任何血液：CT值标度可疑"
+    ),
     "no mediastinum was found to measure the blood in": "未找到可测量血液CT值的纵隔区域",
     "aorta {n} HU": "主动脉{n} HU",
     "pulmonary trunk {n} HU": "肺动脉干{n} HU",
@@ -577,6 +580,9 @@ RECORD: dict[str, str] = {
         "高度丢失{n}至{m} %可能为轻度骨折或正常变异"
     ),
     "a loss of height of {n} to {m} % may be a normal variant": "高度丢失{n}至{m} %可能为正常变异",
+    "a vertebral body has little height in its middle and could not be measured as a whole": (
+        "有椎体中部高度很低，无法完整测量"
+    ),
     "the heights measured along the spine contradict each other": "沿脊柱测得的高度相互矛盾",
     "slices {n} mm apart are too thick to measure vertebrae": "层间距{n} mm过大，无法测量椎体",
     "the lowest vertebral bodies measure {n} to {m} HU: too unlike to be averaged": (

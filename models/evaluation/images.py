@@ -7,13 +7,15 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from imaging.geometry import Geometry
-from imaging.volume import Volume
+from imaging.volume import AIR_HU, Volume
 
 
 def read_image(path: Path) -> Volume:
-    """A volume in HU from NIfTI, NRRD or MetaImage. Raises OSError when SimpleITK cannot read it."""
-    image = open_image(path, sitk.sitkFloat32)
-    hu = np.rint(sitk.GetArrayFromImage(image)).astype(np.int16)
+    """A volume in HU from NIfTI, NRRD or MetaImage, its slices axial. Raises OSError when SimpleITK cannot read it."""
+    image = sitk.DICOMOrient(open_image(path, sitk.sitkFloat32), "LPS")
+    # Beyond the field of view some write NaN, of which a NIfTI reader makes 0.
+    values = np.nan_to_num(sitk.GetArrayFromImage(image), nan=AIR_HU)
+    hu = np.rint(np.clip(values, AIR_HU, np.iinfo(np.int16).max)).astype(np.int16)
     direction = np.array(image.GetDirection()).reshape(3, 3)
     affine = np.eye(4)
     affine[:3, :3] = (direction * np.array(image.GetSpacing()))[:, ::-1]

@@ -23,7 +23,7 @@ _SMALLEST_NODULE_MM = 6.0
 RANKED_BY: Mapping[FindingKind, tuple[Quantity, float]] = {
     FindingKind.CORONARY_ARTERY_CALCIFICATION: (Quantity.AGATSTON_SCORE, 1.0),
     FindingKind.EMPHYSEMA: (Quantity.LOW_ATTENUATION_AREA_950, 1.0),
-    FindingKind.AORTIC_DILATATION: (Quantity.ASCENDING_AORTA_DIAMETER, 1.0),
+    FindingKind.AORTIC_DILATATION: (Quantity.MAXIMUM_DIAMETER, 1.0),
     FindingKind.CARDIOMEGALY: (Quantity.CARDIOTHORACIC_RATIO, 1.0),
     FindingKind.PULMONARY_ARTERY_ENLARGEMENT: (Quantity.PULMONARY_TRUNK_DIAMETER, 1.0),
     FindingKind.LOW_BONE_DENSITY: (Quantity.MEAN_ATTENUATION, -1.0),
@@ -292,11 +292,14 @@ def _measured(true: TrueMeasurement, study: Finding, parts: Sequence[Finding]) -
             if m.quantity is true.quantity and m.unit == true.unit and (m.laterality or side) in sides
         ]
 
-    sides = (true.laterality,) if true.laterality else _WHOLE
+    of_a_side = true.laterality not in _WHOLE
+    sides = (true.laterality,) if of_a_side else _WHOLE
     whole = wanted(study, None)
     if whole:
         return whole[0]
-    values = [value for part in parts for value in wanted(part, part.laterality if true.laterality else None)]
+    # What may be nothing is described beside what is something, and no part of it.
+    sure = [part for part in parts if part.presence is Presence.PRESENT] or parts
+    values = [value for part in sure for value in wanted(part, part.laterality if of_a_side else None)]
     return sum(values) if values and true.quantity is Quantity.VOLUME else max(values, default=None)
 
 

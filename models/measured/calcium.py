@@ -143,6 +143,8 @@ def _wall_presence(mm3: float) -> tuple[Presence, str | None]:
 
 def _scan_fault(anatomy: Anatomy) -> str | None:
     """Why calcium cannot be told on this scan, in plain words; None when it can."""
+    if anatomy.blood_pool.is_scale_in_doubt:
+        return anatomy.blood_pool.evidence
     if anatomy.blood_pool.contrast is None:
         return f"it is not clear whether contrast medium was given ({anatomy.blood_pool.evidence})"
     if anatomy.blood_pool.contrast:

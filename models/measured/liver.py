@@ -30,6 +30,8 @@ _ALIKE_HU = 25.0
 def hepatic_steatosis(anatomy: Anatomy) -> tuple[Finding, ...]:
     """Mean HU of the inside of liver and spleen without vessels; unenhanced scans only."""
     kind = FindingKind.HEPATIC_STEATOSIS
+    if anatomy.blood_pool.is_scale_in_doubt:
+        return (not_assessed(anatomy, kind, anatomy.blood_pool.evidence),)
     contrast = anatomy.blood_pool.contrast
     if contrast is not False:
         given = "contrast was given" if contrast else "contrast may have been given"
@@ -42,8 +44,11 @@ def hepatic_steatosis(anatomy: Anatomy) -> tuple[Finding, ...]:
     liver = _organ_hu(anatomy, inside)
     if liver is None or not _PLAUSIBLE_LIVER_HU[0] <= liver <= _PLAUSIBLE_LIVER_HU[1]:
         return (not_assessed(anatomy, kind, "what was outlined as liver is not of one attenuation"),)
-    spleen = _spleen_hu(anatomy)
-    presence, reasons = _presence(liver, spleen, anatomy.sharp_kernel)
+    # What no spleen measures is no number to report, but speaks against the scale all the same.
+    outlined = _spleen_hu(anatomy)
+    presence, reasons = _presence(liver, outlined, anatomy.sharp_kernel)
+    low, high = _PLAUSIBLE_SPLEEN_HU
+    spleen = outlined if outlined is not None and low <= outlined <= high else None
     measurements = [Measurement(quantity=Quantity.MEAN_ATTENUATION, value=liver, unit="[hnsf'U]")]
     if spleen is not None:
         measurements += [
@@ -115,9 +120,7 @@ def _organ_hu(anatomy: Anatomy, inside: Mask) -> float | None:
 
 def _spleen_hu(anatomy: Anatomy) -> float | None:
     inside = _inside(anatomy, "spleen", _LEAST_SPLEEN_ML)
-    hu = _organ_hu(anatomy, inside) if inside is not None else None
-    low, high = _PLAUSIBLE_SPLEEN_HU
-    return hu if hu is not None and low <= hu <= high else None
+    return _organ_hu(anatomy, inside) if inside is not None else None
 
 
 def _on_the_right(anatomy: Anatomy, inside: Mask) -> bool:

@@ -34,13 +34,15 @@ _LARGEST_DENSITY_SPREAD_HU = 90.0
 _PLAUSIBLE_BONE_HU = (-20.0, 500.0)
 # Counted from T1: L5.
 _LOWEST_LEVEL = 17
+_COLLAPSED = "a vertebral body has little height in its middle and could not be measured as a whole"
 _NO_SPINE = "the spine could not be followed far enough to tell vertebrae apart"
 
 
 def vertebral_compression_fracture(anatomy: Anatomy) -> tuple[Finding, ...]:
     """Height of each whole vertebral body in front, middle and back; a loss of 25 % or more is a fracture.
 
-    Losses of 20 to 25 % (Genant grade 1) are undetermined: normal variants lie there too.
+    Losses of 20 to 25 % (Genant grade 1) are undetermined: normal variants lie there too. So is a body that may be
+    crushed so far that it could not be measured.
     """
     kind = FindingKind.VERTEBRAL_COMPRESSION_FRACTURE
     slice_mm = anatomy.volume.geometry.spacing_mm[0]
@@ -58,14 +60,20 @@ def vertebral_compression_fracture(anatomy: Anatomy) -> tuple[Finding, ...]:
         return (not_assessed(anatomy, kind, f"{seen}; the end plates of the others are not told from their discs"),)
     if len(lost) > len(losses) / 2:
         return (not_assessed(anatomy, kind, "the heights measured along the spine contradict each other"),)
-    parts = tuple(
-        _fracture(anatomy, spine, bodies, place, losses[place], number)
-        for number, place in enumerate(sorted(lost, key=lambda n: -losses[n]), start=1)
+    sunken = [n for n, body in enumerate(bodies) if body.may_be_collapsed]
+    parts = (
+        *(
+            _fracture(anatomy, spine, bodies, place, losses[place], number)
+            for number, place in enumerate(sorted(lost, key=lambda n: -losses[n]), start=1)
+        ),
+        *(_sunken(anatomy, spine, bodies, place, number) for number, place in enumerate(sunken, start=len(lost) + 1)),
     )
     certain = any(part.presence is Presence.PRESENT for part in parts)
     presence = Presence.PRESENT if certain else Presence.INDETERMINATE if parts else Presence.ABSENT
+    count = sum(part.presence is presence for part in parts)
     grey = "a loss of height of 20 to 25 % may be a mild fracture or a normal variant"
-    reasons = [grey] if presence is Presence.INDETERMINATE else []
+    reasons = [grey] if presence is Presence.INDETERMINATE and lost else []
+    reasons += [_COLLAPSED] if presence is Presence.INDETERMINATE and sunken else []
     reasons += [seen] if len(losses) < whole else []
     study = answer(
         anatomy,
@@ -74,7 +82,7 @@ def vertebral_compression_fracture(anatomy: Anatomy) -> tuple[Finding, ...]:
         method="heights between the end plates of each body, in a reformat along the spine; present from 25 % loss",
         reason="; ".join(reasons) or None,
         site=parts[0].site if len(parts) == 1 else _span(anatomy, spine, bodies, sorted(losses)),
-        measurements=(Measurement(quantity=Quantity.LESION_COUNT, value=float(len(parts)), unit="1"),) if parts else (),
+        measurements=(Measurement(quantity=Quantity.LESION_COUNT, value=float(count), unit="1"),) if count else (),
         region=parts[0].region if parts else None,
     )
     return (study, *parts)
@@ -83,13 +91,19 @@ def vertebral_compression_fracture(anatomy: Anatomy) -> tuple[Finding, ...]:
 def low_bone_density(anatomy: Anatomy) -> tuple[Finding, ...]:
     """Mean trabecular HU of the lowest whole vertebral bodies, the median body of three; unenhanced scans only."""
     kind = FindingKind.LOW_BONE_DENSITY
+    if anatomy.blood_pool.is_scale_in_doubt:
+        return (not_assessed(anatomy, kind, anatomy.blood_pool.evidence),)
     if anatomy.blood_pool.contrast is not False:
         given = "contrast was given, which" if anatomy.blood_pool.contrast else "contrast may have been given, which"
         return (not_assessed(anatomy, kind, f"{given} raises the attenuation of bone"),)
     spine, bodies = anatomy.once(_bodies)
     if spine is None:
         return (not_assessed(anatomy, kind, _NO_SPINE),)
-    sound = [n for n, body in enumerate(bodies) if not body.heights_mm or _loss(bodies, n) < GENANT_LOSS[0]]
+    sound = [
+        n
+        for n, body in enumerate(bodies)
+        if not body.may_be_collapsed and (not body.heights_mm or _loss(bodies, n) < GENANT_LOSS[0])
+    ]
     lowest = sorted(sound[:_DENSITY_BODIES], key=lambda n: bodies[n].trabecular_hu)
     values = [bodies[n].trabecular_hu for n in lowest]
     low, high = _PLAUSIBLE_BONE_HU
@@ -159,6 +173,19 @@ def _fracture(
             Measurement(quantity=Quantity.VERTEBRAL_HEIGHT_RATIO, value=1 - loss, unit="{ratio}"),
             Measurement(quantity=Quantity.GENANT_GRADE, value=float(sum(loss >= g for g in GENANT_LOSS)), unit="1"),
         ),
+        region=_body_region(anatomy, spine, bodies[at], (0.0, 1.0), 0.45),
+    )
+
+
+def _sunken(anatomy: Anatomy, spine: StraightSpine, bodies: Sequence[Vertebra], at: int, number: int) -> Finding:
+    return answer(
+        anatomy,
+        FindingKind.VERTEBRAL_COMPRESSION_FRACTURE,
+        Presence.INDETERMINATE,
+        method="heights between the end plates in a reformat along the spine",
+        reason=_COLLAPSED,
+        site=_span(anatomy, spine, bodies, [at]),
+        lesion=number,
         region=_body_region(anatomy, spine, bodies[at], (0.0, 1.0), 0.45),
     )
 

@@ -35,7 +35,7 @@ from models.manifest import (
 )
 from models.session import checked_weights
 from models.training.calibrate import METHOD, fit_head, operating_point, study_logit
-from models.training.dataset import Config, Sources, read_config, read_sources
+from models.training.dataset import FIRST_UNSEEN_SEED, Config, Sources, read_config, read_sources
 from models.training.evaluate import Answer, answers, trial
 from models.training.export import INPUT_NAME, compare, export, trained_network, unfitted
 from models.training.familiarity import familiarity, summaries
@@ -49,7 +49,6 @@ WEIGHTS_NAME = "model.onnx"
 _MAXIMUM_HU = 3071.0
 _CALIBRATION_SEED = 0
 _EVALUATION_SEED = 100_000
-_PHANTOM_CALIBRATION_SEED = 5_000
 _PHANTOM_EVALUATION_SEED = 6_000
 
 _NOT_ASSESSED: dict[FindingKind, str] = {
@@ -126,7 +125,7 @@ def read_backgrounds(config: Config) -> Sources:
 def fitting_studies(sources: Sources, config: Config, count: int) -> Iterator[Study]:
     """The `count` simulated studies, and half as many phantoms, that operating points are fitted to."""
     yield from simulated_studies(sources, config, _CALIBRATION_SEED, count)
-    yield from phantom_studies(config, _PHANTOM_CALIBRATION_SEED, _phantoms(count))
+    yield from phantom_studies(config, FIRST_UNSEEN_SEED, _phantoms(count))
 
 
 def _phantoms(count: int) -> int:

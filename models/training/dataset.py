@@ -85,6 +85,10 @@ class Config:
     start_from: Path | None = None
 
 
+# Calibration and the comparisons of an export use phantoms of these seeds.
+FIRST_UNSEEN_SEED = 5_000
+
+
 def read_config(path: Path) -> Config:
     """Raises OSError where there is no such file, ValueError naming the file, the key and what is wrong with it."""
     folder = path.parent
@@ -97,11 +101,14 @@ def read_config(path: Path) -> Config:
             table["phantom_folder"] = (folder / table["phantom_folder"]).resolve()
         if isinstance(start := table.get("start_from"), str):
             table["start_from"] = BUNDLED_MODEL_DIR if start == "bundled" else (folder / start).resolve()
-        return Config(
+        config = Config(
             data_root=(folder / table.pop("data_root", ".")).resolve(),
             labelled=find_labelled(folder / table.pop("labelled_folder")) if "labelled_folder" in table else (),
             **table,
         )
+        if config.phantom_first_seed + config.phantoms > FIRST_UNSEEN_SEED:
+            raise ValueError(f"phantoms from seed {FIRST_UNSEEN_SEED} on are kept to check what was learnt")
+        return config
     except ValidationError as error:
         raise ValueError(f"{path}: {_said(error)}") from error
     except (TypeError, ValueError) as error:

@@ -12,7 +12,8 @@ from imaging.geometry import Geometry
 from imaging.headers import read_studies
 from imaging.lungs import Lungs, segment_lungs
 from imaging.phantom import make_phantom
-from imaging.volume import Volume, load_volume
+from imaging.quality import check_voxels
+from imaging.volume import AIR_HU, Volume, load_volume
 
 REAL_CT = Path(__file__).parents[3] / "shared" / "ct"
 SPACING_MM = 2.0
@@ -59,6 +60,26 @@ def test_a_lung_alone_is_one_lung_on_its_side(opaque: str) -> None:
     alone, gone = (lungs.right, lungs.left) if opaque == "left" else (lungs.left, lungs.right)
     assert alone.sum() == pytest.approx(aerated.sum(), rel=0.02)
     assert not gone.any()
+
+
+@pytest.mark.parametrize("beyond_mm", [12.0, 0.0])
+def test_the_rim_of_a_round_field_of_view_closes_the_lungs(beyond_mm: float) -> None:
+    """What lies beyond it is given as the lowest HU, as air outside the body may be."""
+    phantom = make_phantom(3, (), spacing_mm=(4.0, 1.5, 1.5))
+    volume = phantom.volume
+    whole = segment_lungs(volume)
+    seen = np.argwhere((whole.left | whole.right).any(axis=0))
+    low, high = seen.min(axis=0), seen.max(axis=0)
+    row, column = (low + high) / 2
+    radius = (high - low)[1] / 2 + beyond_mm / 1.5
+    rows, columns = np.ogrid[: volume.hu.shape[1], : volume.hu.shape[2]]
+    inside = (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
+    cut = replace(volume, hu=np.where(inside, volume.hu, AIR_HU).astype(np.int16))
+    found = segment_lungs(cut)
+    for lung, before in ((found.left, whole.left), (found.right, whole.right)):
+        assert lung.sum() == pytest.approx((before & inside).sum(), rel=0.03)
+    warned = "cut off at the edges" in " ".join(i.message for i in check_voxels(cut, found) if i.verdict != "pass")
+    assert warned is (beyond_mm == 0.0)
 
 
 @pytest.mark.real_ct

@@ -29,6 +29,7 @@ from models.manifest import ModelManifest, Trial, load_manifest
 from models.measured import RULES
 
 NODULE, EFFUSION = FindingKind.PULMONARY_NODULE, FindingKind.PLEURAL_EFFUSION
+KNOWN_ML = {"quantity": "volume", "value": 0.48, "unit": "ml"}
 LUNG_SLICES = np.arange(10) < 8
 MODEL = Path(__file__).parents[3] / "models" / "weights"
 
@@ -330,3 +331,29 @@ def test_a_rule_without_a_probability_is_ranked_by_what_it_measures() -> None:
     )
     assert found[FindingKind.EMPHYSEMA].score == 12.5
     assert found[FindingKind.EMPHYSEMA].probability is None
+
+
+def test_an_aorta_is_ranked_by_its_widest_part() -> None:
+    widest = Measurement(quantity=Quantity.MAXIMUM_DIAMETER, value=58.0, unit="mm")
+    ascending = Measurement(quantity=Quantity.ASCENDING_AORTA_DIAMETER, value=34.0, unit="mm")
+    aorta = finding(FindingKind.AORTIC_DILATATION, Presence.PRESENT, measurements=(ascending, widest))
+    assert answers({"present": ["aortic_dilatation"]}, aorta)[FindingKind.AORTIC_DILATATION].score == 58.0
+
+
+def test_what_may_be_no_nodule_is_not_measured_with_those_that_are() -> None:
+    def of(number: int, ml: float, presence: Presence) -> Finding:
+        measured = (Measurement(quantity=Quantity.VOLUME, value=ml, unit="ml"),)
+        return finding(NODULE, presence, lesion=number, measurements=measured)
+
+    truth = {"findings": {"pulmonary_nodule": {"measurements": [KNOWN_ML]}}}
+    sure, doubtful = of(1, 0.5, Presence.PRESENT), of(2, 4.0, Presence.INDETERMINATE)
+    (pair,) = answers(truth, finding(NODULE, Presence.PRESENT), sure, doubtful)[NODULE].pairs
+    assert (pair.true, pair.measured) == (0.48, 0.5)
+
+
+def test_what_is_known_of_both_sides_is_known_of_the_study() -> None:
+    measured = (Measurement(quantity=Quantity.VOLUME, value=250.0, unit="ml"),)
+    known = {"quantity": "volume", "value": 240.0, "unit": "ml", "laterality": "bilateral"}
+    truth = {"findings": {"pleural_effusion": {"measurements": [known]}}}
+    found = answers(truth, finding(EFFUSION, Presence.PRESENT, measurements=measured))[EFFUSION]
+    assert [(p.true, p.measured) for p in found.pairs] == [(240.0, 250.0)]

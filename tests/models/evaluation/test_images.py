@@ -37,3 +37,22 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.nii.gz").write_bytes(b"nothing")
     with pytest.raises(OSError, match="broken"):
         read_image(tmp_path / "broken.nii.gz")
+
+
+def test_slices_are_axial_however_they_are_stored(tmp_path: Path) -> None:
+    hu = np.random.default_rng(0).integers(-1000, 1000, SHAPE).astype(np.int16)
+    write(tmp_path / "axial.nii.gz", hu, flipped=False)
+    sagittal = sitk.DICOMOrient(sitk.ReadImage(str(tmp_path / "axial.nii.gz")), "PIR")
+    sitk.WriteImage(sagittal, str(tmp_path / "sagittal.nii.gz"))
+    volume = read_image(tmp_path / "sagittal.nii.gz")
+    assert (volume.hu == hu).all()
+    assert volume.geometry.index_to_patient((1, 2, 3)) == pytest.approx([-14.0, 8.0, 103.0])
+
+
+def test_what_is_no_number_is_air(tmp_path: Path) -> None:
+    values = np.full(SHAPE, 40.0, np.float32)
+    values[:, :3] = np.nan
+    values[:, -3:] = 1e9
+    write(tmp_path / "image.mha", values, flipped=False)
+    hu = read_image(tmp_path / "image.mha").hu
+    assert [int(hu[0, row, 0]) for row in (0, 10, -1)] == [-1024, 40, 32767]

@@ -9,8 +9,9 @@ from phantom_anatomy import anatomy_of
 from imaging.phantom import ANATOMY, LesionRequest, Phantom, make_phantom
 from imaging.volume import Volume
 from models.anatomy import Anatomy
-from models.contrast import BloodPool
+from models.contrast import BloodPool, measure_blood_pool
 from models.findings import Finding, Laterality, Presence, Quantity
+from models.measured.calcium import coronary_artery_calcification
 from models.measured.device import medical_device
 from models.measured.liver import hepatic_steatosis
 
@@ -123,3 +124,20 @@ def test_brightness_in_a_vein_of_an_enhanced_scan_is_undetermined(plain: Anatomy
     study, piece = medical_device(replace(bright, blood_pool=ENHANCED))
     assert study.presence is piece.presence is Presence.INDETERMINATE
     assert "contrast" in (study.reason or "")
+
+
+@pytest.mark.parametrize("shift_hu", [-24, -60])
+def test_a_shifted_scale_of_hu_makes_no_liver_fatty_and_no_coronary_free_of_calcium(
+    plain: Anatomy, shift_hu: int
+) -> None:
+    """24 HU are the error of taking -1024 for -1000."""
+    grid = replace(plain.grid, hu=plain.grid.hu + np.float32(shift_hu))
+    left, right = (grid.from_source(lung) for lung in (plain.lungs.left, plain.lungs.right))
+    volume = replace(plain.volume, hu=(plain.volume.hu + shift_hu).astype(np.int16))
+    blood = measure_blood_pool(grid.hu[0, 0], left, right)
+    assert (blood.contrast, blood.is_scale_in_doubt) == (None, True)
+    shifted = replace(plain, grid=grid, volume=volume, blood_pool=blood)
+    for rule in (hepatic_steatosis, coronary_artery_calcification):
+        (finding, *_) = rule(shifted)
+        assert finding.presence is Presence.NOT_ASSESSED
+        assert "the scale of HU is in doubt" in (finding.reason or "")

@@ -209,3 +209,11 @@ def test_a_phantoms_fracture_and_density() -> None:
     (bone,) = low_bone_density(anatomy)
     assert bone.presence is Presence.PRESENT
     assert values(bone)[Quantity.MEAN_ATTENUATION] == pytest.approx(95.0, abs=6)
+
+
+@pytest.mark.parametrize("loss", [0.7, 0.8, 0.9])
+def test_a_crushed_body_is_never_absent(loss: float) -> None:
+    """It is found, or said to have too little height to be measured as a whole, at its level."""
+    study, *parts = vertebral_compression_fracture(stack(loss=loss))
+    assert study.presence in (Presence.PRESENT, Presence.INDETERMINATE)
+    assert [part.site for part in parts] == ["spine, about T5 (estimated level)"]
