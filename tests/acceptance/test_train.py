@@ -222,3 +222,9 @@ def test_the_example_for_own_volumes_trains(tmp_path: Path) -> None:
     trained = onescan("train", config, "--run", tmp_path / "run", "--threads", "1")
     assert trained.returncode == 0, trained.stderr
     assert steps_done(tmp_path / "run") == 2
+
+
+def test_phantoms_that_check_what_was_learnt_are_no_training_data(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(CONFIG.replace("phantom_first_seed = 0", "phantom_first_seed = 4999"))
+    with pytest.raises(ValueError, match="from seed 5000 on are kept"):
+        read_config(tmp_path / "c.toml")

@@ -1,6 +1,7 @@
 """A person verifies a report on its page and by the API: who may, what is asked before it counts, what is refused."""
 
 import html
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -105,6 +106,21 @@ def test_a_kind_without_any_lesion_left_is_absent_and_that_is_shown(worker: Work
     assert client.post(FORM, data=LI | lesions | {"reviewed": "yes"}, headers=FROM_OUR_PAGE).status_code == 303
     answers = {(f.kind, f.lesion): f.presence for f in stored(worker, 2).findings}
     assert answers["pulmonary_nodule", None] == "absent"
+
+
+def test_of_more_lesions_than_are_described_others_can_be_present(worker: Worker, client: httpx.Client) -> None:
+    assert "Others are present" not in client.get(PAGE).text
+    record = worker.settings.data_dir / result_path(STUDY, 1) / "report.json"
+    document = json.loads(record.read_text())
+    nodules = next(f for f in document["findings"] if (f["kind"], f["lesion"]) == ("pulmonary_nodule", None))
+    nodules["measurements"][0]["value"] = 5.0
+    record.write_text(json.dumps(document))
+    assert "Others are present" in client.get(PAGE).text
+    rejected = {"pulmonary_nodule:1": "absent", "pulmonary_nodule:2": "absent"}
+    form = LI | rejected | {"pulmonary_nodule": "present", "reviewed": "yes"}
+    assert client.post(FORM, data=form, headers=FROM_OUR_PAGE).status_code == 303
+    study = next(f for f in stored(worker, 2).findings if (f.kind, f.lesion) == ("pulmonary_nodule", None))
+    assert (study.presence, [m.value for m in study.measurements]) == ("present", [4.0])
 
 
 def test_the_api_does_the_same(worker: Worker, client: httpx.Client) -> None:
