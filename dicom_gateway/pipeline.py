@@ -2,7 +2,6 @@
 
 import io
 import os
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from dicom_gateway.report.key_images import render_key_images
 from dicom_gateway.report.objects import ENCODERS, StoredResult, part_10
 from dicom_gateway.report.outlines import Outlines, outlines_of, write_outlines
 from dicom_gateway.report.source_headers import read_source_headers
-from dicom_gateway.store.files import OUTLINES_NAME, REPORT_NAME, SEGMENTS_NAME, SR_NAME, SUMMARY_NAME
+from dicom_gateway.store.files import OUTLINES_NAME, REPORT_NAME, SEGMENTS_NAME, SR_NAME, SUMMARY_NAME, unfinished
 from imaging.errors import ImagingError
 from imaging.headers import Series, Study
 from imaging.kernel import recognise_kernel
@@ -126,9 +125,9 @@ def write_result(result: StoredResult, folder: Path) -> tuple[Path, ...]:
     # The report is put in place last: where it stands, everything it names stands too.
     contents[REPORT_NAME] = result.report.model_dump_json(indent=2).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as parts:
+    with unfinished(folder) as parts:
         for name, content in contents.items():
-            with Path(parts, name).open("wb") as sink:
+            with (parts / name).open("wb") as sink:
                 sink.write(content)
                 sink.flush()
                 os.fsync(sink.fileno())
@@ -137,7 +136,7 @@ def write_result(result: StoredResult, folder: Path) -> tuple[Path, ...]:
             if stale.name not in contents:
                 stale.unlink(missing_ok=True)
         for name in contents:
-            Path(parts, name).replace(folder / name)
+            (parts / name).replace(folder / name)
     return tuple(folder / name for name in contents)
 
 

@@ -5,10 +5,8 @@ worker finds it finished and does the rest as ever. So nothing is sent twice, an
 """
 
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,12 +24,9 @@ from dicom_gateway.report.stored import StoredResult
 from dicom_gateway.report.verification import Question, Stated, restated, stated_in, verified_report
 from dicom_gateway.settings import Settings
 from dicom_gateway.store import index, ledger
-from dicom_gateway.store.files import result_path
+from dicom_gateway.store.files import result_path, unfinished
 from dicom_gateway.store.schema import StudyState
 from imaging.errors import UnreadableInstance
-
-_BEING_WRITTEN = ".verified.part"
-_ABANDONED_S = 3600.0
 
 
 def verify_study(
@@ -59,7 +54,7 @@ def verify_study(
             raise StudyHasChanged("the study is not at rest: wait for the report of its newest revision")
         created = time.time()
         result = _verified(settings, engine, newest, created, verification, stated)
-        with _folder_beside(settings.data_dir / newest.folder) as being_written:
+        with unfinished((settings.data_dir / newest.folder).parent) as being_written:
             write_result(result, being_written)
             _queue(settings, engine, jobs, study, result.report, being_written)
         emit(Event.REPORT_VERIFIED, study_instance_uid=study_instance_uid, revision=result.report.revision)
@@ -105,20 +100,6 @@ def _automated(results: Iterator[StoredResult]) -> StoredResult:
     if found is None:
         raise NotFound("There is no automated report of the study any more.")
     return found
-
-
-@contextmanager
-def _folder_beside(folder: Path) -> Iterator[Path]:
-    """A folder that nobody else writes to; what is left of it is removed, and what killed processes left, too."""
-    for other in folder.parent.glob(f"*{_BEING_WRITTEN}"):
-        with suppress(FileNotFoundError):
-            if time.time() - other.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(other, ignore_errors=True)
-    being_written = Path(tempfile.mkdtemp(prefix=".", suffix=_BEING_WRITTEN, dir=folder.parent))
-    try:
-        yield being_written
-    finally:
-        shutil.rmtree(being_written, ignore_errors=True)
 
 
 def _queue(

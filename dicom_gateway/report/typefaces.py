@@ -45,7 +45,7 @@ def _is_drawn(character: str) -> bool:
 
 @cache
 def _latin() -> frozenset[int]:
-    # Takes half a second, and most texts have nothing to ask about.
+    # Most texts have nothing to ask about, and the fonts take time to read.
     from reportlab.pdfbase.ttfonts import TTFontFile
 
     regular, bold = (TTFontFile(str(face.file)).charToGlyph for face in (Typeface.REGULAR, Typeface.BOLD))

@@ -5,7 +5,9 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ SEGMENTS_NAME = "segments.seg.dcm"
 
 _PREAMBLE_BYTES = 128
 _COMPARED_BYTES = 1 << 20
+_UNFINISHED = ".part"
+# Whoever wrote it was killed.
+_ABANDONED_S = 3600.0
 _making_folders = threading.Lock()
 _META_LENGTH_END = _PREAMBLE_BYTES + 4 + 12
 
@@ -75,8 +80,9 @@ class PartFile:
         with _failing_is_storage_full():
             self._file = self._path.open("xb+", buffering=0)
             try:
-                # Until the file is closed, or its process is gone: see `sweep`.
-                fcntl.flock(self._file, fcntl.LOCK_EX)
+                # Until the file is closed, or its process is gone: see `sweep`. Not every file system has locks.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self._file, fcntl.LOCK_EX)
                 _write_whole(self._file, meta)
             except OSError:
                 self.discard()
@@ -133,11 +139,25 @@ def discard(data_dir: Path, path: Path) -> None:
     (data_dir / path).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def unfinished(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent` for what is not whole yet; it goes at the end, as do those of killed processes."""
+    for other in parent.glob(f".*{_UNFINISHED}"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - other.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(other, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=_UNFINISHED, dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 def sweep(incoming_dir: Path) -> int:
-    """Remove what an interrupted reception left, and nothing that some process is still writing; how many that were."""
+    """Remove what an interrupted reception left, and nothing that some process is still writing; how many that were.
+
+    Where the file system has no locks nothing is removed.
+    """
     removed = 0
     for part in incoming_dir.glob("*.part"):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), part.open("rb") as file:
+        with contextlib.suppress(OSError), part.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             part.unlink()
             removed += 1

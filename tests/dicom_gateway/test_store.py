@@ -138,6 +138,17 @@ def test_what_another_process_is_writing_is_not_swept(settings):
     assert list(settings.incoming_dir.iterdir()) == []
 
 
+def test_what_killed_processes_left_unfinished_goes_after_a_while(tmp_path):
+    old, new = tmp_path / ".a.part", tmp_path / ".b.part"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "report.json").write_text("{}")
+    os.utime(old, (0, 0))
+    with files.unfinished(tmp_path) as folder:
+        assert set(tmp_path.iterdir()) == {new, folder}
+    assert list(tmp_path.iterdir()) == [new]
+
+
 def test_processes_that_start_at_once_make_the_tables_once(tmp_path):
     engines = [open_database(f"sqlite:///{tmp_path / 'one.sqlite'}") for _ in range(6)]
     with ThreadPoolExecutor(len(engines)) as starting:
