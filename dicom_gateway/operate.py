@@ -235,7 +235,12 @@ def _require_data(settings: Settings) -> None:
     """Raises ConfigurationError rather than to make a data folder wherever the command happens to run."""
     database = sa.make_url(settings.database)
     embedded = database.get_backend_name() == "sqlite"
-    there = Path(database.database or "").is_file() if embedded else settings.data_dir.is_dir()
+    try:
+        there = Path(database.database or "").is_file() if embedded else settings.data_dir.is_dir()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{settings.data_dir.resolve()}: {error.strerror}; ask as the service's user"
+        ) from error
     if not there:
         raise ConfigurationError(
             f"no service has run with data_dir {settings.data_dir.resolve()}: check data_dir, or --config with its file"

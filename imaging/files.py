@@ -57,14 +57,14 @@ def find_files(paths: Iterable[Path], extract_into: Path) -> FoundFiles:
         if not os.path.lexists(path):
             raise FileNotFoundError(f"no such file or folder: {path}")
         found |= dict.fromkeys(_files_below(path, extract_into, missed))
-    return FoundFiles(files=tuple(found), missed=tuple(missed))
+    return FoundFiles(files=tuple(found), missed=tuple(dict.fromkeys(missed)))
 
 
 def _files_below(path: Path, extract_into: Path, missed: list[UnreadableFile]) -> Iterator[Path]:
     try:
         files = _walked(path, missed) if path.is_dir() else (path,)
     except OSError as error:
-        missed.append(UnreadableFile(path=path, reason=error.strerror or type(error).__name__))
+        missed.append(UnreadableFile(path=path, reason=_in_words(error)))
         return
     for file in files:
         try:
@@ -77,7 +77,7 @@ def _files_below(path: Path, extract_into: Path, missed: list[UnreadableFile]) -
             elif file == path:
                 yield from _referenced_files(file, missed)
         except OSError as error:
-            missed.append(UnreadableFile(path=file, reason=error.strerror or type(error).__name__))
+            missed.append(UnreadableFile(path=file, reason=_in_words(error)))
         except UnreadableInstance as error:
             missed.append(UnreadableFile(path=file, reason=str(error)))
 
@@ -87,7 +87,7 @@ def _walked(top: Path, missed: list[UnreadableFile]) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
 
     def miss(error: OSError) -> None:
-        missed.append(UnreadableFile(path=Path(error.filename), reason=error.strerror or type(error).__name__))
+        missed.append(UnreadableFile(path=Path(error.filename), reason=_in_words(error)))
 
     for folder, below, names in os.walk(top, onerror=miss, followlinks=True):
         place = Path(folder).stat()
@@ -99,13 +99,15 @@ def _walked(top: Path, missed: list[UnreadableFile]) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names))
 
 
+def _in_words(error: Exception) -> str:
+    """What the system says of a file, or which kind of damage a library met, without the bytes it may quote."""
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+
+
 def _is_archive(path: Path) -> bool:
-    """Whether a file is a zip archive and not a DICOM file whose preamble says so (PS3.10 7.1)."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(_PREAMBLE_BYTES + 4)
-    except OSError:
-        return False
+    """Whether a file is a zip archive and not a DICOM file whose preamble says so (PS3.10 7.1). Raises OSError."""
+    with path.open("rb") as file:
+        head = file.read(_PREAMBLE_BYTES + 4)
     return head.startswith(_ARCHIVE_BEGINS) and head[_PREAMBLE_BYTES:] != b"DICM"
 
 
@@ -129,8 +131,7 @@ def _unpack(archive: Path, extract_into: Path) -> tuple[Path, ...]:
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, OSError, ValueError) as error:
         # NotImplementedError for methods of compression it does not know is a RuntimeError.
         shutil.rmtree(target, ignore_errors=True)
-        why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-        raise UnreadableInstance(f"the archive cannot be unpacked: {why}") from error
+        raise UnreadableInstance(f"the archive cannot be unpacked: {_in_words(error)}") from error
 
 
 def _members(archive: Path, target: Path) -> Iterator[Path]:

@@ -136,7 +136,7 @@ def _open_to_padding(hu: npt.NDArray[np.int16], wall: Mask, inside: Mask) -> Mas
     """
     beyond = padding(hu)
     if not beyond.any():
-        return beyond[None] & wall
+        return np.zeros_like(wall)
     # Blocks of pixels that are padding in part are neither.
     closed = wall | ndimage.binary_dilation(beyond, iterations=2)
     sides = np.zeros(wall.shape, np.uint8)
