@@ -236,7 +236,7 @@ ATTRIBUTES: tuple[tuple[str, tuple[ResultObject, ...], str], ...] = (
     ("PlanarConfiguration", _PICTURES, "0"),
     ("PixelData", _IMAGES, "8 bit; BINARY SEG 1 bit"),
     ("ImageType", _IMAGES, "`DERIVED\\SECONDARY\\OTHER`; SEG `DERIVED\\PRIMARY`"),
-    ("LossyImageCompression", _IMAGES, "`00`"),
+    ("LossyImageCompression", _IMAGES, "`00`; `01` of a source that is"),
     ("PatientOrientation", _PICTURES, "`L\\P`"),
     ("ConversionType", (*_PICTURES, "pdf"), "`DI`; PDF `SYN`"),
     ("DateOfSecondaryCapture TimeOfSecondaryCapture", _PICTURES, _CREATED),

@@ -27,11 +27,18 @@ from models.detect import Detection, Detector
 from models.errors import ModelError
 from models.evaluation.card import write_tables as write_card
 from models.evaluation.evidence import evidence_of, with_evidence
-from models.evaluation.images import read_image, read_mask
+from models.evaluation.images import read_image, read_masks
 from models.evaluation.outlined import outlined_lesions
 from models.evaluation.phantoms import PhantomPlan, make_planned, plan_suite
 from models.evaluation.record import SORTED_BY_SIZE, Acquisition, Record, read_answers
-from models.evaluation.truth import KindTruth, KnownPresence, LabelledStudy, StudyTruth
+from models.evaluation.truth import (
+    KindTruth,
+    KnownPresence,
+    LabelledStudy,
+    StudyTruth,
+    TruthMismatch,
+    check_places,
+)
 from models.findings import FindingKind
 from models.manifest import MANIFEST_NAME, ModelManifest, load_manifest
 from models.session import ModelSession
@@ -229,9 +236,8 @@ def _read_labelled(study: LabelledStudy, on_stage: OnStage) -> Scan:
         lungs = _checked_lungs(volume, on_stage)
         acquisition = Acquisition(slice_spacing_mm=volume.geometry.spacing_mm[0])
         sharp = recognise_kernel(None, volume, lungs, is_original=True).sharp is not False
-    masks = {
-        kind: read_mask(path, volume.geometry) for kind in FindingKind if (path := study.mask_path(kind)) is not None
-    }
+    check_places(study.truth, volume.geometry)
+    masks = read_masks(study, volume.geometry)
     return Scan(truth=study.truth, volume=volume, lungs=lungs, sharp_kernel=sharp, acquisition=acquisition, masks=masks)
 
 
@@ -347,7 +353,7 @@ def _evaluated(case: Case, key: str, detector: Detector, on_stage: OnStage) -> R
     except Refused as refusal:
         return empty.model_copy(update={"outcome": "refused", "problem": str(refusal)})
     except Exception as error:  # noqa: BLE001  # edge: one study must not end the evaluation
-        known = isinstance(error, (ImagingError, ModelError, OSError))
+        known = isinstance(error, (ImagingError, ModelError, OSError, TruthMismatch))
         return empty.model_copy(update={"problem": str(error) if known else f"unexpected {type(error).__name__}"})
     return empty.model_copy(
         update={
@@ -391,19 +397,26 @@ def training_doubts(cases: Sequence[Case], manifest: ModelManifest) -> list[str]
     """Warnings where cases that are not marked as trained on share name or data set with a training volume.
 
     Volumes are those of the manifest; a data set is shared where a case's source stands in a volume's name or licence.
+    The cuts were fitted to volumes for validation: cases of their names are told, too.
     """
     asked = [case for case in cases if not (case.trained_on or case.simulated)]
     doubts = []
+    fitted = {volume.name for volume in manifest.training_data if volume.use == "validation"}
+    if again := [case.name for case in asked if case.name in fitted]:
+        doubts.append(f"{_some(again)}: not trained on, but the model's cuts were fitted to keep them clean")
     for volume in manifest.training_data:
         if volume.use != "training":
             continue
         said = f"{volume.name} {volume.licence}"
         alike = [case.name for case in asked if case.name == volume.name or _stands_in(case.source, said)]
         if alike:
-            more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
-            unmarked = f"{', '.join(alike[:_NAMED])}{more}: not marked trained_on"
-            doubts.append(f'{unmarked}, but the weights were trained on "{volume.name}"')
+            doubts.append(f'{_some(alike)}: not marked trained_on, but the weights were trained on "{volume.name}"')
     return doubts
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def _stands_in(source: str, text: str) -> bool:

@@ -46,7 +46,7 @@ from dicom_gateway.settings import (
 )
 from dicom_gateway.store import index, ledger
 from dicom_gateway.store.files import REPORT_NAME, result_path
-from dicom_gateway.store.schema import DeliveryState, ObjectOutcome, StudyState, open_database
+from dicom_gateway.store.schema import CommitmentState, DeliveryState, ObjectOutcome, StudyState, open_database
 from dicom_gateway.tls import context_towards
 from imaging.errors import ImagingError
 from models.errors import ModelError
@@ -121,10 +121,14 @@ class Worker:
     ) -> None:
         row = index.get_delivery(self.engine, study_instance_uid, revision, destination)
         waiting = (DeliveryState.PENDING, DeliveryState.DELAYED)
-        if row is None or row.state not in waiting or row.attempts >= attempt:
-            return
         bound = {"study_instance_uid": study_instance_uid, "revision": revision, "destination": destination}
         with structlog.contextvars.bound_contextvars(**bound):
+            if row is not None and row.state is DeliveryState.DELIVERED and row.attempts == attempt:
+                # The second run of a job whose worker was killed, or the database away, when all had arrived.
+                self._ask_for_commitment(row)
+                return
+            if row is None or row.state not in waiting or row.attempts >= attempt:
+                return
             newest = index.newest_meant_for(self.engine, study_instance_uid, destination)
             if newest > revision:
                 # Arriving after it, the older report would look like the latest word.
@@ -135,7 +139,8 @@ class Worker:
             told: Notice | None = None
             try:
                 if self.notices.is_notice(destination):
-                    told = self._tell(row)
+                    # Attempts at one notice end with the same one, which is before that of the next notice.
+                    told = self._tell(row, last_attempt=attempt + attempts_left)
                     outcomes = tuple(ObjectOutcome(name=name, sent_as=name, instances=1) for name in row.objects)
                 else:
                     outcomes = self._send(row, sent)
@@ -149,21 +154,14 @@ class Worker:
             except Exception as error:  # noqa: BLE001  # edge: any other failure needs a person
                 self._park(row, attempt, type(error).__name__)
             else:
-                self._change(
-                    row,
-                    DeliveryState.DELIVERED,
-                    attempts=attempt,
-                    last_error=None,
-                    objects=",".join(outcome.name for outcome in outcomes),
-                    outcomes=[asdict(outcome) for outcome in outcomes],
-                )
+                self._finish_delivery(row, attempt, outcomes, sent)
                 emit(
                     Event.DELIVERED,
                     attempt=attempt,
                     sent=list(dict.fromkeys(o.sent_as for o in outcomes if o.sent_as and o.instances)),
                     not_as_asked={o.name: o.sent_as for o in outcomes if o.sent_as != o.name},
                 )
-                self._ask_for_commitment(row, sent)
+                self._ask_for_commitment(row)
                 if told is not None:
                     self.notices.send_again_if_changed(row, told)
 
@@ -294,33 +292,65 @@ class Worker:
                 )
         return (ObjectOutcome(name=peer.kind, sent_as=peer.kind, instances=1),)
 
-    def _tell(self, row: index.DeliveryRow) -> Notice:
+    def _tell(self, row: index.DeliveryRow, *, last_attempt: int) -> Notice:
         """Tell a listener how the revision stands now; what it was told."""
         peer = next(peer for peer in self.settings.destinations if peer.name == row.destination)
         assert isinstance(peer, NotifiedDestination)
         notice = self.notices.standing(row.study_instance_uid, row.revision)
         if isinstance(peer, WebhookDestination):
-            webhook.send(notice, peer.url, secret=peer.secret(), bearer_token=peer.bearer_token())
+            occasion = f"{peer.name} {last_attempt}"
+            webhook.send(notice, peer.url, occasion=occasion, secret=peer.secret(), bearer_token=peer.bearer_token())
         else:
             mail.send(notice, peer)
         return notice
 
-    def _ask_for_commitment(self, row: index.DeliveryRow, sent: Sequence[commitment.Reference]) -> None:
-        """Ask a destination that has the objects; its answer comes to the listener."""
-        peer = next(peer for peer in self.settings.destinations if peer.name == row.destination)
-        if not sent or not isinstance(peer, Destination) or not peer.storage_commitment:
-            return
-        key = (row.study_instance_uid, row.revision, row.destination)
-        # Random: whoever could guess it could answer for the destination.
-        transaction_uid = str(generate_uid(prefix=None))
+    def _finish_delivery(
+        self,
+        row: index.DeliveryRow,
+        attempt: int,
+        outcomes: Sequence[ObjectOutcome],
+        sent: Sequence[commitment.Reference],
+    ) -> None:
+        """State and the wish for commitment in one transaction: the job that runs again asks for what is wished."""
+        key, now = (row.study_instance_uid, row.revision, row.destination), time.time()
         with self.engine.begin() as connection:
-            ledger.request_commitment(connection, transaction_uid, *key, instances=len(sent), now=time.time())
+            ledger.change_delivery(
+                connection,
+                *key,
+                to=DeliveryState.DELIVERED,
+                now=now,
+                attempts=attempt,
+                last_error=None,
+                objects=",".join(outcome.name for outcome in outcomes),
+                outcomes=[asdict(outcome) for outcome in outcomes],
+            )
+            peer = next(peer for peer in self.settings.destinations if peer.name == row.destination)
+            if sent and isinstance(peer, Destination) and peer.storage_commitment:
+                # Random: whoever could guess it could answer for the destination.
+                transaction_uid = str(generate_uid(prefix=None))
+                references = [(one.sop_class_uid, one.sop_instance_uid) for one in sent]
+                ledger.request_commitment(connection, transaction_uid, *key, references=references, now=now)
+
+    def _ask_for_commitment(self, row: index.DeliveryRow) -> None:
+        """Ask a destination that has the objects, where that is wished; its answer comes to the listener."""
+        with self.engine.connect() as connection:
+            wish = ledger.unanswered_commitment(connection, row.study_instance_uid, row.revision, row.destination)
+        peer = next(peer for peer in self.settings.destinations if peer.name == row.destination)
+        if wish is None or not isinstance(peer, Destination):
+            return
+        transaction_uid, references = wish
+        wanted = [commitment.Reference(*reference) for reference in references]
         try:
-            commitment.request(peer, sent, transaction_uid=transaction_uid, calling_ae_title=self.settings.ae_title)
+            commitment.request(peer, wanted, transaction_uid=transaction_uid, calling_ae_title=self.settings.ae_title)
         except (PeerRefused, PeerUnreachable, ConfigurationError) as error:
+            # Its answer may have come before our request's response was lost.
+            since, reason = (CommitmentState.REQUESTED,), str(error)
             with self.engine.begin() as connection:
-                ledger.answer_commitment(connection, transaction_uid, [peer.name], reason=str(error), now=time.time())
-            emit(Event.RESULTS_NOT_COMMITTED, level="error", transaction_uid=transaction_uid, reason=str(error))
+                unanswered = ledger.answer_commitment(
+                    connection, transaction_uid, [peer.name], reason=reason, now=time.time(), since=since
+                )
+            if unanswered is not None:
+                emit(Event.RESULTS_NOT_COMMITTED, level="error", transaction_uid=transaction_uid, reason=reason)
 
     def _try_again(self, row: index.DeliveryRow, attempt: int, attempts_left: int, reason: str) -> None:
         delay_s = retry_delay_s(self.settings, attempts_left)
@@ -357,9 +387,7 @@ class Worker:
             self.notices.queue_parked(connection, *key)
         emit(Event.DELIVERY_PARKED, level="error", attempt=attempt, reason=reason)
 
-    def _change(
-        self, row: index.DeliveryRow, to: DeliveryState, *, attempts: int, last_error: str | None, **values: Any
-    ) -> None:
+    def _change(self, row: index.DeliveryRow, to: DeliveryState, *, attempts: int, last_error: str | None) -> None:
         with self.engine.begin() as connection:
             ledger.change_delivery(
                 connection,
@@ -370,7 +398,6 @@ class Worker:
                 now=time.time(),
                 attempts=attempts,
                 last_error=last_error,
-                **values,
             )
 
 

@@ -27,11 +27,11 @@ def decode_frame(frame: bytes, pixels: StoredPixels, shape: tuple[int, int]) -> 
         stored = values.reshape(shape)
         clear_unused_bits(stored, pixels.bits_stored)
         return stored
-    return decode_jpeg(frame, pixels.codec, pixels.bits_stored if pixels.signed else None)
+    return decode_jpeg(frame, pixels.codec, pixels.bits_stored, signed=pixels.signed)
 
 
-def decode_jpeg(frame: bytes, codec: Codec, signed_bits: int | None) -> npt.NDArray[np.integer]:
-    """Stored values (row, column) of one JPEG, JPEG-LS or JPEG 2000 stream; `signed_bits` of a signed image.
+def decode_jpeg(frame: bytes, codec: Codec, bits_stored: int, *, signed: bool) -> npt.NDArray[np.integer]:
+    """Stored values (row, column) of one JPEG, JPEG-LS or JPEG 2000 stream, without overlays in unused bits.
 
     Raises what the codec raises, and ValueError for a JPEG or JPEG-LS stream without an end: libjpeg would fill up what
     is missing, CharLS look for it for seconds.
@@ -39,4 +39,8 @@ def decode_jpeg(frame: bytes, codec: Codec, signed_bits: int | None) -> npt.NDAr
     if codec is not Codec.JPEG_2000 and not frame.rstrip(b"\0").endswith(_END_OF_IMAGE):
         raise ValueError("stream without an end")
     stored = _JPEG_DECODERS[codec](frame)
-    return stored if signed_bits is None else sign_extended(stored, signed_bits)
+    if signed:
+        return sign_extended(stored, bits_stored)
+    if stored.dtype == np.uint16:
+        clear_unused_bits(stored, bits_stored)
+    return stored

@@ -10,6 +10,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ImplicitVRLittleEndian,
+    LegacyConvertedEnhancedCTImageStorage,
 )
 
 from imaging.elements import PIXEL_DATA, UNDEFINED_LENGTH, ElementScanner, scan_file_meta
@@ -18,7 +19,9 @@ from imaging.odd_pixels import CODECS
 from imaging.pixels import Codec
 
 _SOP_CLASS_UID = 0x00080016
-_CT_CLASSES = frozenset((CTImageStorage.encode(), EnhancedCTImageStorage.encode()))
+_CT_CLASSES = frozenset(
+    uid.encode() for uid in (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+)
 # Most headers; those of some thousand frames of an Enhanced CT.
 _HEAD_BYTES, _LONGEST_HEAD_BYTES = 1 << 14, 1 << 23
 _MAXIMUM_INFLATED_BYTES = 1 << 30

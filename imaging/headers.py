@@ -20,7 +20,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from imaging.elements import ElementScanner, scan_file_meta
@@ -52,18 +52,20 @@ _WANTED = _tags(
     *("ContrastBolusAgent", "Manufacturer", "InstanceNumber", "ImageType", "AcquisitionNumber"),
     *("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
     *("RescaleSlope", "RescaleIntercept", "Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"),
+    *("RescaleType", "SliceLocation", "ReconstructionDiameter", "KVP"),
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *_FUNCTIONAL_GROUPS,
 )
 _SCANNER = ElementScanner(_WANTED)
 _SOP_CLASS_UID, _SOP_INSTANCE_UID, _IMAGE_POSITION_PATIENT = 0x00080016, 0x00080018, 0x00200032
-_ACQUISITION_NUMBER, _INSTANCE_NUMBER = 0x00200012, 0x00200013
+_ACQUISITION_NUMBER, _INSTANCE_NUMBER, _SLICE_LOCATION = 0x00200012, 0x00200013, 0x00201041
 # The elements that differ among the images of a series, with their VR.
 _OF_EACH_IMAGE = {
     _SOP_INSTANCE_UID: b"UI",
     _IMAGE_POSITION_PATIENT: b"DS",
     _ACQUISITION_NUMBER: b"IS",
     _INSTANCE_NUMBER: b"IS",
+    _SLICE_LOCATION: b"DS",
 }
 _CT_IMAGE_STORAGE = CTImageStorage.encode() + bytes(len(CTImageStorage) % 2)
 # More than file meta information has, unless it holds private information.
@@ -75,6 +77,7 @@ _SEQUENCE_END = b"\xfe\xff\xdd\xe0"
 _UID = re.compile(rb"([0-9.]{1,64})\0?").fullmatch
 _INTEGER = re.compile(rb" {0,9}([+-]?[0-9]{1,9})? {0,9}").fullmatch
 _DECIMAL = rb" {0,9}([+-]?[0-9]{1,16}(?:\.[0-9]{0,16})?(?:[eE][+-]?[0-9]{1,2})?) {0,9}"
+_NUMBER = re.compile(rb"(?:" + _DECIMAL + rb")?").fullmatch
 _POINT = re.compile(rb"\\".join([_DECIMAL] * 3)).fullmatch
 
 
@@ -102,6 +105,10 @@ class Slice:
     rescale_slope: float | None
     rescale_intercept: float | None
     pixels: StoredPixels | None = None
+    rescale_type: str | None = None
+    slice_location_mm: float | None = None
+    reconstruction_diameter_mm: float | None = None
+    kvp: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +210,7 @@ def _instance_header(file: Path, ds: Dataset, place: PixelPlace | None) -> Insta
     planes: tuple[Slice, ...] = ()
     if uids["SOPClassUID"] == CTImageStorage:
         planes = (_plane(file, ds, place),)
-    elif uids["SOPClassUID"] == EnhancedCTImageStorage:
+    elif uids["SOPClassUID"] in (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage):
         planes = tuple(_enhanced_planes(file, ds, place))
     series = Series(
         series_instance_uid=str(uids["SeriesInstanceUID"]),
@@ -232,7 +239,8 @@ def _header_like_one_before(file: Path, scanned: ScannedFile) -> InstanceHeader 
     values = scanned.values
     uid, point = _UID(values.get(_SOP_INSTANCE_UID, b"")), _POINT(values.get(_IMAGE_POSITION_PATIENT, b""))
     number, acquisition = (_INTEGER(values.get(tag, b"")) for tag in (_INSTANCE_NUMBER, _ACQUISITION_NUMBER))
-    if not (uid and point and number and acquisition) or values.get(_SOP_CLASS_UID) != _CT_IMAGE_STORAGE:
+    location = _NUMBER(values.get(_SLICE_LOCATION, b"").rstrip(b"\0"))
+    if not (uid and point and number and acquisition and location) or values.get(_SOP_CLASS_UID) != _CT_IMAGE_STORAGE:
         return None
     if any(scanned.vrs.get(tag, vr) not in (vr, b"UN") for tag, vr in _OF_EACH_IMAGE.items()):
         return None
@@ -250,6 +258,7 @@ def _header_like_one_before(file: Path, scanned: ScannedFile) -> InstanceHeader 
         instance_number=int(number[1]) if number[1] else None,
         acquisition_number=int(acquisition[1]) if acquisition[1] else None,
         image_position_patient=(float(point[1]), float(point[2]), float(point[3])),
+        slice_location_mm=float(location[1]) if location[1] else None,
         pixels=replace(plane.pixels, offset=place.offset) if plane.pixels and place else None,
     )
     return replace(like, sop_instance_uid=sop_instance_uid, series=replace(like.series, files=(file,), slices=(plane,)))
@@ -295,6 +304,10 @@ def _plane(file: Path, ds: Dataset, place: PixelPlace | None) -> Slice:
         rescale_slope=_number(_value(ds, "RescaleSlope")),
         rescale_intercept=_number(_value(ds, "RescaleIntercept")),
         pixels=_stored_pixels(ds, place) if place else None,
+        rescale_type=_text(_value(ds, "RescaleType")),
+        slice_location_mm=_number(_value(ds, "SliceLocation")),
+        reconstruction_diameter_mm=_number(_value(ds, "ReconstructionDiameter")),
+        kvp=_number(_value(ds, "KVP")),
     )
 
 
@@ -350,6 +363,9 @@ def _enhanced_planes(file: Path, ds: Dataset, place: PixelPlace | None) -> Itera
             slice_thickness_mm=_number(_value(measures, "SliceThickness")),
             rescale_slope=_number(_value(transformation, "RescaleSlope")),
             rescale_intercept=_number(_value(transformation, "RescaleIntercept")),
+            rescale_type=_text(_value(transformation, "RescaleType")),
+            # It has no meaning in an object of many planes.
+            slice_location_mm=None,
         )
 
 

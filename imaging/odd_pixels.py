@@ -51,9 +51,9 @@ def decode_file(path: Path) -> tuple[npt.NDArray[np.integer], tuple[int, int] | 
             raise ValueError("more pixels than Rows and Columns say")
     else:
         count = int(ds.get("NumberOfFrames") or 1)
-        signed_bits = int(ds.BitsStored) if ds.PixelRepresentation else None
+        signed = bool(ds.PixelRepresentation)
         encoded = generate_frames(ds.PixelData, number_of_frames=count)
-        frames = np.stack([decode_jpeg(frame, codec, signed_bits) for frame in encoded])
+        frames = np.stack([decode_jpeg(frame, codec, int(ds.BitsStored), signed=signed) for frame in encoded])
     return frames, padding_range(ds)
 
 

@@ -30,7 +30,7 @@ _SOLID_HU = (20.0, 220.0)
 _DEPTH_MM = 22.0
 _LIVER_LEAST_ML = 100.0
 # Where one lung has lost more the heart has moved, and what fills its place may look like a liver.
-_SMALLER_LUNG_LEAST = 0.6
+SMALLER_LUNG_LEAST = 0.6
 # Distances in planes alone: no other plane is near.
 _FAR_MM = 1e4
 
@@ -94,7 +94,7 @@ def _sides_mm(bones: Mask, deep: Mask, left: Mask, right: Mask, spacing_mm: Floa
     centre_mm = _centre_mm(left | right, spacing_mm)
     # Higher up it would be the heart.
     liver = deep[: max(0, int(centre_mm[0] / spacing_mm[0] - len(slices) / 4))]
-    if smaller < _SMALLER_LUNG_LEAST * larger or not bones.any() or not _is_liver(liver, spacing_mm):
+    if smaller < SMALLER_LUNG_LEAST * larger or not bones.any() or not _is_liver(liver, spacing_mm):
         return None
     # The heart is what lies between the lungs, in their lower and front halves.
     lower, front = (int(centre_mm[axis] / spacing_mm[axis]) for axis in (0, 1))

@@ -21,6 +21,10 @@ _OTHER_BODY_PART = re.compile(
     re.IGNORECASE,
 )
 # ImageType values (PS3.3 C.8.2.1.1.1 and vendors' own) of images that are not a plain reconstruction.
+# Pages and pictures that stand among the slices of some series, where no position says what of the body they show.
+_PAGES = frozenset({"SCREEN SAVE", "DOSE", "DOSE_INFO"})
+# Units of voxels that are no HU (PS3.3 C.11.1.1.2).
+_OTHER_UNITS = frozenset({"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"})
 _NOT_A_RECONSTRUCTION = frozenset(
     {"MPR", "MIP", "MINIP", "VRT", "SSD", "REFORMATTED", "PROJECTION IMAGE", "MAX_IP", "MIN_IP", "CURVED", "RANGE",
      "SCREEN SAVE", "DOSE", "PERFUSION", "SUBTRACTION", "BONE SUBTRACTED"}
@@ -144,7 +148,7 @@ def _is_finite(position: Point | None) -> bool:
 
 
 def _without_localizers(series: Series) -> Series:
-    axial = tuple(s for s in series.slices if not _is_localizer(s))
+    axial = tuple(s for s in series.slices if not _is_localizer(s) and not _is_page(s))
     if not axial or len(axial) == len(series.slices):
         return series
     return replace(series, slices=axial, left_out_localizers=len(series.slices) - len(axial))
@@ -152,6 +156,10 @@ def _without_localizers(series: Series) -> Series:
 
 def _is_localizer(plane: Slice) -> bool:
     return any(value.upper() in {"LOCALIZER", "SCOUT"} for value in plane.image_type)
+
+
+def _is_page(plane: Slice) -> bool:
+    return plane.image_position_patient is None and any(value.upper() in _PAGES for value in plane.image_type)
 
 
 def _why_unsuitable(series: Series) -> str | None:
@@ -165,6 +173,9 @@ def _why_unsuitable(series: Series) -> str | None:
     image_type = series.slices[0].image_type
     special = {v.upper() for v in image_type} & _NOT_A_RECONSTRUCTION
     special |= {v.upper() for text in (*image_type, series.series_description or "") for v in _PROJECTION.findall(text)}
+    units = {(s.rescale_type or "").upper() for s in series.slices} & _OTHER_UNITS
+    if units:
+        return f"its voxels are no HU (RescaleType {', '.join(sorted(units))})"
     if special:
         return f"not a plain reconstruction ({', '.join(sorted(special))})"
     if len(series.slices) < _MINIMUM_SLICES:

@@ -110,11 +110,15 @@ def _pixel_corners(plane: Mask) -> npt.NDArray[np.float64]:
 
 def maximum_thickness_mm(region: Region, geometry: Geometry) -> float:
     """Diameter in mm of the largest ball inside the region."""
-    outside = sitk.GetImageFromArray(np.pad(~region.mask, 1, constant_values=True).astype(np.uint8))
-    outside.SetSpacing(tuple(reversed(geometry.spacing_mm)))
+    finest = min(geometry.spacing_mm)
+    parts = [max(1, round(mm / finest)) for mm in geometry.spacing_mm]
+    # Thick slices in parts about as thick as the others are wide, so that all borders are equally near to the centres.
+    mask = region.mask.repeat(parts[0], axis=0).repeat(parts[1], axis=1).repeat(parts[2], axis=2)
+    outside = sitk.GetImageFromArray(np.pad(~mask, 1, constant_values=True).astype(np.uint8))
+    outside.SetSpacing(tuple(mm / n for mm, n in zip(reversed(geometry.spacing_mm), reversed(parts), strict=True)))
     distance = sitk.SignedMaurerDistanceMap(outside, squaredDistance=False, useImageSpacing=True)
     # The map counts to the centre of the nearest voxel outside; the border lies half a voxel before it.
-    return 2 * float(sitk.GetArrayFromImage(distance).max()) - float(min(geometry.spacing_mm))
+    return 2 * float(sitk.GetArrayFromImage(distance).max()) - float(finest)
 
 
 def emphysema_indices(hu: Hu, left: Mask, right: Mask, geometry: Geometry) -> tuple[Measurement, ...]:

@@ -1,7 +1,9 @@
 """Results kept beside their record, to be fetched from our own DICOMweb server."""
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -18,32 +20,62 @@ _FOLDER = "dicomweb"
 def send(encode: Encode, destination: DicomwebDestination, folder: Path) -> tuple[ObjectOutcome, ...]:
     """Write what the destination names below the result folder; on the disk, and nothing else, when this returns.
 
-    Raises PeerUnreachable where the disk does not take it: another attempt may succeed.
+    Nothing of it is seen before all is written. Raises PeerUnreachable where the disk does not take it: another
+    attempt may succeed.
     """
-    shelf = folder / _FOLDER / destination.name
-    written: set[Path] = set()
+    with _replacing(folder / _FOLDER / destination.name) as part:
 
-    def store(data_set: Dataset) -> None:
-        changed = prepared(data_set, ExplicitVRLittleEndian, destination.character_set)
-        target = shelf / f"{changed.SOPInstanceUID}.dcm"
-        part = target.with_suffix(".part")
-        try:
-            shelf.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+        def store(data_set: Dataset) -> None:
+            changed = prepared(data_set, ExplicitVRLittleEndian, destination.character_set)
+            with _failing_is_unreachable(), (part / f"{changed.SOPInstanceUID}.dcm").open("wb") as file:
                 changed.save_as(file, enforce_file_format=True)
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(target)
-            written.add(target)
-        except OSError as error:
-            raise PeerUnreachable(f"cannot write: {error.strerror}") from error
 
-    outcomes = store_all(destination.objects, encode, store, refused={})
-    for stale in set(shelf.iterdir()) - written if shelf.is_dir() else ():
-        stale.unlink()
-    return outcomes
+        return store_all(destination.objects, encode, store, refused={})
 
 
 def kept_files(folder: Path) -> Sequence[Path]:
     """What was kept of the report in a result folder; empty where nothing was."""
-    return sorted((folder / _FOLDER).glob("*/*.dcm"))
+    # No name of a destination begins with a dot: such a folder is not whole.
+    return sorted((folder / _FOLDER).glob("[!.]*/*.dcm"))
+
+
+@contextmanager
+def _replacing(shelf: Path) -> Iterator[Path]:
+    """A new folder that takes the place of the shelf when all is in it; a failure until then leaves that as it was."""
+    # Names of its own: what a killed process left there goes with the next attempt.
+    part, replaced = (shelf.with_name(f".{shelf.name}.{state}") for state in ("part", "replaced"))
+    with _failing_is_unreachable():
+        for left in (part, replaced):
+            if left.exists():
+                shutil.rmtree(left)
+        part.mkdir(parents=True)
+    try:
+        yield part
+        with _failing_is_unreachable():
+            _sync(part)
+            if shelf.exists():
+                shelf.rename(replaced)
+            part.rename(shelf)
+            for changed in (shelf.parent, shelf.parent.parent):
+                _sync(changed)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _failing_is_unreachable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PeerUnreachable(f"cannot write: {error.strerror}") from error

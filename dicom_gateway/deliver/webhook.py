@@ -16,15 +16,18 @@ _SECRET_PREFIX = "whsec_"
 _PORTS = {"http": 80, "https": 443}
 
 
-def send(notice: Notice, url: str, *, secret: str | None = None, bearer_token: str | None = None) -> None:
+def send(
+    notice: Notice, url: str, *, occasion: str, secret: str | None = None, bearer_token: str | None = None
+) -> None:
     """POST the notice as JSON; it was taken (any 2xx) when this returns.
 
-    `webhook-id` is the same for each attempt. With a secret, `webhook-signature` is that of id, time and body.
+    `webhook-id` is the same for each attempt to tell the same on one `occasion`, and for nothing else. With a secret,
+    `webhook-signature` is that of id, time and body.
     Raises PeerUnreachable where another attempt may succeed, PeerRefused for every other status, and
     ConfigurationError for a secret that is not base64.
     """
     body = as_json(notice)
-    identifier = f"msg_{hashlib.sha256(body).hexdigest()[:32]}"
+    identifier = f"msg_{hashlib.sha256(occasion.encode() + b' ' + body).hexdigest()[:32]}"
     timestamp = str(int(time.time()))
     headers = {"Content-Type": "application/json", "webhook-id": identifier, "webhook-timestamp": timestamp}
     if secret is not None:

@@ -59,9 +59,10 @@ class CommitmentRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitmentReport:
-    """What a destination says of results of ours; `failed` counts those it has not committed."""
+    """What a destination says of results of ours; `failed` counts those it says it has not committed."""
 
     transaction_uid: str
+    committed: frozenset[Reference]
     failed: int
     failure_reasons: tuple[int, ...]
 
@@ -78,10 +79,7 @@ def parse_request(
     request = CommitmentRequest(
         calling_ae_title=calling_ae_title,
         transaction_uid=_text(information, "TransactionUID"),
-        references=tuple(
-            (_text(item, "ReferencedSOPClassUID"), _text(item, "ReferencedSOPInstanceUID"))
-            for item in items_of(information, "ReferencedSOPSequence", _INVALID)
-        ),
+        references=_references(information),
     )
     uids = (request.transaction_uid, *(uid for reference in request.references for uid in reference))
     if not request.references or not all(map(is_safe_uid, uids)):
@@ -96,8 +94,16 @@ def parse_report(encoded: bytes, transfer_syntax: str) -> CommitmentReport:
     reasons = [item.get("FailureReason") for item in failed]
     return CommitmentReport(
         transaction_uid=_text(information, "TransactionUID"),
+        committed=frozenset(_references(information)),
         failed=len(failed),
         failure_reasons=tuple(sorted({reason if isinstance(reason, int) else 0 for reason in reasons})),
+    )
+
+
+def _references(information: Dataset) -> tuple[Reference, ...]:
+    return tuple(
+        (_text(item, "ReferencedSOPClassUID"), _text(item, "ReferencedSOPInstanceUID"))
+        for item in items_of(information, "ReferencedSOPSequence", _INVALID)
     )
 
 
@@ -183,15 +189,14 @@ class Commitments:
         """Note what a destination says of results of ours. Raises StoreRefused where it was not asked."""
         destinations = [peer for peer in self._settings.destinations if isinstance(peer, Destination)]
         asked = [peer.name for peer in destinations if peer.ae_title == calling_ae_title.strip()]
-        reason = None
-        if report.failed:
-            reasons = ", ".join(f"0x{reason:04X}" for reason in report.failure_reasons)
-            reason = f"{report.failed} objects are not committed ({reasons})"
         now = time.time()
         with self._engine.begin() as connection:
-            delivery = ledger.answer_commitment(connection, report.transaction_uid, asked, reason=reason, now=now)
-            if delivery is None:
+            references = ledger.requested_references(connection, report.transaction_uid, asked)
+            if references is None:
                 raise StoreRefused(StoreStatus.NO_SUCH_SOP_INSTANCE, "A transaction that nobody asked for")
+            reason = _what_is_missing(report, references)
+            delivery = ledger.answer_commitment(connection, report.transaction_uid, asked, reason=reason, now=now)
+            assert delivery is not None
             # What it has not committed it does not have: a person sends it again.
             if reason is not None and ledger.change_delivery(
                 connection,
@@ -256,6 +261,17 @@ class Commitments:
             return "the source is no longer configured"
         event_type, information = judge(self._engine, self._settings.data_dir, request)
         return send_event_report(source, self._settings.ae_title, event_type, information)
+
+
+def _what_is_missing(report: CommitmentReport, asked: frozenset[Reference]) -> str | None:
+    """Why a report is not the commitment of all that was asked for (PS3.4 J.3.3), None where it is."""
+    missing = len(asked - report.committed)
+    if not missing and not report.failed:
+        return None
+    reasons = [f"0x{reason:04X}" for reason in report.failure_reasons]
+    if missing > report.failed:
+        reasons.append("not named")
+    return f"{max(missing, report.failed)} objects are not committed ({', '.join(reasons)})"
 
 
 def send_event_report(source: Source, calling_ae_title: str, event_type: int, information: Dataset) -> str | None:

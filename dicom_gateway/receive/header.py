@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from io import BytesIO
 
-from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
@@ -19,6 +18,7 @@ from dicom_gateway.store.ledger import InstanceHeader
 from imaging.elements import FLOAT_PIXEL_DATA, PIXEL_DATA, UNDEFINED_LENGTH, ScannedElements, scan_elements
 from imaging.errors import BrokenDataSet
 from imaging.files import most_unpacked_bytes
+from imaging.source_text import decode_text
 from imaging.uids import is_safe_uid
 
 # `read(offset, count)`: up to `count` bytes of the encoded data set.
@@ -207,17 +207,14 @@ def _short(values: dict[int, bytes], tag: int, default: int) -> int:
 
 @lru_cache(maxsize=64)
 def _text(raw: tuple[bytes | None, ...]) -> dict[str, str]:
-    """Decoded text of the raw values of _TEXT_TAGS."""
-    encoded = b"".join(
-        struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
-        for tag, value in zip(_TEXT_TAGS, raw, strict=True)
-        if value is not None
-    )
-    header = read_dataset(BytesIO(encoded), True, True)
-    return {keyword: _printable(header, keyword) for keyword in _TEXT}
+    """Decoded text of the raw values of _TEXT_TAGS, by the character set that is the first of them."""
+    values = [value or b"" for value in raw]
+    declared = tuple(part.strip() for part in values[0].decode("ascii", "replace").strip("\0 ").split("\\"))
+    text = {keyword: _printable(decode_text(value, declared)) for keyword, value in zip(_TEXT, values, strict=True)}
+    # Component groups at the end that are empty (PS3.5 6.2.1).
+    return text | {"PatientName": text["PatientName"].rstrip("=")}
 
 
-def _printable(header: Dataset, keyword: str) -> str:
+def _printable(text: str) -> str:
     # Control characters mean nothing in these elements, and PostgreSQL takes no NUL.
-    text = "".join(c for c in str(header.get(keyword) or "") if c.isprintable())
-    return text.encode("utf-8", "replace").decode("utf-8").strip()
+    return "".join(c for c in text if c.isprintable()).encode("utf-8", "replace").decode("utf-8").strip()

@@ -358,6 +358,10 @@ SENTENCES: dict[str, str] = {
     "duplicate_positions": "位置重复",
     "slice_gaps": "层面缺失",
     "gantry_tilt": "机架倾斜",
+    "slice_location": "层面位置",
+    "image_numbers": "图像编号",
+    "reconstruction_diameter": "重建直径",
+    "kvp": "管电压",
     "alignment": "层面对齐",
     "slice_spacing": "层间距",
     "slice_thickness": "层厚",
@@ -559,6 +563,13 @@ RECORD: dict[str, str] = {
     ),
     "moderate fat is not excluded by attenuation alone": "仅凭CT值不能排除中度脂肪变",
     "the spleen measures even lower, which speaks against the scale of HU": "脾脏CT值更低，提示CT值标度可能有误",
+    "fat measures {n} HU, more than any fat does: the scale of HU is in doubt": (
+        "脂肪CT值为{n} HU，高于任何脂肪：CT值标度存疑"
+    ),
+    "no voxel measures more than {n} HU: calcium and metal were cut off": "没有体素超过{n} HU：钙化与金属被截断",
+    "nearly all of it is also outlined as an interstitial pattern: the two look alike": (
+        "其几乎全部同时被勾画为间质改变：两者相似"
+    ),
     "the spleen could not be measured for comparison": "无法测量脾脏作比较",
     "the diameter lies between {n} mm, the limit for women, and {m} mm, that for men": (
         "直径介于{n} mm（女性上限）与{m} mm（男性上限）之间"
@@ -649,7 +660,33 @@ RECORD: dict[str, str] = {
     "SliceThickness is absent": "缺少SliceThickness",
     "the slice spacing is used": "以层间距代替",
     "only {n} mm of the body are covered": "扫描范围仅{n} mm",
-    "{n} localizer images among the axial ones were left out": "已排除轴位图像中的{n}幅定位像",
+    "{n} images among the axial ones, localizers or pages, were left out": "已排除轴位图像中的{n}幅定位像或页面图像",
+    "by SliceLocation the images are {n} mm apart, by their positions {m} mm: nothing can be measured along the body": (
+        "按SliceLocation层间距为{n} mm，按图像位置为{m} mm：无法沿身体长轴测量"
+    ),
+    "by SliceLocation {n} images are missing, though the positions are even": (
+        "按SliceLocation缺失{n}幅图像，而图像位置均匀"
+    ),
+    "by their numbers {n} images may be missing, though the positions are even": (
+        "按图像编号可能缺失{n}幅图像，而图像位置均匀"
+    ),
+    "by PixelSpacing the images are {n} mm wide, by ReconstructionDiameter {m} mm: unless they were cut out, "
+    "all sizes are wrong": (
+        "按PixelSpacing图像宽{n} mm，按ReconstructionDiameter为{m} mm：除非图像经过裁剪，否则所有尺寸均有误"
+    ),
+    "pixels of {n} mm": "像素大小{n} mm",
+    "pixels of {n} mm: small nodules and calcium may be missed": "像素大小{n} mm：可能漏诊小结节和钙化",
+    "stored in steps of {n} HU: densities are coarse": "以{n} HU为步长存储：密度较粗略",
+    "taken at {n} kV: calcium and contrast measure otherwise than at 120 kV": (
+        "以{n} kV扫描：钙化和对比剂的测值与120 kV不同"
+    ),
+    "from one image to the next soft tissue changes by {n} HU: two scales are mixed": (
+        "相邻图像间软组织相差{n} HU：混有两种CT值标度"
+    ),
+    "one lung holds so little air that left and right could not be checked against the anatomy": (
+        "一侧肺含气过少，无法依据解剖核对左右"
+    ),
+    "its voxels are no HU (RescaleType {text_type})": "体素值不是CT值（RescaleType {text_type}）",
     "only {n} ml of aerated lung found: this is not a chest CT, or the HU are wrong": (
         "仅找到{n} ml含气肺：不是胸部CT，或CT值有误"
     ),

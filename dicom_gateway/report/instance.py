@@ -146,6 +146,8 @@ def finish(ds: Dataset, result: StoredResult, description: str) -> Dataset:
     for equipment in ds.get("ContributingEquipmentSequence", ()):
         if "ContributionDateTime" in equipment:
             equipment.ContributionDateTime = created.strftime("%Y%m%d%H%M%S%z")
+    if "LossyImageCompression" in ds:
+        ds.update(headers.lossy_compression)
     # Without it in the source, its study times are local to an unknown zone: none may be declared for them here.
     for keyword in ("TimezoneOffsetFromUTC", "StudyDescription", "PatientAge", "IssuerOfPatientID"):
         if keyword in headers.first:

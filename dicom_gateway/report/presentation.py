@@ -84,6 +84,10 @@ def _state(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **shared,
     )
+    for shown in ds.DisplayedAreaSelectionSequence:
+        # highdicom takes all pixels for square (PS3.3 C.10.4).
+        del shown.PresentationPixelAspectRatio
+        shown.PresentationPixelSpacing = list(grid.pixel_spacing_mm)
     # Makes Laterality (2C, PS3.3 C.7.3.1) not required: the chest is not a paired part.
     ds.BodyPartExamined = "CHEST"
     return finish(ds, result, SERIES_DESCRIPTION)

@@ -32,7 +32,7 @@ def secondary_capture(
         **instance_arguments(result, kind, series_number, number),
     )
     ds.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
-    ds.LossyImageCompression = "00"
+    ds.LossyImageCompression = "00"  # finish() knows better where the source lost something
     ds.DerivationDescription = result.edition.language.told(report.disclaimer)
     # Makes Laterality (2C, PS3.3 C.7.3.1) not required: the chest is not a paired part.
     ds.BodyPartExamined = "CHEST"

@@ -11,21 +11,20 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from pydicom import dcmread
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
-from pydicom.uid import UID
+from pydicom.uid import HTJ2K, JPEG2000, UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
-from dicom_gateway.report.source_text import decode_text
 from imaging.errors import UnreadableInstance
 from imaging.patients import is_one_patient, patient_of
+from imaging.source_text import UNICODE, declared_character_sets, decode_text
 from imaging.uids import is_safe_uid
 
-CHARACTER_SET = "ISO_IR 192"
+CHARACTER_SET = UNICODE
 
 # Type 2 of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present in every result, empty if unknown.
 _REQUIRED_TEXT = ("PatientName", "PatientID", "AccessionNumber", "StudyID", "ReferringPhysicianName")
@@ -38,11 +37,23 @@ _OPTIONAL_TEXT = (
 _DATES = ("StudyDate", "PatientBirthDate")
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _OTHER = ("StudyTime", "PatientSex", "PatientAge", "SpecificCharacterSet")
+_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+# Defined terms of (0028,2114) for those syntaxes that may lose something.
+_LOSSY_METHODS = {
+    JPEGBaseline8Bit: "ISO_10918_1",
+    JPEGExtended12Bit: "ISO_10918_1",
+    JPEGLSNearLossless: "ISO_14495_1",
+    JPEG2000: "ISO_15444_1",
+    HTJ2K: "ISO_15444_15",
+}
 _REQUIRED_OF_PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
 _OPTIONAL_OF_PATIENT = ("IssuerOfPatientID", "PatientAge")
+_REQUIRED_OF_STUDY = ("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName")
+_OPTIONAL_OF_STUDY = ("StudyDescription", "TimezoneOffsetFromUTC")
 # -1200 to +1400, and never -0000 (PS3.5 6.2, PS3.3 C.12.1.1.8).
 _UTC_OFFSET = re.compile(r"(\+(0[0-9]|1[0-3])|-(?!0000)(0[0-9]|1[01]))[0-5][0-9]|-1200|\+1400")
-_READ = (*_REQUIRED_TEXT, *_OPTIONAL_TEXT, *_DATES, *_UIDS, *_OTHER)
+_RATIO, _TERM = re.compile(r"\d{1,6}(\.\d{1,8})?"), re.compile(r"[A-Z0-9_ ]{1,16}")
+_READ = (*_REQUIRED_TEXT, *_OPTIONAL_TEXT, *_DATES, *_UIDS, *_OTHER, *_LOSSY)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +68,12 @@ class SourceHeaders:
     @property
     def first(self) -> Dataset:
         return self.instances[0]
+
+    @property
+    def lossy_compression(self) -> Dataset:
+        """What images derived from these must say of it (PS3.3 C.7.6.1.1.5): once lossy, always lossy; else empty."""
+        lossy = next((header for header in self.instances if "LossyImageCompression" in header), Dataset())
+        return Dataset({element.tag: element for element in lossy if element.keyword in _LOSSY})
 
 
 def read_source_headers(
@@ -82,7 +99,7 @@ def read_source_headers(
         (header for header in headers if header.StudyInstanceUID == study_instance_uid),
         key=lambda header: str(header.SOPInstanceUID),
     )
-    _name_one_patient(headers)
+    _name_one_patient_and_study(headers)
     of_study = {str(header.SOPInstanceUID): header for header in headers}
     if instances is not None and len(of_study) < len(instances):
         raise UnreadableInstance("not every image that was analysed can be read again")
@@ -98,7 +115,7 @@ def text_of(header: Dataset, keyword: str) -> str:
     return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "")
 
 
-def _name_one_patient(headers: Collection[Dataset]) -> None:
+def _name_one_patient_and_study(headers: Collection[Dataset]) -> None:
     """What some images leave out the others tell. Of several patients none is named: their study is refused.
 
     Its results hold nothing that belonged to one of them, and shall not reach the wrong one.
@@ -111,6 +128,11 @@ def _name_one_patient(headers: Collection[Dataset]) -> None:
                 setattr(header, keyword, told)
             else:
                 header.pop(keyword, None)
+    for keyword in (*_REQUIRED_OF_STUDY, *_OPTIONAL_OF_STUDY):
+        told = next((header[keyword].value for header in headers if one and header.get(keyword)), None)
+        for header in headers:
+            if told is not None and not header.get(keyword):
+                setattr(header, keyword, told)
 
 
 def _read(path: Path) -> Dataset | None:
@@ -128,7 +150,7 @@ def _read(path: Path) -> Dataset | None:
 
 def _sanitised(source: Dataset) -> Dataset:
     header = Dataset()
-    declared = _strings(source.get("SpecificCharacterSet"))
+    declared = declared_character_sets(source)
     for keyword in _UIDS:
         if is_safe_uid(uid := str(source.get(keyword, ""))):
             setattr(header, keyword, uid)
@@ -147,8 +169,32 @@ def _sanitised(source: Dataset) -> Dataset:
         header.PatientAge = age
     if not _UTC_OFFSET.fullmatch(header.get("TimezoneOffsetFromUTC", "")):
         header.pop("TimezoneOffsetFromUTC", None)
+    header.update(_lossy(source))
     header.SpecificCharacterSet = CHARACTER_SET
     return header
+
+
+def _lossy(source: Dataset) -> Dataset:
+    """Whether the image ever lost anything by compression, how often and how much (PS3.3 C.7.6.1.1.5); empty if not.
+
+    Ratios and methods stand beside each other; what was done in the file itself the transfer syntax tells.
+    """
+    told = Dataset()
+    method = _LOSSY_METHODS.get(UID(str(source.file_meta.get("TransferSyntaxUID", ""))))
+    if _ascii(source, "LossyImageCompression") != "01" and method is None:
+        return told
+    told.LossyImageCompression = "01"
+    ratios = _parts(source, "LossyImageCompressionRatio")
+    methods = _parts(source, "LossyImageCompressionMethod") or [method or ""]
+    if all(_RATIO.fullmatch(ratio) for ratio in ratios) and len(ratios) == len(methods):
+        told.LossyImageCompressionRatio = ratios
+    if all(_TERM.fullmatch(term) for term in methods):
+        told.LossyImageCompressionMethod = methods
+    return told
+
+
+def _parts(source: Dataset, keyword: str) -> list[str]:
+    return [part for part in map(str.strip, _ascii(source, keyword).split("\\")) if part]
 
 
 def _raw_bytes(source: Dataset, keyword: str) -> bytes:
@@ -180,9 +226,3 @@ def _time(text: str) -> str:
     """HH[MM[SS[.FFFFFF]]] (PS3.5 6.2), or empty; the old form with colons is understood."""
     text = text.replace(":", "")
     return text if re.fullmatch(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", text) else ""
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(str(v) for v in value)

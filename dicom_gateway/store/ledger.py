@@ -1,6 +1,6 @@
 """Changes of the index, each a function of one open transaction: the caller decides what commits together."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -350,29 +350,49 @@ def request_commitment(
     revision: int,
     destination: str,
     *,
-    instances: int,
+    references: Sequence[tuple[str, str]],
     now: float,
 ) -> None:
-    """Note that a destination is about to be asked for storage commitment."""
+    """Note that a destination is to be asked for storage commitment of these, pairs of SOP Class and Instance UID."""
     connection.execute(
         sa.insert(requested_commitment).values(
             transaction_uid=transaction_uid,
             study_instance_uid=study_instance_uid,
             revision=revision,
             destination=destination,
-            instances=instances,
+            instances=len(references),
+            references=[list(reference) for reference in references],
             state=CommitmentState.REQUESTED,
             updated=now,
         )
     )
 
 
+def requested_references(
+    connection: sa.Connection, transaction_uid: str, destinations: Collection[str]
+) -> frozenset[tuple[str, str]] | None:
+    """What one of these destinations was asked for, as far as it was noted; None where none of them was asked."""
+    row = connection.execute(
+        sa.select(requested_commitment.c.references).where(
+            requested_commitment.c.transaction_uid == transaction_uid,
+            requested_commitment.c.destination.in_(destinations),
+        )
+    ).one_or_none()
+    return None if row is None else frozenset((sop_class, uid) for sop_class, uid in row.references or ())
+
+
 def answer_commitment(
-    connection: sa.Connection, transaction_uid: str, destinations: Collection[str], *, reason: str | None, now: float
+    connection: sa.Connection,
+    transaction_uid: str,
+    destinations: Collection[str],
+    *,
+    reason: str | None,
+    now: float,
+    since: tuple[CommitmentState, ...] = tuple(CommitmentState),
 ) -> tuple[str, int, str] | None:
     """Note that one of these destinations has committed, or with a `reason` that it has not.
 
-    Returns the key of the delivery, None where none of them was asked.
+    Returns the key of the delivery, None where none of them was asked or its answer is not in one of `since`.
     """
     state = CommitmentState.COMMITTED if reason is None else CommitmentState.NOT_COMMITTED
     row = connection.execute(
@@ -380,6 +400,7 @@ def answer_commitment(
         .where(
             requested_commitment.c.transaction_uid == transaction_uid,
             requested_commitment.c.destination.in_(destinations),
+            requested_commitment.c.state.in_(since),
         )
         .values(state=state, reason=reason, updated=now)
         .returning(
@@ -389,6 +410,28 @@ def answer_commitment(
         )
     ).one_or_none()
     return None if row is None else (row.study_instance_uid, row.revision, row.destination)
+
+
+def unanswered_commitment(
+    connection: sa.Connection, study_instance_uid: str, revision: int, destination: str
+) -> tuple[str, tuple[tuple[str, str], ...]] | None:
+    """Transaction UID and references of a delivery's latest request that waits for its answer; None: there is none."""
+    row = connection.execute(
+        sa.select(requested_commitment.c.transaction_uid, requested_commitment.c.references)
+        .where(
+            requested_commitment.c.study_instance_uid == study_instance_uid,
+            requested_commitment.c.revision == revision,
+            requested_commitment.c.destination == destination,
+            requested_commitment.c.state == CommitmentState.REQUESTED,
+            # One of an earlier version was asked, or cannot be.
+            requested_commitment.c.references.is_not(sa.null()),
+        )
+        .order_by(requested_commitment.c.updated.desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return None
+    return row.transaction_uid, tuple((sop_class, uid) for sop_class, uid in row.references)
 
 
 def _insert_into_open_study(

@@ -172,8 +172,8 @@ commitment = sa.Table(
     sa.Column("next_attempt", sa.Float, nullable=False),
 )
 
-# Storage commitment that a destination was asked for. `state` is a CommitmentState, `reason` says why it is not
-# committed.
+# Storage commitment that a destination was asked for. `references` are pairs of SOP Class and Instance UID, null in
+# rows of earlier versions; `state` is a CommitmentState, `reason` says why it is not committed.
 requested_commitment = sa.Table(
     "requested_commitment",
     metadata,
@@ -182,6 +182,7 @@ requested_commitment = sa.Table(
     sa.Column("revision", sa.Integer, nullable=False),
     sa.Column("destination", sa.String(32), nullable=False),
     sa.Column("instances", sa.Integer, nullable=False),
+    sa.Column("references", sa.JSON(none_as_null=True), nullable=True),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text, nullable=True),
     sa.Column("updated", sa.Float, nullable=False),
@@ -255,6 +256,7 @@ def create_tables(engine: sa.Engine) -> None:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING_TABLES)))
         metadata.create_all(connection)
         _add_delivery_outcomes(connection)
+        _add_requested_references(connection)
         _drop_digests(connection)
 
 
@@ -268,6 +270,16 @@ def _add_delivery_outcomes(connection: sa.Connection) -> None:
         connection.exec_driver_sql(
             "alter table delivery add column if not exists outcomes json, alter column objects type text"
         )
+
+
+def _add_requested_references(connection: sa.Connection) -> None:
+    """Earlier versions noted how many instances they asked for, not which."""
+    table = requested_commitment.name
+    if "references" in {column["name"] for column in sa.inspect(connection).get_columns(table)}:
+        return
+    if_not_exists = "" if connection.dialect.name == "sqlite" else "if not exists "
+    # Quoted: it is a word of SQL.
+    connection.exec_driver_sql(f'alter table {table} add column {if_not_exists}"references" json')
 
 
 def _drop_digests(connection: sa.Connection) -> None:

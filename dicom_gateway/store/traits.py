@@ -11,6 +11,7 @@ from pydicom.multival import MultiValue
 from dicom_gateway.rules import StudyTraits, age_in_years, first_match
 from dicom_gateway.settings import Rule, Settings
 from dicom_gateway.store import index
+from imaging.source_text import in_unicode
 
 _KEYWORDS = {
     "modality": "Modality",
@@ -47,20 +48,15 @@ def read_traits(engine: sa.Engine, data_dir: Path, study: index.StudyRow) -> Stu
 
 def _header(path: Path) -> Dataset:
     try:
-        return dcmread(path, stop_before_pixels=True, specific_tags=_READ)
+        return in_unicode(dcmread(path, stop_before_pixels=True, specific_tags=_READ))
     except Exception:  # noqa: BLE001  # edge: one damaged file must not keep every study from being closed
         return Dataset()
 
 
 def _values(header: Dataset, keyword: str) -> list[str]:
-    # pydicom converts a value when it is asked for, and the port takes images with a VR that nobody knows or a number
-    # cut short: no rule can mean such a value, so it counts as not there.
-    try:
-        value = header.get(keyword)
-        parts = list(value) if isinstance(value, MultiValue) and value else [value]
-        return ["" if part is None else str(part).strip() for part in parts]
-    except Exception:  # noqa: BLE001  # edge: one damaged element must not keep its study from being closed
-        return [""]
+    value = header.get(keyword)
+    parts = list(value) if isinstance(value, MultiValue) and value else [value]
+    return ["" if part is None else str(part).strip() for part in parts]
 
 
 def _one(header: Dataset, keyword: str) -> str:

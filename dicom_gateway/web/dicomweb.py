@@ -165,7 +165,7 @@ def retrieve_frames(
     except NoFrames as error:
         raise HTTPException(406, f"There are no frames of this instance: {error}.") from error
     numbers = [int(number) for number in frames.split(",")]
-    if max(numbers) > stored.count:
+    if not all(map(stored.has, numbers)):
         raise HTTPException(404, "There is no such frame.")
     _require_frames_acceptable(request, stored)
     boundary = uuid.uuid4().hex
@@ -242,7 +242,7 @@ def _headers(request: Request, held: Sequence[Held]) -> Response:
 
 def _retrieved(request: Request, held: Sequence[Held]) -> Response:
     """The files as they are stored, one after the other, never more than a piece of one in memory."""
-    wanted = _accepted_parts(request)
+    wanted = _accepted_syntaxes(request, alone=len(held) == 1)
     there = [(instance, syntax) for instance in held if (syntax := read_transfer_syntax(instance)) is not None]
     if not there:
         raise HTTPException(404, "What is stored cannot be read.")
@@ -270,13 +270,18 @@ def _pieces(held: Held) -> Iterator[bytes]:
 
 
 def _accept(request: Request) -> list[tuple[str, dict[str, str]]]:
-    """Media types of Accept with their parameters; `accept` in the address stands for the header (PS3.18 8.3.3.1)."""
+    """Media types of Accept with their parameters; `accept` in the address stands for the header (PS3.18 8.3.3.1).
+
+    Without those of weight 0, which are not acceptable (RFC 9110 section 12.4.2).
+    """
     told = request.query_params.get("accept") or request.headers.get("Accept") or "*/*"
     ranges = []
     for part in parse_http_list(told):
         media_type, *rest = (text.strip() for text in part.split(";"))
         pairs = (text.partition("=") for text in rest)
-        ranges.append((media_type.lower(), {name.strip().lower(): value.strip(' "') for name, _, value in pairs}))
+        parameters = {name.strip().lower(): value.strip(' "') for name, _, value in pairs}
+        if not re.fullmatch(r"0(\.0{0,3})?", parameters.get("q", "1")):
+            ranges.append((media_type.lower(), parameters))
     return ranges
 
 
@@ -286,12 +291,16 @@ def require_acceptable(request: Request, served: Sequence[str]) -> None:
         raise HTTPException(406, f"This is served as {served[0]}.")
 
 
-def _accepted_parts(request: Request) -> set[str]:
-    """Transfer syntaxes that are asked for, "*" for any. Raises HTTPException 406 where it is not instances."""
+def _accepted_syntaxes(request: Request, *, alone: bool) -> set[str]:
+    """Transfer syntaxes that are asked for, "*" for any. Raises HTTPException 406 where it is not instances.
+
+    `alone`: there is one, which needs no parts.
+    """
+    served = {"*/*", "multipart/*"} | ({DICOM, "application/*"} if alone else set())
     syntaxes = set()
     for media_type, parameters in _accept(request):
-        of_instances = parameters.get("type", DICOM) == DICOM if media_type == "multipart/related" else False
-        if of_instances or media_type in ("*/*", "multipart/*", "application/*", DICOM):
+        of_instances = parameters.get("type", DICOM).lower() == DICOM if media_type == "multipart/related" else False
+        if of_instances or media_type in served:
             syntaxes.add(parameters.get("transfer-syntax", "*"))
     if not syntaxes:
         raise HTTPException(406, f'Instances are served as multipart/related; type="{DICOM}".')
@@ -300,7 +309,7 @@ def _accepted_parts(request: Request) -> set[str]:
 
 def _require_frames_acceptable(request: Request, stored: Frames) -> None:
     for media_type, parameters in _accept(request):
-        kind, syntax = parameters.get("type", "*/*"), parameters.get("transfer-syntax")
+        kind, syntax = parameters.get("type", "*/*").lower(), parameters.get("transfer-syntax")
         of_kind = kind in ("*/*", stored.media_type) and syntax in (None, "*", stored.transfer_syntax)
         # Viewers ask for any syntax in the name of the uncompressed one.
         if media_type in ("*/*", "multipart/*") or (media_type == "multipart/related" and (of_kind or syntax == "*")):
@@ -309,8 +318,10 @@ def _require_frames_acceptable(request: Request, stored: Frames) -> None:
 
 
 def _wants_single_part(request: Request) -> bool:
-    media_types = [media_type for media_type, _ in _accept(request)]
-    return DICOM in media_types and "multipart/related" not in media_types
+    media_types = {media_type for media_type, _ in _accept(request)}
+    if DICOM in media_types:
+        return "multipart/related" not in media_types
+    return not media_types & {"*/*", "multipart/*", "multipart/related"}
 
 
 def base_address(request: Request) -> str:

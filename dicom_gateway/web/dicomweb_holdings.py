@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from dicom_gateway.store import index
 from dicom_gateway.web.dicomweb_query import Query, SearchTooBroad, matches
 from dicom_gateway.web.results import dicom_objects, result_file
 from dicom_gateway.web.site import Site
+from imaging.source_text import in_unicode
 
 # Always told (PS3.18 Tables 10.6.3-3 to 10.6.3-5), beside what is counted and where it is retrieved.
 STUDY_ATTRIBUTES = [
@@ -338,10 +338,5 @@ def _read(path: Path, keywords: Sequence[str] | None) -> Dataset | None:
         except Exception as error:  # noqa: BLE001  # edge: one damaged file must not hide the others
             emit(Event.STORED_FILE_UNREADABLE, level="error", error=type(error).__name__)
             return None
-        decoded = Dataset()
-        for tag in list(header.keys()):
-            # A value that its VR cannot hold is left out.
-            with suppress(Exception):
-                decoded.add(header[tag])
-        decoded.SpecificCharacterSet = "ISO_IR 192"  # that of DICOM JSON (PS3.18 F.2.1.1)
-    return decoded
+        # Unicode, which DICOM JSON is in (PS3.18 F.2.1.1).
+        return in_unicode(header)

@@ -8,6 +8,11 @@ import SimpleITK as sitk
 
 from imaging.geometry import Geometry
 from imaging.volume import AIR_HU, Volume
+from models.evaluation.truth import LabelledStudy, TruthMismatch
+from models.findings import FindingKind
+
+# Where a mask has no voxel; within it values are 0 to 1.
+_BESIDE = -1.0
 
 
 def read_image(path: Path) -> Volume:
@@ -24,8 +29,29 @@ def read_image(path: Path) -> Volume:
     return Volume(hu, Geometry(affine, hu.shape), path.stem, tuple(str(i) for i in range(count)), (None,) * count)
 
 
+def read_masks(study: LabelledStudy, geometry: Geometry) -> dict[FindingKind, npt.NDArray[np.bool_]]:
+    """The true outlines of a study on the voxels of `geometry`, its image.
+
+    Raises OSError where one cannot be read, TruthMismatch where one lies beside the image or denies the presence.
+    """
+    masks = {}
+    for kind in FindingKind:
+        if (path := study.mask_path(kind)) is None:
+            continue
+        masks[kind] = read_mask(path, geometry)
+        presence = study.truth.of(kind).presence
+        if presence == "present" and not masks[kind].any():
+            raise TruthMismatch(f"{path}: it outlines nothing in the image, although {kind.value} is present")
+        if presence == "absent" and masks[kind].any():
+            raise TruthMismatch(f"{path}: it outlines something, although {kind.value} is absent")
+    return masks
+
+
 def read_mask(path: Path, geometry: Geometry) -> npt.NDArray[np.bool_]:
-    """An outline on the voxels of `geometry`, (slice, row, column): inside where the file is not 0."""
+    """An outline on the voxels of `geometry`, (slice, row, column): inside where the file is not 0.
+
+    Raises OSError where it cannot be read, TruthMismatch where it has no voxel of `geometry`.
+    """
     affine = geometry.affine
     steps = np.linalg.norm(affine[:3, :3], axis=0)
     slices, rows, columns = geometry.shape
@@ -39,8 +65,12 @@ def read_mask(path: Path, geometry: Geometry) -> npt.NDArray[np.bool_]:
         [float(v) for v in affine[:3, 3]],
         [float(v) for v in steps[::-1]],
         [float(v) for v in direction.ravel()],
+        _BESIDE,
     )
-    inside: npt.NDArray[np.bool_] = sitk.GetArrayFromImage(resampled) >= 0.5
+    values = sitk.GetArrayViewFromImage(resampled)
+    if (values == _BESIDE).all():
+        raise TruthMismatch(f"{path}: by its header it lies beside the image")
+    inside: npt.NDArray[np.bool_] = values >= 0.5
     return inside
 
 

@@ -10,8 +10,17 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from imaging.volume import Volume
-from models.evaluation.truth import KindTruth, KnownPresence, StudyTruth, TrueLesion, TrueMeasurement
-from models.findings import LARGEST_NODULE_MM, Finding, FindingKind, Laterality, Presence, Quantity
+from models.evaluation.truth import KindTruth, KnownPresence, StudyTruth, TrueLesion, TrueMeasurement, units_of
+from models.findings import (
+    LARGEST_NODULE_MM,
+    Finding,
+    FindingKind,
+    Laterality,
+    Measurement,
+    Presence,
+    Quantity,
+    Unit,
+)
 
 # A description hits a lesion when its centre lies within the lesion's radius (Setio et al., Med Image Anal 2017;42:1);
 # a radius below this is less than the grid of a thick series can tell.
@@ -272,35 +281,42 @@ def _pairs(study: Finding, parts: Sequence[Finding], known: Sequence[TrueMeasure
     for true in known if study.presence is not Presence.NOT_ASSESSED else ():
         measured = _measured(true, study, parts)
         if measured is not None:
+            value, unit = measured
             pairs.append(
                 Pair(
                     quantity=true.quantity,
-                    unit=true.unit,
-                    true=true.value,
-                    measured=measured,
+                    unit=unit,
+                    true=true.value_in(unit),
+                    measured=value,
                     laterality=true.laterality,
                 )
             )
     return pairs
 
 
-def _measured(true: TrueMeasurement, study: Finding, parts: Sequence[Finding]) -> float | None:
-    def wanted(finding: Finding, side: Laterality | None) -> list[float]:
+def _measured(true: TrueMeasurement, study: Finding, parts: Sequence[Finding]) -> tuple[float, Unit] | None:
+    """Value and unit of what was measured."""
+    units = units_of(true.quantity)
+
+    def wanted(finding: Finding, side: Laterality | None) -> list[Measurement]:
         return [
-            m.value
+            m
             for m in finding.measurements
-            if m.quantity is true.quantity and m.unit == true.unit and (m.laterality or side) in sides
+            if m.quantity is true.quantity and m.unit in units and (m.laterality or side) in sides
         ]
 
     of_a_side = true.laterality not in _WHOLE
     sides = (true.laterality,) if of_a_side else _WHOLE
     whole = wanted(study, None)
     if whole:
-        return whole[0]
+        return whole[0].value, whole[0].unit
     # What may be nothing is described beside what is something, and no part of it.
     sure = [part for part in parts if part.presence is Presence.PRESENT] or parts
-    values = [value for part in sure for value in wanted(part, part.laterality if of_a_side else None)]
-    return sum(values) if values and true.quantity is Quantity.VOLUME else max(values, default=None)
+    found = [m for part in sure for m in wanted(part, part.laterality if of_a_side else None)]
+    if not found:
+        return None
+    values = [m.value for m in found if m.unit == found[0].unit]
+    return sum(values) if true.quantity is Quantity.VOLUME else max(values), found[0].unit
 
 
 def _matches(parts: Sequence[Finding], lesions: Sequence[TrueLesion]) -> list[Match]:

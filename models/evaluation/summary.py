@@ -41,9 +41,11 @@ SUBGROUPS: Mapping[str, Callable[[Record], str]] = {
 def _thickness(spacing_mm: float | None) -> str:
     if spacing_mm is None:
         return "unknown"
-    if spacing_mm <= 1.5:
+    # A mean of steps of exactly 1.5 mm may be 1.5000000000000002 mm.
+    rounded_mm = round(spacing_mm, 2)
+    if rounded_mm <= 1.5:
         return "up to 1.5 mm"
-    return "over 1.5 to 3 mm" if spacing_mm <= 3.0 else "over 3 mm"
+    return "over 1.5 to 3 mm" if rounded_mm <= 3.0 else "over 3 mm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,11 @@ studies and leaves the data where they are. Both hold the fields of `StudyTruth`
 
 A kind that is named nowhere is unknown and counts neither as present nor as absent. `none_above_mm` of nodules says
 that none has a mean axial diameter above it, whatever smaller ones there are: 30 where there is no mass; below 6 there
-is no nodule of 6 to 30 mm either. Quantities and units are those of `models.findings`. Slices are counted from 0 at the
-lowest one (feet); a mask is a NIfTI file, not 0 inside, placed by its own header. `path` and `mask` are relative to the
-folder of a `truth.json`, in an index file to its `root`, and what they name must be there. An index file has
+is no nodule of 6 to 30 mm either. Quantities and units are those of `models.findings`; volumes may be in ml or mm3.
+Slices are counted from 0 at the lowest one (feet); a mask is a NIfTI file, not 0 inside, placed by its own header.
+Where points, slices or masks miss the image, or a mask is empty though the kind is present, the study fails. `path` and
+`mask` are relative to the folder of a `truth.json`, in an index file to its `root`, and what they name must be there.
+An index file has
 
     version = 1
     root = "../archive"          # relative to the index file's folder; that folder when left out
@@ -32,25 +34,56 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from imaging.geometry import Point
+from imaging.geometry import Geometry, Point
 from models.findings import FindingKind, Laterality, Quantity, Unit
 
 TRUTH_NAME = "truth.json"
 KnownPresence = Literal["present", "absent", "unknown"]
 
 _NAMED = 5
+_HALF_A_VOXEL = 0.5 + 1e-3  # rounding in headers and truth files
 
 
 class UnreadableTruth(ValueError):
     """A truth or index file cannot be read."""
 
 
+class TruthMismatch(ValueError):
+    """What is said to be true of a study cannot be true of its image."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_MM3: Mapping[Unit, float] = {"mm3": 1.0, "ml": 1000.0}
+_UNITS: Mapping[tuple[Unit, ...], tuple[Quantity, ...]] = {
+    tuple(_MM3): (Quantity.VOLUME, Quantity.LUNG_VOLUME, Quantity.CALCIUM_VOLUME),
+    ("[hnsf'U]",): (
+        Quantity.MEAN_ATTENUATION,
+        Quantity.STANDARD_DEVIATION_OF_ATTENUATION,
+        Quantity.PERCENTILE_15_OF_ATTENUATION,
+        Quantity.SPLEEN_ATTENUATION,
+        Quantity.LIVER_SPLEEN_DIFFERENCE,
+    ),
+    ("%",): (Quantity.LOW_ATTENUATION_AREA_950, Quantity.FRACTION_OF_LUNG),
+    ("1",): (Quantity.AGATSTON_SCORE, Quantity.GENANT_GRADE, Quantity.LESION_COUNT),
+    ("{ratio}",): (
+        Quantity.CARDIOTHORACIC_RATIO,
+        Quantity.PULMONARY_TRUNK_TO_AORTA_RATIO,
+        Quantity.VERTEBRAL_HEIGHT_RATIO,
+    ),
+}
+
+
+def units_of(quantity: Quantity) -> tuple[Unit, ...]:
+    """The units a quantity may be known in: those that it is measured in, or that can be converted into them."""
+    return next((units for units, quantities in _UNITS.items() if quantity in quantities), ("mm",))
 
 
 class TrueMeasurement(_Record):
@@ -60,6 +93,16 @@ class TrueMeasurement(_Record):
     value: float = Field(allow_inf_nan=False)
     unit: Unit
     laterality: Laterality | None = None
+
+    @model_validator(mode="after")
+    def _in_a_unit_it_is_measured_in(self) -> Self:
+        if self.unit not in (units := units_of(self.quantity)):
+            raise ValueError(f"{self.quantity.value} is measured in {' or '.join(units)}, not in {self.unit}")
+        return self
+
+    def value_in(self, unit: Unit) -> float:
+        """The value in one of `units_of` its quantity."""
+        return self.value if unit == self.unit else self.value * _MM3[self.unit] / _MM3[unit]
 
 
 class TrueLesion(_Record):
@@ -86,14 +129,25 @@ class KindTruth(_Record):
     """What is known about one kind. `lesions`, where given, are all lesions of the kind that a reader would name.
 
     No lesion has a mean axial diameter above `none_above_mm`; whether there are smaller ones is for `presence` to say.
+    What is absent has neither positive slices nor lesions that count.
     """
 
     presence: KnownPresence = "present"
     none_above_mm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     measurements: tuple[TrueMeasurement, ...] = ()
     lesions: tuple[TrueLesion, ...] = ()
-    positive_slices: tuple[int, ...] = ()
+    positive_slices: tuple[Annotated[int, Field(ge=0)], ...] = ()
     mask: str | None = None
+
+    @model_validator(mode="after")
+    def _absent_is_nowhere(self) -> Self:
+        if self.presence != "absent":
+            return self
+        if any(lesion.counts for lesion in self.lesions):
+            raise ValueError("it has lesions, although presence is absent")
+        if self.positive_slices:
+            raise ValueError("it has positive_slices, although presence is absent")
+        return self
 
     @model_validator(mode="after")
     def _none_is_larger(self) -> Self:
@@ -128,6 +182,14 @@ class StudyTruth(_Record):
         return self
 
     @model_validator(mode="after")
+    def _absent_is_not_measured(self) -> Self:
+        for kind, known in self.findings.items():
+            sizes = [m.quantity.value for m in known.measurements if m.value > 0 and _is_of_a_lesion(kind, m.quantity)]
+            if known.presence == "absent" and sizes:
+                raise ValueError(f"{kind.value} has a {', '.join(sizes)}, although presence is absent")
+        return self
+
+    @model_validator(mode="after")
     def _sorted_by_size(self) -> Self:
         limited = [kind for kind, known in self.findings.items() if known.none_above_mm is not None]
         if any(kind is not FindingKind.PULMONARY_NODULE for kind in limited):
@@ -140,6 +202,42 @@ class StudyTruth(_Record):
             return self.findings[kind]
         named: KnownPresence = "present" if kind in self.present else "absent" if kind in self.absent else "unknown"
         return KindTruth(presence=named)
+
+
+_OF_A_LESION = (
+    Quantity.LONG_AXIS,
+    Quantity.SHORT_AXIS,
+    Quantity.MAXIMUM_DEPTH,
+    Quantity.VOLUME,
+    Quantity.FRACTION_OF_LUNG,
+    Quantity.LESION_COUNT,
+)
+
+
+def _is_of_a_lesion(kind: FindingKind, quantity: Quantity) -> bool:
+    """Any heart has a volume."""
+    return quantity in _OF_A_LESION and (kind, quantity) != (FindingKind.CARDIOMEGALY, Quantity.VOLUME)
+
+
+def check_places(truth: StudyTruth, geometry: Geometry) -> None:
+    """Raises TruthMismatch naming the lesions and positive slices that lie outside the image."""
+    for kind, known in truth.findings.items():
+        points = [lesion.centre_lps_mm for lesion in known.lesions if not _holds(geometry, lesion.centre_lps_mm)]
+        if points:
+            raise TruthMismatch(f"{kind.value}: centre_lps_mm outside the image: {_some(points)}")
+        last = geometry.shape[0] - 1
+        if slices := [index for index in known.positive_slices if index > last]:
+            raise TruthMismatch(f"{kind.value}: positive_slices go to {last} in the image: {_some(slices)}")
+
+
+def _holds(geometry: Geometry, point_mm: Point) -> bool:
+    index = geometry.patient_to_index(point_mm)
+    return bool(np.all((index >= -_HALF_A_VOXEL) & (index <= np.array(geometry.shape) - 1 + _HALF_A_VOXEL)))
+
+
+def _some(items: Sequence[object]) -> str:
+    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return f"{', '.join(map(str, items[:_NAMED]))}{more}"
 
 
 class _Index(_Record):
@@ -216,8 +314,7 @@ def _of_index(file: Path) -> list[LabelledStudy]:
 def _check_paths(studies: Sequence[LabelledStudy]) -> None:
     missing = [f"{path} ({study.truth.name})" for study in studies for path in study.paths if not path.exists()]
     if missing:
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        raise ValueError(f"no such file or folder: {', '.join(missing[:_NAMED])}{more}")
+        raise ValueError(f"no such file or folder: {_some(missing)}")
 
 
 def _said(error: Exception) -> str:

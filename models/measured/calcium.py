@@ -32,6 +32,8 @@ _LEAST_WALL_MM3 = 10.0
 _METAL_HU = 2000
 # 130 HU is four times this above blood of 35 HU.
 _LARGEST_NOISE_HU = 25.0
+# Density counts up to here (Agatston et al., JACC 1990;15:827), and any bone reaches it.
+_LEAST_BRIGHTEST_HU = 400
 _NOISE_SIGMAS = 5.0
 # Standard deviation of the smoothing in the slice of a noisier scan, about what a soft kernel would have left out.
 _SMOOTHING_MM = 0.8
@@ -149,6 +151,9 @@ def _scan_fault(anatomy: Anatomy) -> str | None:
         return f"it is not clear whether contrast medium was given ({anatomy.blood_pool.evidence})"
     if anatomy.blood_pool.contrast:
         return "contrast medium hides calcium"
+    brightest = int(anatomy.volume.hu.max())
+    if brightest < _LEAST_BRIGHTEST_HU:
+        return f"no voxel measures more than {brightest} HU: calcium and metal were cut off"
     slice_mm = anatomy.volume.geometry.spacing_mm[0]
     if slice_mm > _THICKEST_SLICE_MM:
         return f"slices {slice_mm:g} mm apart are too thick to find calcium"

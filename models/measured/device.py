@@ -1,5 +1,6 @@
 """Metal inside the body: what is brighter than any bone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cc3d
@@ -122,8 +123,7 @@ def _is_on_the_skin(anatomy: Anatomy, mask: Mask, box: Box) -> bool:
 
 def _described(mask: Mask, box: Box, mm3: float, anatomy: Anatomy) -> _Metal:
     geometry = anatomy.volume.geometry
-    voxels = np.argwhere(mask) * np.array(geometry.spacing_mm)
-    extent_mm = float(np.linalg.norm(np.ptp(voxels, axis=0)) + min(geometry.spacing_mm))
+    extent_mm = _greatest_extent_mm(mask, geometry.spacing_mm)
     # The diameter of a rod of this volume and length: a bent wire is longer than it reaches, so this is no less.
     thickness_mm = 2 * float(np.sqrt(mm3 / extent_mm / np.pi))
     if mm3 >= 1000 * _CASE_ML and _CASE_MM[0] <= extent_mm <= _CASE_MM[1]:
@@ -133,6 +133,29 @@ def _described(mask: Mask, box: Box, mm3: float, anatomy: Anatomy) -> _Metal:
     else:
         shape = "metal"
     return _Metal(region=region_of(mask, box, geometry), mm3=mm3, extent_mm=extent_mm, shape=shape)
+
+
+def _greatest_extent_mm(mask: Mask, spacing_mm: Sequence[float]) -> float:
+    """Distance of the two parallel planes that are farthest apart and touch the voxels, to about 0.5 %."""
+    ends = np.zeros_like(mask)
+    # Nothing that lies between others of its row can be an end.
+    ends[..., 1:] |= mask[..., 1:] & ~mask[..., :-1]
+    ends[..., :-1] |= mask[..., :-1] & ~mask[..., 1:]
+    ends[..., 0] |= mask[..., 0]
+    ends[..., -1] |= mask[..., -1]
+    along = (np.argwhere(ends) * np.array(spacing_mm)) @ _DIRECTIONS.T
+    return float(np.ptp(along, axis=0).max() + min(spacing_mm))
+
+
+def _half_sphere(count: int) -> npt.NDArray[np.float64]:
+    """(count, 3) unit vectors, evenly spread by the golden angle."""
+    height = (np.arange(count) + 0.5) / count
+    angle = np.arange(count) * np.pi * (3 - np.sqrt(5))
+    across = np.sqrt(1 - height**2)
+    return np.stack([height, across * np.cos(angle), across * np.sin(angle)], axis=1)
+
+
+_DIRECTIONS = _half_sphere(300)
 
 
 def _piece(anatomy: Anatomy, piece: _Metal, number: int) -> Finding:

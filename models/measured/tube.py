@@ -28,6 +28,9 @@ _MASK_SMOOTHING_VOXELS = 0.6
 _SEARCH_INSIDE_MM = 6.0
 _SEARCH_OUTSIDE_MM = 4.0
 _SLAB_MM = 3.0
+# Between these shares of the radius nothing but blood is looked for.
+_BLOOD = (0.4, 0.7)
+_BLOOD_SAMPLES = 6
 # An edge is this wide after the blur of the scanner.
 _EDGE_MM = 1.5
 _CLEAR_DROP, _NOISE_SIGMAS = 0.3, 2.5
@@ -200,12 +203,14 @@ def _corrected(
 ) -> tuple[FloatArray, Mask]:
     """Radii moved to the border in the HU, and where it was seen; nan for a station where outline and HU disagree."""
     known = _unbranched(radius)
-    start = np.maximum(np.where(known, radius, 0) - _SEARCH_INSIDE_MM, 0.4 * np.where(known, radius, 0))
+    usual = np.where(known, radius, 0.0)
+    start = np.maximum(usual - _SEARCH_INSIDE_MM, _BLOOD[0] * usual)
     reach = np.arange(0.0, _SEARCH_INSIDE_MM + _SEARCH_OUTSIDE_MM + 0.01, _RADIAL_STEP_MM)
-    samples = start[..., None] + reach
+    blood = usual[..., None] * np.linspace(*_BLOOD, _BLOOD_SAMPLES)
+    samples = np.concatenate([blood, start[..., None] + reach], axis=-1)
     shifts = (-_SLAB_MM / 2, 0.0, _SLAB_MM / 2)
     hu = np.mean([_sampled_hu(volume, centre + shift * direction, direction, samples) for shift in shifts], axis=0)
-    inner = np.where(known[..., None] & (samples < 0.7 * np.where(known, radius, 0)[..., None]), hu, np.nan)
+    inner, hu = np.where(known[..., None], hu[..., :_BLOOD_SAMPLES], np.nan), hu[..., _BLOOD_SAMPLES:]
     border = start + _border_sample(hu, inner.reshape(len(inner), -1)) * _RADIAL_STEP_MM
     border = np.where(known & (border < radius + _SEARCH_OUTSIDE_MM - _RADIAL_STEP_MM), border, np.nan)
     moved = border - radius

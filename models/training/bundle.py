@@ -9,8 +9,10 @@ part of the simulation, measures on another, and writes what it measured.
 import argparse
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from models.manifest import (
 )
 from models.session import checked_weights
 from models.training.calibrate import METHOD, fit_head, operating_point, study_logit
-from models.training.dataset import FIRST_UNSEEN_SEED, Config, Sources, read_config, read_sources
+from models.training.dataset import FIRST_UNSEEN_SEED, Config, Sources, read_backgrounds, read_config
 from models.training.evaluate import Answer, answers, trial
 from models.training.export import INPUT_NAME, compare, export, trained_network, unfitted
 from models.training.familiarity import familiarity, summaries
@@ -102,9 +104,11 @@ class Studies:
 def read_studies(config: Config, index: Path, count: int) -> Studies:
     """Real studies first: what is wrong with them is said before minutes of simulation.
 
-    Raises OSError or ValueError naming what cannot be read.
+    Raises OSError or ValueError naming what cannot be read, and ValueError for an index without a study.
     """
     real = tuple(real_studies(index))
+    if not real:
+        raise ValueError(f"{index} names no study: how strange an image may be is told from real ones")
     sources = read_backgrounds(config)
     return Studies(
         fitting=tuple(fitting_studies(sources, config, count)),
@@ -115,11 +119,6 @@ def read_studies(config: Config, index: Path, count: int) -> Studies:
         ),
         real=real,
     )
-
-
-def read_backgrounds(config: Config) -> Sources:
-    """What lesions are put into for calibration. Raises OSError or ValueError naming what cannot be read."""
-    return read_sources(replace(config, phantoms=0, mix=replace(config.mix, phantom=0.0)))
 
 
 def fitting_studies(sources: Sources, config: Config, count: int) -> Iterator[Study]:
@@ -157,55 +156,66 @@ def write_bundle(
 
     `index` names labelled real studies: operating points keep them clean, familiarity is fitted to them, too.
     `nodules` is a model folder or one of `models.training.nodules_evaluate`: its network goes into the bundle.
-    Raises ManifestMismatch, OSError or ValueError naming what cannot be read, before anything is written.
+    Raises ManifestMismatch, OSError or ValueError naming what cannot be read. Whatever fails, `out` stays as it was.
     """
     for_nodules = None if nodules is None else nodule_network(nodules)
     before = _seen_before(run / STARTED_FROM)
     net = trained_network(config.features, run / CHECKPOINT)
     studies = read_studies(config, index, count)
-    out.mkdir(parents=True, exist_ok=True)
-    weights = out / WEIGHTS_NAME
-    export(net, StudyHead(), unfitted(net), weights)
-    runner = Runner(weights, torch.get_num_threads())
-    fitting, testing, real = (runner.answers(part) for part in (studies.fitting, studies.testing, studies.real))
-    head = fit_head(fitting)
-    points = {kind: operating_point(partial(study_logit, head), [*fitting, *real], kind) for kind in LESIONS}
-    strangeness, known = familiarity(summaries(net, studies.fitting), summaries(net, studies.real))
-    export(net, head, strangeness, weights)
-    print(compare(net, head, strangeness, weights, (64, 96, 112), seed=1))
-    # What a network of their own answers about nodules was not tried here.
-    tried = [kind for kind in LESIONS if kind is not FindingKind.PULMONARY_NODULE or for_nodules is None]
-    evidence = completed(LESIONS, {kind: evidence_of(kind, head, points[kind], testing, real) for kind in tried})
-    manifest = ModelManifest(
-        name="onescan-chest",
-        version=version,
-        weights=WEIGHTS_NAME,
-        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
-        input=InputSpecification(
-            name=INPUT_NAME,
-            spacing_mm=SPACING_MM,
-            multiple_of=MULTIPLE_OF,
-            minimum_hu=float(AIR_HU),
-            maximum_hu=_MAXIMUM_HU,
-        ),
-        anatomy=ANATOMY,
-        lesions=LESIONS,
-        calibration=METHOD,
-        operating_points=points,
-        evidence=evidence,
-        not_assessed={kind: reason for kind, reason in _NOT_ASSESSED.items() if kind not in LESIONS},
-        withheld=withheld(evidence),
-        familiarity=known,
-        nodules=for_nodules,
-        # What the network started from may have seen the same.
-        training_data=tuple(
-            dict.fromkeys((*_training_data(config, before, real), *(() if nodules is None else (_NODULE_SHAPES,))))
-        ),
-    )
-    if for_nodules is not None and nodules is not None and nodules.resolve() != out.resolve():
-        shutil.copyfile(nodules / for_nodules.weights, out / for_nodules.weights)
-    (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n")
+    with _staged(out) as folder:
+        weights = folder / WEIGHTS_NAME
+        export(net, StudyHead(), unfitted(net), weights)
+        runner = Runner(weights, torch.get_num_threads())
+        fitting, testing, real = (runner.answers(part) for part in (studies.fitting, studies.testing, studies.real))
+        head = fit_head(fitting)
+        points = {kind: operating_point(partial(study_logit, head), [*fitting, *real], kind) for kind in LESIONS}
+        strangeness, known = familiarity(summaries(net, studies.fitting), summaries(net, studies.real))
+        export(net, head, strangeness, weights)
+        print(compare(net, head, strangeness, weights, (64, 96, 112), seed=1))
+        # What a network of their own answers about nodules was not tried here.
+        tried = [kind for kind in LESIONS if kind is not FindingKind.PULMONARY_NODULE or for_nodules is None]
+        evidence = completed(LESIONS, {kind: evidence_of(kind, head, points[kind], testing, real) for kind in tried})
+        manifest = ModelManifest(
+            name="onescan-chest",
+            version=version,
+            weights=WEIGHTS_NAME,
+            sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+            input=InputSpecification(
+                name=INPUT_NAME,
+                spacing_mm=SPACING_MM,
+                multiple_of=MULTIPLE_OF,
+                minimum_hu=float(AIR_HU),
+                maximum_hu=_MAXIMUM_HU,
+            ),
+            anatomy=ANATOMY,
+            lesions=LESIONS,
+            calibration=METHOD,
+            operating_points=points,
+            evidence=evidence,
+            not_assessed={kind: reason for kind, reason in _NOT_ASSESSED.items() if kind not in LESIONS},
+            withheld=withheld(evidence),
+            familiarity=known,
+            nodules=for_nodules,
+            # What the network started from may have seen the same.
+            training_data=tuple(
+                dict.fromkeys((*_training_data(config, before, real), *(() if nodules is None else (_NODULE_SHAPES,))))
+            ),
+        )
+        if for_nodules is not None and nodules is not None and nodules.resolve() != out.resolve():
+            shutil.copyfile(nodules / for_nodules.weights, folder / for_nodules.weights)
+        (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A folder whose files go into `out` when the block has ended well, the manifest last."""
+    out.mkdir(parents=True, exist_ok=True)
+    # In `out`, which may be a file system of its own: each file is in its place at once or not at all.
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as part:
+        yield Path(part)
+        for file in sorted(Path(part).iterdir(), key=lambda file: file.name == MANIFEST_NAME):
+            file.replace(out / file.name)
 
 
 def nodule_network(folder: Path) -> NoduleNetwork:

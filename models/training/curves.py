@@ -1,6 +1,6 @@
 """The course of a training run as a picture: `progress.csv` to `progress.svg`."""
 
-import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,32 @@ class Progress:
 
 
 def read_progress(run: Path) -> tuple[Progress, ...]:
-    """In order of steps; where a resumed run repeated steps, what it wrote last."""
+    """In order of steps; where a resumed run repeated steps, what it wrote last. Torn lines are left out."""
     path = run / PROGRESS_NAME
     if not path.exists():
         return ()
-    with path.open(newline="", encoding="utf-8") as lines:
-        found = {int(row[0]): Progress(int(row[0]), *map(float, row[1:])) for row in csv.reader(lines) if row}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    found = {line.step: line for line in map(_whole, lines) if line is not None}
     return tuple(found[step] for step in sorted(found))
+
+
+def append_progress(run: Path, line: Progress) -> None:
+    """Add a line to `progress.csv`, in the place of one that a run was stopped in."""
+    path = run / PROGRESS_NAME
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line.step},{line.seconds:.0f},{line.anatomy:.4f},{line.lesions:.4f}\n")
+
+
+def _whole(line: str) -> Progress | None:
+    if not line.endswith("\n"):
+        return None
+    try:
+        step, seconds, anatomy, lesions = line.split(",")
+        return Progress(int(step), float(seconds), float(anatomy), float(lesions))
+    except ValueError:
+        return None
 
 
 def write_curves(run: Path) -> None:

@@ -1,14 +1,15 @@
 """The stream of training samples: deterministic by seed and index, whatever process makes them."""
 
+import math
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic import dataclasses as checked
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -54,6 +55,13 @@ class Mix:
     painted: Share
     phantom: Share
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        total = self.real + self.painted + self.phantom
+        if not math.isclose(total, 1.0):
+            raise ValueError(f"real, painted and phantom add up to {total:g}, not to 1")
+        return self
+
 
 @checked.dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Config:
@@ -87,6 +95,7 @@ class Config:
 
 # Calibration and the comparisons of an export use phantoms of these seeds.
 FIRST_UNSEEN_SEED = 5_000
+_UNNAMED = "the mix asks for volumes, an organ map or phantoms that the configuration does not name"
 
 
 def read_config(path: Path) -> Config:
@@ -135,21 +144,25 @@ def read_sources(config: Config) -> Sources:
     Raises OSError or ValueError naming a volume that cannot be read, and ValueError where the mix asks for what the
     configuration does not name.
     """
+    if not config.phantoms and config.mix.phantom > 0:
+        raise ValueError(_UNNAMED)
+    backgrounds = read_backgrounds(config)
+    phantoms = load_phantoms(config.phantom_folder, config.phantom_first_seed, config.phantoms)
+    return replace(backgrounds, phantoms=phantoms)
+
+
+def read_backgrounds(config: Config) -> Sources:
+    """What lesions are put into: the real volumes and the organ map, without phantoms. Raises as `read_sources`."""
+    if not (config.volumes or config.labelled) and config.mix.real + config.mix.painted > 0:
+        raise ValueError(_UNNAMED)
+    if not config.organ_map and config.mix.painted > 0:
+        raise ValueError(_UNNAMED)
     real = (
         *(read_host(config.data_root, volume) for volume in config.volumes),
         *(labelled_sample(folder) for folder in config.labelled),
     )
-    phantoms = load_phantoms(config.phantom_folder, config.phantom_first_seed, config.phantoms)
     organs = read_organ_map(config.data_root / config.organ_map) if config.organ_map else None
-    mix = config.mix
-    unnamed = (
-        not real and mix.real + mix.painted > 0,
-        organs is None and mix.painted > 0,
-        not phantoms and mix.phantom > 0,
-    )
-    if any(unnamed):
-        raise ValueError("the mix asks for volumes, an organ map or phantoms that the configuration does not name")
-    return Sources(real, organs, phantoms)
+    return Sources(real, organs, ())
 
 
 def read_host(data_root: Path, volume: Volume) -> Sample:

@@ -78,8 +78,8 @@ def read_labels(folder: Path) -> Labels:
         if table.pop("version", None) != 1:
             raise ValueError("version must be 1")
         labels = Labels(
-            name=table.pop("name"),
-            licence=table.pop("licence"),
+            name=_text(table, "name"),
+            licence=_text(table, "licence"),
             complete=frozenset(FindingKind(kind) for kind in table.pop("complete", ())),
             absent=frozenset(FindingKind(kind) for kind in table.pop("absent", ())),
             anatomy={int(number): name for number, name in table.pop("anatomy", {}).items()},
@@ -102,6 +102,13 @@ def read_labels(folder: Path) -> Labels:
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return labels
+
+
+def _text(table: dict[str, Any], key: str) -> str:
+    value = table.pop(key)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{key} must be text, and not empty")
+    return value
 
 
 def labelled_sample(folder: Path) -> Sample:

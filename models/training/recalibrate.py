@@ -13,9 +13,9 @@ from models.errors import ManifestMismatch
 from models.evaluation.evidence import with_evidence
 from models.manifest import MANIFEST_NAME, ModelManifest, load_manifest
 from models.session import ModelSession
-from models.training.bundle import fitting_studies, read_backgrounds
+from models.training.bundle import fitting_studies
 from models.training.calibrate import operating_point
-from models.training.dataset import Config, read_config
+from models.training.dataset import Config, read_backgrounds, read_config
 from models.training.evaluate import Answer, run_studies
 from models.training.network import LESIONS
 from models.training.studies import real_studies

@@ -5,6 +5,7 @@ array SimpleITK gives for an image of identity direction in LPS.
 """
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from scipy import ndimage as ndi
 
+from imaging.errors import ImagingError
+from imaging.files import find_files
+from imaging.headers import Series, read_studies
+from imaging.quality import Verdict, check_headers
+from imaging.volume import Volume, load_volume
 from models.evaluation.images import open_image
 from models.training.labels import LABEL
 from models.training.network import LESIONS, SPACING_MM
@@ -50,19 +56,40 @@ class Sample:
 def read_ct(path: Path) -> sitk.Image:
     """A CT as an image in HU: a folder with one DICOM series, or a file SimpleITK reads.
 
-    Raises OSError where it cannot be read, ValueError where the folder has no series or several: masks belong to one
-    of them, and which is not said.
+    Raises OSError where it cannot be read, ValueError where the folder has no series or several (masks belong to one
+    of them, and which is not said), or one that `onescan analyze` refuses by its headers: images that are missing.
     """
     if not path.is_dir():
         return open_image(path, sitk.sitkFloat32)
-    reader = sitk.ImageSeriesReader()
-    if (found := len(reader.GetGDCMSeriesIDs(str(path)))) != 1:
-        raise ValueError(f"{path}: {found} DICOM series instead of one")
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(path)))
-    try:
-        return sitk.Cast(reader.Execute(), sitk.sitkFloat32)
-    except RuntimeError as error:
-        raise OSError(f"{path} cannot be read as one volume") from error
+    with tempfile.TemporaryDirectory(prefix="onescan-") as unpacked:
+        studies, _ = read_studies(find_files([path], Path(unpacked)).files)
+        found = [series for study in studies for series in study.series]
+        if len(found) != 1:
+            raise ValueError(f"{path}: {len(found)} DICOM series instead of one")
+        try:
+            return _image(gated_volume(found[0]))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        except ImagingError as error:
+            raise OSError(f"{path} cannot be read as one volume: {error}") from error
+
+
+def gated_volume(series: Series) -> Volume:
+    """A series that passes the product's gate on headers. Raises ValueError where it does not, or ImagingError."""
+    issues = [issue.message for issue in check_headers(series) if issue.verdict is Verdict.REJECT]
+    if issues:
+        raise ValueError("; ".join(issues))
+    return load_volume(series)
+
+
+def _image(volume: Volume) -> sitk.Image:
+    affine = volume.geometry.affine
+    image = sitk.GetImageFromArray(volume.hu.astype(np.float32))
+    image.SetOrigin([float(v) for v in affine[:3, 3]])
+    image.SetSpacing(volume.geometry.spacing_mm[::-1])
+    direction = (affine[:3, :3] / volume.geometry.spacing_mm)[:, ::-1]
+    image.SetDirection([float(v) for v in direction.ravel()])
+    return image
 
 
 @dataclass(frozen=True, slots=True, eq=False)

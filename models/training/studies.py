@@ -17,15 +17,15 @@ from imaging.headers import read_studies
 from imaging.lungs import segment_lungs
 from imaging.preprocess import prepare
 from imaging.selection import select_series
-from imaging.volume import Volume, load_volume
-from models.evaluation.images import read_image, read_mask
+from imaging.volume import Volume
+from models.evaluation.images import read_image, read_mask, read_masks
 from models.evaluation.truth import LabelledStudy, find_labelled_studies
 from models.findings import FindingKind
 from models.training.dataset import Config, Sources, read_host
 from models.training.lesions import bit, insert_lesions
 from models.training.network import LESIONS, MAXIMUM_HU, MINIMUM_HU, MULTIPLE_OF, SPACING_MM, VOXEL_ML
 from models.training.phantoms import load_phantoms
-from models.training.sources import Sample
+from models.training.sources import Sample, gated_volume
 from models.training.synthesis import deform, paint_organs, scan
 
 # A lesion below this size is no reason to call a study positive, nor a mistake when it is missed.
@@ -78,6 +78,8 @@ def real_studies(index: Path) -> Iterator[Study]:
 def _real_study(labelled: LabelledStudy) -> Study:
     truth = labelled.truth
     volume = read_volume(labelled.data)
+    # On the network's grid a small outline may have no voxel: whether it fits is seen on the image.
+    outlined = read_masks(labelled, volume.geometry)
     grid = prepare(
         volume,
         segment_lungs(volume),
@@ -87,7 +89,7 @@ def _real_study(labelled: LabelledStudy) -> Study:
         maximum_hu=MAXIMUM_HU,
     )
     known = {kind: truth.of(kind).presence for kind in FindingKind}
-    masks = {kind: labelled.mask_path(kind) for kind in FindingKind}
+    masks = {kind: labelled.mask_path(kind) for kind in outlined}
     return Study(
         name=truth.name,
         source=f"{truth.licence} ({truth.source})",
@@ -100,7 +102,11 @@ def _real_study(labelled: LabelledStudy) -> Study:
 
 
 def read_volume(path: Path) -> Volume:
-    """The chest series of a DICOM folder, or a file that SimpleITK reads with HU in it."""
+    """The chest series of a DICOM folder, or a file that SimpleITK reads with HU in it.
+
+    Raises ValueError where there is none or the gate on headers refuses it, ImagingError or OSError where it cannot
+    be read.
+    """
     if not path.is_dir():
         return read_image(path)
     with tempfile.TemporaryDirectory(prefix="onescan-") as unpacked:
@@ -108,7 +114,7 @@ def read_volume(path: Path) -> Volume:
         chosen = select_series(studies[0]).chosen if studies else None
         if chosen is None:
             raise ValueError(f"no chest series in {path.name}")
-        return load_volume(chosen)
+        return gated_volume(chosen)
 
 
 def simulated_studies(sources: Sources, config: Config, first_seed: int, count: int) -> Iterator[Study]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from models.manifest import MANIFEST_NAME
-from models.training.curves import PROGRESS_NAME, Progress, write_curves
+from models.training.curves import Progress, append_progress, write_curves
 from models.training.dataset import Config, Samples, Sources, read_config, read_sources
 from models.training.losses import anatomy_loss, lesion_loss
 from models.training.network import ChestNet
@@ -207,10 +207,10 @@ def _save(path: Path, step: int, net: nn.Module, average: nn.Module, optimizer: 
 
 def _report(run: Path, step: int, seconds: float, losses: list[tuple[float, float]]) -> Progress:
     anatomy, lesions = (sum(column) / len(losses) for column in zip(*losses, strict=True))
-    with (run / PROGRESS_NAME).open("a") as progress:
-        progress.write(f"{step},{seconds:.0f},{anatomy:.4f},{lesions:.4f}\n")
+    progress = Progress(step, seconds, anatomy, lesions)
+    append_progress(run, progress)
     write_curves(run)
-    return Progress(step, seconds, anatomy, lesions)
+    return progress
 
 
 def _print(progress: Progress) -> None:

@@ -131,7 +131,8 @@ def test_a_configuration_becomes_a_model_folder_that_the_product_opens(tmp_path:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("real = 0.0", "real = 0.5"), "the mix asks for"),
+        (("real = 0.0\npainted = 0.0\nphantom = 1.0", "real = 0.5\npainted = 0.0\nphantom = 0.5"), "the mix asks for"),
+        (("real = 0.0", "real = 0.5"), "add up to 1.5, not to 1"),
         (('precision = "float32"', 'precision = "half"'), "my.toml: precision"),
         (('precision = "float32"', ""), "my.toml: precision: the key is missing"),
         (("seed = 1", "sead = 1"), "sead: there is no such key"),
@@ -187,6 +188,8 @@ def test_an_export_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     assert "one.nii.gz cannot be read" in said()
     index.write_text("version = 1\n")
     assert "studies.toml" in said()
+    index.write_text("version = 1\nstudies = []\n")
+    assert "studies.toml names no study" in said().replace("\n", " ")
     assert "model.json" in said("--nodules", tmp_path)
     assert "Cannot write to" in said("--out", index / "model")
     config.write_text(CONFIG.replace("seed = 1\n", ""))

@@ -44,7 +44,10 @@ SOURCES = (
     *sorted((ROOT / "models" / "measured").glob("*.py")),
     *(ROOT / "models" / name for name in ("detect.py", "contrast.py", "contrast_phase.py", "measure.py", "heads.py")),
     ROOT / "models" / "evaluation" / "evidence.py",
-    *(ROOT / "imaging" / name for name in ("quality.py", "kernel.py", "selection.py", "volume.py", "decoding.py")),
+    *(
+        ROOT / "imaging" / name
+        for name in ("quality.py", "witnesses.py", "kernel.py", "selection.py", "volume.py", "decoding.py")
+    ),
     ROOT / "dicom_gateway" / "report" / "compose.py",
     ROOT / "dicom_gateway" / "pipeline.py",
 )

@@ -21,8 +21,8 @@ SECRET = "whsec_" + base64.b64encode(b"a secret of our own").decode()
 
 def test_a_notice_is_posted_and_signed() -> None:
     with fhir_server(204) as server:
-        webhook.send(NOTICE, server.url, secret=SECRET, bearer_token="token")
-        webhook.send(NOTICE, server.url, secret=SECRET.removeprefix("whsec_"))
+        webhook.send(NOTICE, server.url, occasion="hook 5", secret=SECRET, bearer_token="token")
+        webhook.send(NOTICE, server.url, occasion="hook 5", secret=SECRET.removeprefix("whsec_"))
     (_, headers, body), (_, again, _) = server.posted
     assert json.loads(body) == {
         "study_instance_uid": "1.2.3",
@@ -42,9 +42,9 @@ def test_a_notice_is_posted_and_signed() -> None:
 
 def test_without_a_secret_it_is_not_signed_and_a_bad_one_is_a_mistake() -> None:
     with fhir_server(200) as server:
-        webhook.send(NOTICE, server.url)
+        webhook.send(NOTICE, server.url, occasion="hook 5")
         with pytest.raises(ConfigurationError, match="base64"):
-            webhook.send(NOTICE, server.url, secret="no base64!")
+            webhook.send(NOTICE, server.url, occasion="hook 5", secret="no base64!")
     ((_, headers, _),) = server.posted
     assert "webhook-signature" not in headers
 
@@ -52,7 +52,7 @@ def test_without_a_secret_it_is_not_signed_and_a_bad_one_is_a_mistake() -> None:
 @pytest.mark.parametrize(("status", "error"), [(503, PeerUnreachable), (429, PeerUnreachable), (410, PeerRefused)])
 def test_the_status_says_whether_another_attempt_makes_sense(status: int, error: type[DeliveryError]) -> None:
     with fhir_server(status) as server, pytest.raises(error, match=f"^HTTP status {status}$"):
-        webhook.send(NOTICE, server.url)
+        webhook.send(NOTICE, server.url, occasion="hook 5")
     with pytest.raises(PeerUnreachable):
         webhook.connect(server.url)
 

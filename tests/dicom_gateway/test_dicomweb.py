@@ -15,7 +15,7 @@ from factories import make_ct_dataset, save_ct
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, get_frame, itemize_fragment
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import (
@@ -29,11 +29,13 @@ from pydicom.uid import (
 )
 from web_samples import open_site, publish, sample_report, serving, site_settings
 
-from dicom_gateway.deliver.shelf import send
+from dicom_gateway.deliver.shelf import kept_files, send
+from dicom_gateway.errors import PeerUnreachable
 from dicom_gateway.receive.reception import Incoming, Reception
-from dicom_gateway.settings import DicomwebDestination, Settings
+from dicom_gateway.settings import DicomwebDestination, ResultObject, Settings
 from dicom_gateway.web import dicomweb_holdings
 from dicom_gateway.web.app import create_app
+from dicom_gateway.web.dicomweb_frames import Frames, open_frames
 from dicom_gateway.web.dicomweb_query import BadQuery, matches, parse_query
 from imaging.uids import derive_uid
 
@@ -293,6 +295,66 @@ def test_frames_are_retrieved_as_they_are_stored(tmp_path: Path, syntax: str) ->
         )
 
 
+def of_frames(tmp_path: Path, pixels: bytes, frames: int, syntax: str = JPEGLSLossless) -> Frames:
+    ds = make_ct_dataset(NumberOfFrames=frames, PixelData=pixels)
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds["PixelData"].is_undefined_length = syntax != ExplicitVRLittleEndian
+    ds.save_as(tmp_path / "frames.dcm", enforce_file_format=True)
+    return open_frames(tmp_path / "frames.dcm")
+
+
+def there(stored: Frames, asked: int = 4) -> dict[int, bytes]:
+    return {number: next(stored.read([number])) for number in range(asked + 1) if stored.has(number)}
+
+
+WHOLE, LATER = b"\x01\x02\xff\xd9", b"\x03\x04\x05\x06"
+
+
+@pytest.mark.parametrize(
+    ("fragments", "has_bot", "count", "expected"),
+    [
+        ([[WHOLE], [LATER]], True, 2, {1: WHOLE, 2: LATER}),
+        ([[WHOLE], [LATER]], True, 3, {1: WHOLE, 2: LATER}),
+        ([[WHOLE], [LATER]], True, 1, {1: WHOLE}),
+        ([[LATER, WHOLE], [LATER, LATER]], True, 2, {1: LATER + WHOLE, 2: LATER + LATER}),
+        ([[LATER, WHOLE], [LATER, WHOLE]], False, 2, {1: LATER + WHOLE, 2: LATER + WHOLE}),
+        ([[LATER, WHOLE], [LATER, LATER]], False, 2, {1: LATER + WHOLE, 2: LATER + LATER}),
+        ([[LATER, LATER]], False, 1, {1: LATER + LATER}),
+        ([[LATER]], False, 3, {1: LATER}),
+        ([[LATER], [LATER]], False, 3, {}),
+        ([[WHOLE], [WHOLE]], False, 3, {1: WHOLE, 2: WHOLE}),
+    ],
+)
+def test_frames_are_those_that_are_there(
+    tmp_path: Path, fragments: list[list[bytes]], has_bot: bool, count: int, expected: dict[int, bytes]
+) -> None:
+    items = [b"".join(itemize_fragment(fragment) for fragment in frame) for frame in fragments]
+    starts = [sum(map(len, items[:number])) for number in range(len(items))]
+    table = b"".join(start.to_bytes(4, "little") for start in starts) if has_bot else b""
+    assert there(of_frames(tmp_path, itemize_fragment(table) + b"".join(items), count)) == expected
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEGLSLossless])
+@pytest.mark.parametrize("has_bot", [True, False])
+def test_a_frame_that_is_cut_off_is_not_there(tmp_path: Path, syntax: str, has_bot: bool) -> None:
+    frames = [bytes([number]) * 512 for number in (1, 2, 3)]
+    native = syntax == ExplicitVRLittleEndian
+    stored = of_frames(tmp_path, b"".join(frames) if native else encapsulate(frames, has_bot=has_bot), 3, syntax)
+    assert list(there(stored).values()) == frames
+    content = stored.path.read_bytes()
+    stored.path.write_bytes(content[: content.rindex(frames[2][:500]) + 100])
+    assert list(there(open_frames(stored.path)).values()) == frames[:2]
+
+
+def test_a_frame_that_is_not_there_is_no_answer_of_success(tmp_path: Path) -> None:
+    app = create_app(site_settings(tmp_path, minimum_free_space_mb=0))
+    ds = make_ct_dataset(StudyInstanceUID="1.2.7", NumberOfFrames=3, PixelData=encapsulate([WHOLE]))
+    ds["PixelData"].is_undefined_length = True
+    keep(Reception(settings=app.state.site.settings, engine=app.state.site.engine), ds, JPEGLSLossless)
+    with serving(app) as client:
+        assert [frames_of(client, asked).status_code for asked in ("1", "2", "1,3")] == [200, 404, 404]
+
+
 @pytest.mark.parametrize(
     ("address", "status"),
     [
@@ -332,6 +394,16 @@ def test_what_is_not_here_has_its_status(client: httpx.Client, address: str, sta
             406,
         ),
         (f"studies/{ENGLISH}?accept=image/jpeg", "*/*", 406),
+        (f"studies/{CHINESE}", "application/dicom", 406),
+        (f"studies/{CHINESE}/series/{CHINESE}.1", "application/dicom", 406),
+        (f"studies/{CHINESE}/series/{CHINESE}.1", "application/*", 406),
+        (f"studies/{CHINESE}/series/{CHINESE}.1", "application/dicom, */*;q=0.1", 200),
+        (f"studies/{ENGLISH}/series/{ENGLISH}.1", "application/dicom", 200),
+        (f"studies/{CHINESE}", 'Multipart/Related; Type="APPLICATION/DICOM"', 200),
+        (f"studies/{CHINESE}", 'multipart/related; type="application/dicom"; q=0', 406),
+        ("studies", "application/dicom+json; q=0.000", 406),
+        ("studies", "application/json;q=0, text/html", 406),
+        ("studies", "application/dicom+json;q=0.001", 200),
     ],
 )
 def test_only_what_is_accepted_is_sent(client: httpx.Client, address: str, accept: str, status: int) -> None:
@@ -355,6 +427,43 @@ def test_what_profiles_keep_for_dicomweb_is_served_instead(settings: Settings, c
         assert len(search(client, f"studies/{CHINESE}/instances")) == 3 + 3
     finally:
         shutil.rmtree(folder / "dicomweb")
+
+
+def test_a_shelf_is_seen_when_it_is_whole(tmp_path: Path) -> None:
+    """While it is written, and after a failure or a kill, the shelf before it is served."""
+
+    def keep_for(*names: ResultObject, fails: Exception | None = None) -> None:
+        def encode(name: str, held: object) -> tuple[Dataset, ...]:
+            if name == names[-1]:
+                seen.append({path.stem for path in kept_files(tmp_path)})
+                if fails is not None:
+                    raise fails
+            return (make_ct_dataset(SOPInstanceUID=derive_uid("shelf", name)),)
+
+        send(encode, DicomwebDestination(name="one", kind="dicomweb", objects=names), tmp_path)
+
+    seen: list[set[str]] = []
+    with pytest.raises(PeerUnreachable):
+        keep_for("sr", "sc", fails=PeerUnreachable("full"))
+    assert not kept_files(tmp_path)
+    left = tmp_path / "dicomweb" / ".one.part"
+    left.mkdir()
+    (left / "1.2.9.dcm").write_bytes(b"half a file")
+    keep_for("sr", "sc")
+    first, second = ({derive_uid("shelf", name) for name in names} for names in (("sr", "sc"), ("pdf", "sr")))
+    keep_for("pdf", "sr")
+    with pytest.raises(PeerUnreachable):
+        keep_for("ko", "sc", fails=PeerUnreachable("full"))
+    assert seen == [set(), set(), first, second]
+    assert {path.stem for path in kept_files(tmp_path)} == second
+    assert [path.name for path in (tmp_path / "dicomweb").iterdir()] == ["one"]
+
+
+def test_a_disk_that_does_not_take_a_shelf_is_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "dicomweb").write_text("no folder")
+    profile = DicomwebDestination(name="one", kind="dicomweb", objects=("sr",))
+    with pytest.raises(PeerUnreachable, match="cannot write"):
+        send(lambda name, held: (make_ct_dataset(),), profile, tmp_path)
 
 
 def test_a_file_that_is_damaged_hides_no_other(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 import zipfile
 from collections.abc import Callable
@@ -5,7 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from running import ROOT
 
 from dicom_gateway.evaluate import (
@@ -17,6 +20,7 @@ from dicom_gateway.evaluate import (
     training_doubts,
     write_evidence_into,
 )
+from imaging.phantom import make_phantom
 from models.evaluation.record import Record
 from models.evaluation.truth import find_labelled_studies
 from models.manifest import load_manifest
@@ -104,4 +108,36 @@ def test_a_study_like_a_training_volume_is_asked_about_unless_it_says_so() -> No
     ]
     (doubt,) = training_doubts(cases, MANIFEST)
     assert doubt.startswith("LIDC-IDRI 0063, nodules, two: not marked trained_on")
-    assert not training_doubts([case("normal_001", "NSCLC-Radiomics")], MANIFEST)
+    assert not training_doubts([case("another", "NSCLC-Radiomics")], MANIFEST)
+
+
+def test_a_study_that_the_cuts_were_fitted_to_is_told() -> None:
+    (doubt,) = training_doubts([case("normal_001", "NSCLC-Radiomics"), case("two")], MANIFEST)
+    assert doubt == "normal_001: not trained on, but the model's cuts were fitted to keep them clean"
+
+
+@pytest.mark.parametrize(
+    ("known", "origin_mm", "outlined", "said"),
+    [
+        ({"mask": "mask.nii.gz"}, 5000.0, 1, "mask.nii.gz: by its header it lies beside the image"),
+        ({"mask": "mask.nii.gz"}, 0.0, 0, "mask.nii.gz: it outlines nothing in the image"),
+        ({"positive_slices": [4000]}, 0.0, 1, "pleural_effusion: positive_slices go to 61 in the image: 4000"),
+        ({"lesions": [{"centre_lps_mm": [9000, 0, 0]}]}, 0.0, 1, "outside the image: (9000.0, 0.0, 0.0)"),
+    ],
+)
+def test_a_truth_that_misses_the_image_fails_the_study(
+    tmp_path: Path, known: dict[str, object], origin_mm: float, outlined: int, said: str
+) -> None:
+    hu = make_phantom(2, spacing_mm=(5.0, 4.0, 4.0)).volume.hu
+    for name, values, at_mm in (("image", hu, 0.0), ("mask", np.full(hu.shape, outlined, np.uint8), origin_mm)):
+        image = sitk.GetImageFromArray(values)
+        image.SetSpacing((4.0, 4.0, 5.0))
+        image.SetOrigin((at_mm, 0.0, 0.0))
+        sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+    truth = {"name": "one", "source": "s", "path": "image.nii.gz", "findings": {"pleural_effusion": known}}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    detector: Any = SimpleNamespace(manifest=MANIFEST)
+    (study,) = find_labelled_studies([tmp_path])
+    (record,) = evaluate_cases([labelled_case(study)], detector, tmp_path / "out")
+    assert record.outcome == "failed"
+    assert said in (record.problem or "")

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom import dcmread
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from dicom_gateway.report.source_headers import read_source_headers
-from dicom_gateway.report.source_text import decode_text
 from imaging.errors import UnreadableInstance
+from imaging.source_text import decode_text, in_unicode
 
 NAME = "王^小东"
 
@@ -65,6 +66,7 @@ def replace_value(path: Path, keyword_bytes: bytes, placeholder: bytes, value: b
         ("Conceição^João".encode("latin-1"), ("ISO_IR 100",), "Conceição^João"),
         ("Éric^Zoë".encode("latin-1"), ("ISO_IR 100",), "Éric^Zoë"),
         ("Иванов".encode("iso8859_5"), ("ISO_IR 144",), "Иванов"),
+        ("Œuvre^Žofie".encode("iso8859_15"), ("ISO_IR 203",), "Œuvre^Žofie"),
         (b"A\x00B\x07", (), "AB"),
     ],
 )
@@ -92,6 +94,25 @@ def test_mislabelled_gbk_in_a_file_is_repaired(tmp_path: Path) -> None:
     header = read_source_headers([path]).first
     assert header.PatientName == "王小东"
     assert header.SpecificCharacterSet == "ISO_IR 192"
+
+
+def test_text_in_items_and_paragraphs_is_decoded_too(tmp_path: Path) -> None:
+    item = Dataset()
+    item.PatientID, item.TypeOfPatientID = "AAAAAA", "TEXT"
+    path = write(
+        tmp_path / "a.dcm",
+        SpecificCharacterSet=["", "ISO 2022 IR 58"],
+        ImageComments="BBBBBBBBBBBBBBBBBB",
+        OtherPatientIDsSequence=[item],
+        BodyPartExamined="CHEST",
+    )
+    replace_value(path, b"\x10\x00\x20\x00LO", b"AAAAAA", "王小".encode("gb2312") + b"  ")
+    replace_value(path, b"\x20\x00\x00\x40LT", b"B" * 18, "  ".join(("王", "小")).encode("gb2312") + b"\r\n1\r\nCT..  ")
+    with path.open("rb") as file:
+        header = in_unicode(dcmread(file))
+    assert header.OtherPatientIDsSequence[0].PatientID == "王小"
+    assert header.ImageComments.splitlines() == ["王  小", "1", "CT.."]
+    assert (header.BodyPartExamined, header.SpecificCharacterSet) == ("CHEST", "ISO_IR 192")
 
 
 def test_missing_elements_are_present_and_empty(tmp_path: Path) -> None:
@@ -145,6 +166,16 @@ def test_files_that_cannot_be_used_are_passed_over(tmp_path: Path) -> None:
     assert [ds.SOPInstanceUID for ds in headers.instances] == ["1.2.3.1"]
     with pytest.raises(UnreadableInstance):
         read_source_headers([text, private])
+
+
+def test_what_some_images_leave_out_of_the_study_the_others_tell(tmp_path: Path) -> None:
+    told = {"AccessionNumber": "A7", "StudyDate": "20260102", "StudyTime": "0730", "TimezoneOffsetFromUTC": "+0800"}
+    bare = write(tmp_path / "1.dcm", SOPInstanceUID="1.2.3.1", PatientID="P", AccessionNumber="")
+    full = write(tmp_path / "2.dcm", SOPInstanceUID="1.2.3.2", PatientID="P", StudyID="S1", **told)
+    first = read_source_headers([full, bare]).first
+    assert first.SOPInstanceUID == "1.2.3.1"
+    assert {keyword: first[keyword].value for keyword in told} == told
+    assert first.StudyID == "S1"
 
 
 def test_headers_name_one_patient_or_none(tmp_path: Path) -> None:

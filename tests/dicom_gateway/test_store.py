@@ -224,6 +224,7 @@ def test_a_database_of_version_0_1_0_is_brought_up_to_date(tmp_path):
     create_tables(engine)
     with engine.begin() as connection:
         connection.exec_driver_sql("drop table delivery")
+        connection.exec_driver_sql('alter table requested_commitment drop column "references"')
         connection.exec_driver_sql("alter table instance add column sha256 varchar(64) not null default ''")
         connection.exec_driver_sql(
             "create table delivery (study_instance_uid varchar(64) not null references study,"
@@ -241,6 +242,7 @@ def test_a_database_of_version_0_1_0_is_brought_up_to_date(tmp_path):
     assert (row.objects, row.outcomes) == (("sr", "sc"), ())
     with engine.connect() as connection:
         assert "sha256" not in {column["name"] for column in sa.inspect(connection).get_columns("instance")}
+        assert "references" in {column["name"] for column in sa.inspect(connection).get_columns("requested_commitment")}
     outcome = ObjectOutcome(name="sr", sent_as="sr_text", instances=1, reason="refused")
     with engine.begin() as connection:
         ledger.change_delivery(

@@ -400,6 +400,24 @@ def test_what_is_parked_while_a_notice_is_on_its_way_is_told_after_it(worker, pe
     assert [n["parked"] for n in told(server)] == [[], ["pacs"]]
 
 
+def test_attempts_at_one_notice_share_their_id_and_another_notice_of_the_same_has_its_own(worker, peer):
+    with fhir_server(503) as server:
+        peers = (*worker.settings.destinations, hook(server, "parked"))
+        worker = replace(worker, settings=worker.settings.model_copy(update={"destinations": peers}))
+        worker.analyse_study(STUDY, receive(worker), CREATED)
+        peer.status = 0xC000
+        deliver(worker, "pacs")
+        worker.deliver_report(STUDY, 1, "hook", 1, 3)
+        server.status = 200
+        worker.deliver_report(STUDY, 1, "hook", 2, 2)
+        operate.replay(worker.settings, STUDY)
+        deliver(worker, "pacs")
+        worker.deliver_report(STUDY, 1, "hook", 3, 3)
+    bodies, ids = {body for _, _, body in server.posted}, [headers["webhook-id"] for _, headers, _ in server.posted]
+    assert (len(bodies), len(ids)) == (1, 3)
+    assert ids[0] == ids[1] != ids[2]
+
+
 def test_a_notice_is_tried_again_and_parked_and_nobody_is_told_of_that(worker):
     with fhir_server(503) as busy, fhir_server(404) as wrong, fhir_server(200) as other:
         peers = (hook(busy, "report", name="busy"), hook(wrong, "report", name="wrong"), hook(other, "parked"))

@@ -247,6 +247,46 @@ def test_a_mass_that_is_consolidation_as_well_says_so(
     assert (mass.presence, mass.reason) == (Presence.PRESENT, said)
 
 
+@pytest.mark.parametrize(
+    ("share", "pattern_logit", "withheld", "contested"),
+    [(1.0, 9.0, False, True), (0.6, 9.0, False, False), (1.0, -9.0, False, False), (1.0, 9.0, True, False)],
+)
+def test_haze_that_is_an_interstitial_pattern_as_well_is_left_open(
+    detector: Detector, share: float, pattern_logit: float, withheld: bool, contested: bool
+) -> None:
+    """The network sees a pattern in the front part of the haze, nearly as likely, and its graph halved it."""
+    volume, _ = _thorax(np.eye(3), (75.0, 20.0, 50.0))
+    haze, pattern = FindingKind.GROUND_GLASS_OPACITY, FindingKind.INTERSTITIAL_ABNORMALITY
+    point = detector.manifest.operating_points[FindingKind.PULMONARY_NODULE]
+    evidence = detector.manifest.evidence[FindingKind.PULMONARY_NODULE]
+
+    def run(hu: np.ndarray) -> HeadOutputs:
+        outputs = detector.session.run(hu)
+        (seen,) = outputs.lesions
+        rows = np.flatnonzero((seen > 0.5).any(axis=(0, 2)))
+        also = seen / 2
+        also[:, rows[0] + round(share * len(rows)) :] = 0.0
+        logits = np.array([*outputs.study_logits, pattern_logit], np.float32)
+        return replace(outputs, lesions=np.stack([seen, also]), study_logits=logits)
+
+    manifest = detector.manifest.model_copy(
+        update={
+            "lesions": (haze, pattern),
+            "operating_points": {haze: point, pattern: point},
+            "evidence": {haze: evidence, pattern: evidence},
+            "not_assessed": {kind: "not learned" for kind in FindingKind if kind not in (haze, pattern)},
+            "withheld": {pattern: "not tried"} if withheld else {},
+        }
+    )
+    session = SimpleNamespace(manifest=manifest, run=run)
+    findings = Detector(session).detect(volume, segment_lungs(volume), sharp_kernel=False).findings  # type: ignore[arg-type]
+    study, lesion = [f for f in findings if f.kind is haze]
+    assert study.presence is lesion.presence is (Presence.INDETERMINATE if contested else Presence.PRESENT)
+    assert ("the two look alike" in (study.reason or "")) is contested
+    assert study.probability is not None
+    assert (study.probability <= point.absent_probability) is contested
+
+
 def _answering(
     detector: Detector, kind: FindingKind, run: Callable[[np.ndarray], HeadOutputs], **changes: float
 ) -> Detector:

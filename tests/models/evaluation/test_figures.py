@@ -1,5 +1,6 @@
 """Findings beside a truth: what counts as found, and which figures and grades follow."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from models.evaluation.card import tables, with_interval
 from models.evaluation.evidence import evidence_of, grade, with_evidence
 from models.evaluation.page import PAGE_NAME, write_page
 from models.evaluation.record import Answer, Record, SizeClass, SliceCounts, read_answers
-from models.evaluation.summary import trial
+from models.evaluation.summary import SUBGROUPS, trial
 from models.evaluation.tables import FIGURES_NAME, write_tables
 from models.evaluation.truth import StudyTruth
 from models.findings import (
@@ -214,6 +215,32 @@ def test_volumes_are_compared_by_side_and_outlines_by_dice() -> None:
     assert found.dice == pytest.approx(2 * 32 / (32 + 64))
     assert found.key_slice_right is False
     assert found.slices == SliceCounts(positive=1, found=0, negative=7, clean=5)
+
+
+@pytest.mark.parametrize(("value", "unit"), [(310.0, "ml"), (310_000.0, "mm3")])
+def test_a_known_volume_is_compared_in_the_unit_it_is_measured_in(value: float, unit: str) -> None:
+    known = {"measurements": [{"quantity": "volume", "value": value, "unit": unit}]}
+    measured = (Measurement(quantity=Quantity.VOLUME, value=290.0, unit="ml"),)
+    found = answers(
+        {"findings": {"pleural_effusion": known}},
+        finding(EFFUSION, Presence.PRESENT, probability=0.9, measurements=measured),
+        pleural_effusion=np.ones((10, 20, 20), bool),
+    )[EFFUSION]
+    assert [(p.true, p.measured, p.unit) for p in found.pairs] == [(310.0, 290.0, "ml")]
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "group"),
+    [
+        (math.nextafter(1.5, 2), "up to 1.5 mm"),
+        (1.51, "over 1.5 to 3 mm"),
+        (math.nextafter(3.0, 4), "over 1.5 to 3 mm"),
+        (3.01, "over 3 mm"),
+    ],
+)
+def test_rounding_moves_no_study_into_another_group(spacing_mm: float, group: str) -> None:
+    study = record("s", "present", Presence.PRESENT, 0.9, acquisition={"slice_spacing_mm": spacing_mm})
+    assert SUBGROUPS["slice spacing"](study) == group
 
 
 def record(name: str, truth: str, presence: Presence, probability: float, **values: object) -> Record:

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from models.evaluation.images import read_image, read_mask
+from models.evaluation.images import read_image, read_mask, read_masks
+from models.evaluation.truth import LabelledStudy, StudyTruth, TruthMismatch
 
 SHAPE = (12, 20, 24)
 SPACING_MM = (3.0, 1.5, 2.0)  # along slice, row, column
 
 
-def write(path: Path, values: np.ndarray, *, flipped: bool) -> None:
+def write(path: Path, values: np.ndarray, *, flipped: bool, feet_mm: float = 100.0) -> None:
     """The array as NIfTI; `flipped` stores the columns from left to right with a header that says so."""
     image = sitk.GetImageFromArray(values[:, :, ::-1].copy() if flipped else values)
     image.SetSpacing(SPACING_MM[::-1])
-    image.SetOrigin((-20.0 + (SPACING_MM[2] * (SHAPE[2] - 1) if flipped else 0.0), 5.0, 100.0))
+    image.SetOrigin((-20.0 + (SPACING_MM[2] * (SHAPE[2] - 1) if flipped else 0.0), 5.0, feet_mm))
     image.SetDirection((-1.0 if flipped else 1.0, 0, 0, 0, 1, 0, 0, 0, 1))
     sitk.WriteImage(image, str(path))
 
@@ -56,3 +57,35 @@ def test_what_is_no_number_is_air(tmp_path: Path) -> None:
     write(tmp_path / "image.mha", values, flipped=False)
     hu = read_image(tmp_path / "image.mha").hu
     assert [int(hu[0, row, 0]) for row in (0, 10, -1)] == [-1024, 40, 32767]
+
+
+@pytest.mark.parametrize(
+    ("presence", "outlined", "feet_mm", "said"),
+    [
+        ("present", True, 5000.0, "by its header it lies beside the image"),
+        ("unknown", True, 5000.0, "by its header it lies beside the image"),
+        ("present", False, 100.0, "it outlines nothing in the image, although pleural_effusion is present"),
+        ("absent", True, 100.0, "it outlines something, although pleural_effusion is absent"),
+    ],
+)
+def test_a_mask_that_does_not_fit_the_study_is_named(
+    tmp_path: Path, presence: str, outlined: bool, feet_mm: float, said: str
+) -> None:
+    write(tmp_path / "image.nii.gz", np.zeros(SHAPE, np.int16), flipped=False)
+    write(tmp_path / "mask.nii.gz", np.full(SHAPE, outlined, np.uint8), flipped=False, feet_mm=feet_mm)
+    findings = {"pleural_effusion": {"presence": presence, "mask": "mask.nii.gz"}}
+    truth = StudyTruth.model_validate({"name": "one", "source": "a hospital", "findings": findings})
+    study = LabelledStudy(truth=truth, data=tmp_path / "image.nii.gz", folder=tmp_path)
+    with pytest.raises(TruthMismatch, match=rf"mask\.nii\.gz: {said}"):
+        read_masks(study, read_image(study.data).geometry)
+
+
+@pytest.mark.parametrize(("presence", "outlined"), [("present", True), ("absent", False), ("unknown", False)])
+def test_a_mask_that_fits_the_study_is_its_outline(tmp_path: Path, presence: str, outlined: bool) -> None:
+    write(tmp_path / "image.nii.gz", np.zeros(SHAPE, np.int16), flipped=False)
+    write(tmp_path / "mask.nii.gz", np.full(SHAPE, outlined, np.uint8), flipped=True)
+    findings = {"pleural_effusion": {"presence": presence, "mask": "mask.nii.gz"}}
+    truth = StudyTruth.model_validate({"name": "one", "source": "a hospital", "findings": findings})
+    study = LabelledStudy(truth=truth, data=tmp_path / "image.nii.gz", folder=tmp_path)
+    (mask,) = read_masks(study, read_image(study.data).geometry).values()
+    assert (mask == outlined).all()

@@ -10,9 +10,19 @@ from imaging.geometry import Geometry
 from imaging.phantom import LesionRequest, make_phantom, truth_document
 from models.evaluation.outlined import outlined_lesions
 from models.evaluation.phantoms import PREVALENCE, SIZES, make_planned, plan_suite
-from models.evaluation.truth import UnreadableTruth, find_labelled_studies, phantom_truth
+from models.evaluation.truth import (
+    StudyTruth,
+    TruthMismatch,
+    UnreadableTruth,
+    check_places,
+    find_labelled_studies,
+    phantom_truth,
+    units_of,
+)
 from models.findings import FindingKind, Quantity
 
+MODELS = Path(__file__).parents[3] / "models"
+MEASURING = (MODELS / "detect.py", MODELS / "measure.py", *(MODELS / "measured").glob("*.py"))
 INDEX = """
 version = 1
 root = "archive"
@@ -95,12 +105,68 @@ def nodules(**known: object) -> dict[str, object]:
             {"name": "a", "source": "b", "findings": {"emphysema": {"presence": "present", "none_above_mm": 30}}},
             "none_above_mm is for pulmonary_nodule",
         ),
+        (
+            nodules(presence="absent", lesions=[{"centre_lps_mm": [0, 0, 0]}]),
+            "has lesions, although presence is absent",
+        ),
+        (
+            nodules(presence="absent", measurements=[{"quantity": "long_axis", "value": 9, "unit": "mm"}]),
+            "pulmonary_nodule has a long_axis, although presence is absent",
+        ),
+        (nodules(presence="absent", positive_slices=[1]), "has positive_slices, although presence is absent"),
+        (nodules(positive_slices=[3, -1]), "positive_slices.1"),
+        (
+            nodules(measurements=[{"quantity": "volume", "value": 9, "unit": "mm"}]),
+            "volume is measured in mm3 or ml, not in mm",
+        ),
+        (
+            nodules(measurements=[{"quantity": "long_axis", "value": 9, "unit": "ml"}]),
+            "long_axis is measured in mm, not in ml",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_truth_file_is_named(tmp_path: Path, document: dict[str, object], named: str) -> None:
     (tmp_path / "truth.json").write_text(json.dumps(document))
     with pytest.raises(UnreadableTruth, match=named):
         find_labelled_studies([tmp_path])
+
+
+def test_what_is_measured_of_everybody_may_be_known_of_the_healthy() -> None:
+    """An aorta has a diameter, a heart a volume and a liver an attenuation; fluid that is absent measures 0."""
+    known = {
+        "aortic_dilatation": {"quantity": "ascending_aorta_diameter", "value": 32, "unit": "mm"},
+        "cardiomegaly": {"quantity": "volume", "value": 650, "unit": "ml"},
+        "hepatic_steatosis": {"quantity": "mean_attenuation", "value": 58, "unit": "[hnsf'U]"},
+        "pleural_effusion": {"quantity": "volume", "value": 0, "unit": "ml"},
+    }
+    findings = {kind: {"presence": "absent", "measurements": [one]} for kind, one in known.items()}
+    findings["pulmonary_nodule"] = {"presence": "absent", "lesions": [{"centre_lps_mm": [0, 0, 0], "counts": False}]}
+    assert len(StudyTruth.model_validate({"name": "a", "source": "b", "findings": findings}).findings) == 5
+
+
+def test_every_quantity_may_be_known_in_the_unit_it_is_reported_in() -> None:
+    said = re.findall(r"Quantity\.(\w+),[^)]*?unit=\"([^\"]+)\"", "".join(p.read_text() for p in MEASURING))
+    assert len(said) > 20
+    assert not [(name, unit) for name, unit in said if unit not in units_of(Quantity[name])]
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (
+            {"lesions": [{"centre_lps_mm": [5, 5, 5]}, {"centre_lps_mm": [5, 5, 90]}]},
+            r"outside the image: \(5.0, 5.0, 90",
+        ),
+        ({"positive_slices": [3, 9, 10, 400]}, "positive_slices go to 9 in the image: 10, 400"),
+    ],
+)
+def test_places_outside_the_image_are_named(known: dict[str, object], said: str) -> None:
+    truth = StudyTruth.model_validate(nodules(**known))
+    geometry = Geometry(np.eye(4)[[2, 1, 0, 3]], (10, 20, 20))
+    with pytest.raises(TruthMismatch, match=f"pulmonary_nodule: .*{said}"):
+        check_places(truth, geometry)
+    inside = {"lesions": [{"centre_lps_mm": [-0.5, 19.5, 9.5]}], "positive_slices": [0, 9]}
+    check_places(StudyTruth.model_validate(nodules(**inside)), geometry)
 
 
 def test_two_studies_of_one_name_are_refused(tmp_path: Path) -> None:

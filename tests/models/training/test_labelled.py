@@ -1,5 +1,6 @@
 """Labelled volumes of one's own: what the folder says becomes labels, what it does not say stays open."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,9 @@ def test_outlines_become_labels_and_the_rest_stays_open(phantom: Phantom, tmp_pa
         (('name = "one"', ""), "the key 'name' is missing"),
         (('"pneumothorax"]', '"pneumothorax"]\nabsent = ["pleural_effusion"]'), "absent.*pleural_effusion"),
         (("3 =", "0 ="), "1 or more"),
+        (('name = "one"', "name = 17"), "name must be text"),
+        (('name = "one"', 'name = " "'), "name must be text, and not empty"),
+        (('licence = "in-house"', "licence = false"), "licence must be text"),
     ],
 )
 def test_what_is_wrong_with_labels_is_named(tmp_path: Path, change: tuple[str, str], named: str) -> None:
@@ -126,7 +130,7 @@ def test_a_mask_that_labels_do_not_explain_is_refused(phantom: Phantom, tmp_path
 @pytest.mark.parametrize("hu", [np.full((40, 60, 60), 40), np.full((40, 60, 60), -1000)])
 def test_a_volume_without_lungs_is_named(hu: np.ndarray, tmp_path: Path) -> None:
     save(hu.astype(np.int16), tmp_path / "image.nii.gz", np.diag([4.0, 4.0, 5.0, 1.0])[:, [2, 1, 0, 3]])
-    (tmp_path / "labels.toml").write_text('version = 1\nname = "one"\nlicence = ""\n')
+    (tmp_path / "labels.toml").write_text('version = 1\nname = "one"\nlicence = "made"\n')
     with pytest.raises(ValueError, match=f"{tmp_path.name}: no lungs"):
         labelled_sample(tmp_path)
 
@@ -137,3 +141,23 @@ def test_a_folder_of_several_series_is_named(phantom: Phantom, tmp_path: Path) -
     write_localizer(phantom, tmp_path)
     with pytest.raises(ValueError, match=f"{tmp_path.name}: 2 DICOM series"):
         read_ct(tmp_path)
+
+
+def test_images_that_are_missing_are_not_closed_up(phantom: Phantom, tmp_path: Path) -> None:
+    files = write_phantom(phantom, tmp_path)
+    for file in files[20:30]:
+        file.unlink()
+    with pytest.raises(ValueError, match=f"{tmp_path.name}: 10 images seem to be missing"):
+        read_ct(tmp_path)
+
+
+def test_a_folder_of_dicom_files_lies_where_its_headers_say(phantom: Phantom, tmp_path: Path) -> None:
+    """Anatomy and masks keep their places: the image is that of the volume written as NIfTI. A copy counts once."""
+    folder = folder_of(phantom, tmp_path / "one")
+    files = write_phantom(phantom, tmp_path / "dicom")
+    shutil.copy(files[7], tmp_path / "dicom" / "again.dcm")
+    stored, read = read_ct(folder / "image.nii.gz"), read_ct(tmp_path / "dicom")
+    assert (sitk.GetArrayFromImage(read) == sitk.GetArrayFromImage(stored)).all()
+    assert read.GetOrigin() == pytest.approx(stored.GetOrigin())
+    assert read.GetSpacing() == pytest.approx(stored.GetSpacing())
+    assert read.GetDirection() == pytest.approx(stored.GetDirection())

@@ -13,8 +13,9 @@ import torch
 from models import BUNDLED_MODEL_DIR
 from models.errors import ManifestMismatch
 from models.manifest import MANIFEST_NAME, load_manifest
-from models.training.bundle import _seen_before, write_bundle
-from models.training.curves import CURVES_NAME, PROGRESS_NAME, Progress, read_progress
+from models.training import bundle
+from models.training.bundle import Studies, _seen_before, read_studies, write_bundle
+from models.training.curves import CURVES_NAME, PROGRESS_NAME, Progress, append_progress, read_progress
 from models.training.dataset import Config, Mix, Sources
 from models.training.export import compare, export, folded, trained_network, unfitted
 from models.training.familiarity import familiarity, fit_strangeness
@@ -280,6 +281,14 @@ def test_a_run_tells_its_course_and_draws_it(config: Config, sources: Sources, t
     assert (tmp_path / CURVES_NAME).read_text().startswith("<svg")
 
 
+@pytest.mark.parametrize("torn", ["4", "40,18,1.5", "40,18,1.5,0.", "40,18,1.5,0.9"])
+def test_a_line_that_a_run_was_stopped_in_is_no_progress(tmp_path: Path, torn: str) -> None:
+    (tmp_path / PROGRESS_NAME).write_text(f"20,9,2.0,1.0\n\0\0,\n{torn}")
+    assert [one.step for one in read_progress(tmp_path)] == [20]
+    append_progress(tmp_path, Progress(60, 8.0, 1.9, 1.1))
+    assert [one.step for one in read_progress(tmp_path)] == [20, 60]
+
+
 def test_folding_changes_no_answer() -> None:
     torch.manual_seed(1)
     net = ChestNet(FEATURES)
@@ -320,3 +329,39 @@ def test_weights_for_nodules_that_the_manifest_does_not_name_are_refused_before_
         (tmp_path / "nodules.onnx").write_bytes(weights)
     with pytest.raises(ManifestMismatch, match=f"nodules.onnx .*{said}"):
         write_bundle(config, tmp_path / "no.toml", tmp_path / "no run", tmp_path / "out", "0", 4, tmp_path)
+
+
+def test_a_model_folder_stays_as_it_is_when_an_export_fails_late(
+    config: Config, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    train(replace(config, steps=1, batch=1), sources, run)
+    out.mkdir()
+    (out / MANIFEST_NAME).write_text("a manifest")
+    (out / "model.onnx").write_text("its weights")
+
+    def too_late(_: object) -> None:
+        assert (out / "model.onnx").read_text() == "its weights"
+        raise ValueError("late")
+
+    monkeypatch.setattr(bundle, "read_studies", lambda *_: Studies(fitting=(), testing=(), real=()))
+    monkeypatch.setattr(bundle, "fit_head", too_late)
+    with pytest.raises(ValueError, match="late"):
+        write_bundle(config, tmp_path / "index.toml", run, out, "0", 4)
+    held = {path.name: path.read_text() for path in out.iterdir()}
+    assert held == {MANIFEST_NAME: "a manifest", "model.onnx": "its weights"}
+
+
+def test_an_index_without_studies_is_refused_before_anything_is_simulated(config: Config, tmp_path: Path) -> None:
+    index = tmp_path / "studies.toml"
+    index.write_text("version = 1\nstudies = []\n")
+    with pytest.raises(ValueError, match=r"studies\.toml names no study"):
+        read_studies(config, index, 4)
+
+
+@pytest.mark.parametrize(("real", "total"), [(0.1, "0.7"), (0.9, "1.5"), (0.0, "0.6")])
+def test_a_mix_is_of_the_whole(real: float, total: str) -> None:
+    assert Mix(real=0.7, painted=0.1, phantom=0.2).real == 0.7
+    with pytest.raises(ValueError, match=f"add up to {total}, not to 1"):
+        Mix(real=real, painted=0.2, phantom=0.4)
