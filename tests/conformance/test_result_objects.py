@@ -62,6 +62,37 @@ def test_dciodvfy_is_content_whatever_the_source_headers(header: str, make_case:
 
 
 @pytest.mark.parametrize(
+    "told",
+    [
+        {"LossyImageCompressionRatio": "12.5", "LossyImageCompressionMethod": "ISO_15444_1"},
+        {"LossyImageCompressionRatio": ["4", "2"], "LossyImageCompressionMethod": ["ISO_10918_1", "ISO_14495_1"]},
+        {},
+    ],
+)
+def test_what_was_once_lossy_stays_lossy(told: dict[str, object], make_case: MakeCase, tmp_path: Path) -> None:
+    case = make_case("findings", LossyImageCompression="01", **told)
+    for name in ("seg", "seg_labelmap", "key_images", "sc"):
+        data_sets = ENCODERS[name](case)
+        assert valid(data_sets[:1], tmp_path) == [], name
+        for back in map(read_back, data_sets):
+            assert back.LossyImageCompression == "01"
+            for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+                assert (keyword in back) is (keyword in told)
+            assert back.get("LossyImageCompressionMethod") == told.get("LossyImageCompressionMethod")
+
+
+def test_a_presentation_state_keeps_the_shape_of_its_pixels(make_case: MakeCase) -> None:
+    case = make_case("findings")
+    grid = case.outlines.grid
+    assert grid is not None
+    oblong = replace(case, outlines=replace(case.outlines, grid=replace(grid, pixel_spacing_mm=(2.0, 4.0))))
+    for back in map(read_back, ENCODERS["gsps"](oblong)):
+        for shown in back.DisplayedAreaSelectionSequence:
+            assert shown.PresentationPixelSpacing == [2.0, 4.0]
+            assert "PresentationPixelAspectRatio" not in shown
+
+
+@pytest.mark.parametrize(
     ("name", "declared"),
     [
         (NAME.encode(), "ISO_IR 192"),

@@ -5,7 +5,9 @@ from functools import partial
 from io import StringIO
 
 import pytest
-from factories import make_ct_dataset
+from factories import make_ct_dataset, save_ct
+from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
 from rich.console import Console
@@ -16,8 +18,10 @@ from web_samples import refused_report, serving
 from dicom_gateway import operate
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.receive.assembly import Assembly, QuietRules
+from dicom_gateway.receive.header import read_header
 from dicom_gateway.receive.listener import start_listener
 from dicom_gateway.receive.reception import Reception
+from dicom_gateway.report.source_headers import read_source_headers
 from dicom_gateway.settings import Destination, Rule
 from dicom_gateway.store import index
 from dicom_gateway.store.files import REPORT_NAME
@@ -25,6 +29,7 @@ from dicom_gateway.store.schema import StudyState, open_database
 from dicom_gateway.store.traits import read_traits, rule_of_study
 from dicom_gateway.web.app import create_app
 from dicom_gateway.worker import Worker
+from imaging.source_text import in_unicode
 from imaging.uids import derive_uid
 
 QUIET = QuietRules(quiet_period_s=5.0, quiet_period_single_image_s=5.0)
@@ -98,6 +103,37 @@ def worker(settings, engine, jobs):
 
 def destinations(engine, uid, revision=1):
     return {row.destination for row in index.list_deliveries(engine, uid) if row.revision == revision}
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoded"),
+    [
+        (["", "ISO 2022 IR 58"], b"\x1b$)A" + "胸部".encode("gb2312") + b"\x1b(BCT "),
+        ("GB18030", "胸部CT".encode("gb18030")),
+        (None, "胸部CT".encode("gb18030")),
+        ("ISO_IR 100", "胸部CT".encode()),
+    ],
+)
+def test_rules_and_lists_read_what_results_will_say(tmp_path, declared, encoded):
+    """However the words are written: rules, the index, and DICOMweb have one text, that of the results."""
+    encoded += b" " * (len(encoded) % 2)
+    file = tmp_path / "image.dcm"
+    save_ct(file, StudyDescription="D" * len(encoded), SpecificCharacterSet=declared)
+    file.write_bytes(file.read_bytes().replace(b"D" * len(encoded), encoded))
+    with file.open("rb") as opened:
+        opened.seek(132)
+        content = opened.read()
+    ds = dcmread(file, stop_before_pixels=True)
+    start = content.index(b"\x08\x00\x05\x00" if declared else b"\x08\x00\x08\x00")
+    header = read_header(
+        lambda at, count: content[start + at : start + at + count],
+        len(content) - start,
+        transfer_syntax=ExplicitVRLittleEndian,
+        sop_class_uid=ds.SOPClassUID,
+        sop_instance_uid=ds.SOPInstanceUID,
+    )
+    (result,) = read_source_headers([file]).instances
+    assert header.description == result.StudyDescription == in_unicode(dcmread(file)).StudyDescription == "胸部CT"
 
 
 def test_a_study_that_a_rule_excludes_is_kept_and_not_queued(send, jobs, engine, settings):

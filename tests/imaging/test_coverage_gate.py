@@ -55,6 +55,26 @@ def test_what_is_cut_off_is_named_or_refused(slices: tuple[int, int], verdict: V
     assert words in worst.message
 
 
+@pytest.mark.parametrize(("step_hu", "seen"), [(0, False), (100, True), (-100, True)])
+def test_a_step_of_the_scale_is_refused(step_hu: int, seen: bool) -> None:
+    volume, lungs = chest(0, 100)
+    hu = volume.hu.copy()
+    hu[:50] += step_hu
+    refused = [i.message for i in check_voxels(replace(volume, hu=hu), lungs) if i.verdict is Verdict.REJECT]
+    assert any("two scales" in message for message in refused) is seen
+
+
+@pytest.mark.parametrize(("share", "said"), [(1.0, False), (0.4, True)])
+def test_sides_that_cannot_be_checked_are_named(share: float, said: bool) -> None:
+    """Fluid fills the lower part of the left lung, so that nothing tells left from right."""
+    volume, lungs = chest(0, 100)
+    filled = lungs.left.copy()
+    filled[: round(100 - 80 * share)] = False
+    hu = np.where(lungs.left & ~filled, 10, volume.hu).astype(np.int16)
+    issues = check_voxels(replace(volume, hu=hu), replace(lungs, left=filled))
+    assert any("left and right could not be checked" in issue.message for issue in issues) is said
+
+
 @pytest.mark.parametrize(("slices", "below", "above"), [((16, 84), 20, 30), ((30, 100), 30, 0), ((-60, 28), 0, 1)])
 def test_blank_images_at_the_ends_hide_no_cut(slices: tuple[int, int], below: int, above: int) -> None:
     volume, lungs = chest(*slices)

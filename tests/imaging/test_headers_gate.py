@@ -140,6 +140,58 @@ def test_what_is_no_regular_stack_is_refused_by_name(series, check) -> None:
     assert check in _rejects(series)
 
 
+def _located(*mm: float) -> Series:
+    return make_series([make_slice(i, slice_location_mm=at) for i, at in enumerate(mm)])
+
+
+_CLOSED_UP = [i + 12 * (i >= 90) for i in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("series", "check", "verdict"),
+    [
+        (_located(*(-3.0 * i for i in range(200))), "slice_location", Verdict.REJECT),
+        (_located(*(1.5 * number for number in _CLOSED_UP)), "slice_location", Verdict.REJECT),
+        (_located(*(1.5 * i for i in range(200))), "slice_location", None),
+        (_located(*(-1.5 * i + 7 for i in range(200))), "slice_location", None),
+        # Values that follow no rule tell nothing.
+        (_located(*(float(i * 77 % 200) for i in range(200))), "slice_location", None),
+        (_located(*[3.0] * 200), "slice_location", None),
+        (
+            make_series([make_slice(i, instance_number=number + 1) for i, number in enumerate(_CLOSED_UP)]),
+            "image_numbers",
+            Verdict.WARN,
+        ),
+        (make_series([make_slice(i, instance_number=2 * i) for i in range(200)]), "image_numbers", None),
+        (
+            make_series([make_slice(i, reconstruction_diameter_mm=275.0) for i in range(200)]),
+            "reconstruction_diameter",
+            Verdict.WARN,
+        ),
+        (
+            make_series([make_slice(i, reconstruction_diameter_mm=360.0) for i in range(200)]),
+            "reconstruction_diameter",
+            None,
+        ),
+        (
+            make_series([make_slice(i, rows=128, columns=128, pixel_spacing_mm=(2.8, 2.8)) for i in range(200)]),
+            "pixel_spacing",
+            Verdict.WARN,
+        ),
+        (
+            make_series([make_slice(i, rows=64, columns=64, pixel_spacing_mm=(5.6, 5.6)) for i in range(200)]),
+            "pixel_spacing",
+            Verdict.REJECT,
+        ),
+        (make_series([make_slice(i, rescale_slope=5.9) for i in range(200)]), "hu", Verdict.WARN),
+        (make_series([make_slice(i, kvp=70.0) for i in range(200)]), "kvp", Verdict.WARN),
+        (make_series([make_slice(i, kvp=120.0) for i in range(200)]), "kvp", None),
+    ],
+)
+def test_what_headers_tell_a_second_time_is_compared(series, check, verdict) -> None:
+    assert next((issue.verdict for issue in check_headers(series) if issue.check == check), None) is verdict
+
+
 def test_every_rotation_numbered_as_an_acquisition_is_one_volume() -> None:
     """Some scanners count AcquisitionNumber up with every image."""
     assert not _rejects(make_series([make_slice(i, acquisition_number=i) for i in range(200)]))
@@ -174,6 +226,26 @@ def test_localizers_inside_an_axial_series_are_left_out_and_said() -> None:
     issues = check_headers(chosen)
     assert not is_rejected(issues)
     assert any(i.check == "localizer" and i.verdict is Verdict.WARN for i in issues)
+
+
+def test_a_dose_page_among_the_slices_costs_no_chest() -> None:
+    page = make_slice(
+        200, image_type=("DERIVED", "SECONDARY", "SCREEN SAVE"), image_position_patient=None, rows=768, columns=1024
+    )
+    planes = [make_slice(i) for i in range(200)]
+    for series in (make_series([*planes, page]), make_series([page, *planes])):
+        chosen = select_series(_study(series)).chosen
+        assert chosen is not None and len(chosen.slices) == 200
+        issues = check_headers(chosen)
+        assert not is_rejected(issues)
+        assert any(issue.check == "localizer" and issue.verdict is Verdict.WARN for issue in issues)
+
+
+@pytest.mark.parametrize(("unit", "good"), [("MGML", False), ("Z_EFF", False), ("HU", True), ("US", True)])
+def test_voxels_in_another_unit_are_no_ct_numbers(unit: str, good: bool) -> None:
+    selection = select_series(_study(make_series([make_slice(i, rescale_type=unit) for i in range(200)])))
+    assert (selection.chosen is not None) is good
+    assert good or unit in selection.rejected[0].reason
 
 
 def _numbered(number: int, **overrides) -> Series:

@@ -1,7 +1,9 @@
 """Stored values to HU in place: bit-equal to the plain arithmetic, and to pydicom's reading of the same file."""
 
+from functools import partial
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRBigEndian
 
+from imaging.codecs import decode_jpeg
 from imaging.headers import read_studies
-from imaging.pixels import AIR_HU, Rescale, to_hu, to_hu_in_place
+from imaging.pixels import AIR_HU, Codec, Rescale, to_hu, to_hu_in_place
 from imaging.volume import load_volume
 
 _ALL = np.arange(65536, dtype=np.uint16).reshape(256, 256)
@@ -86,3 +89,16 @@ def test_big_endian_is_read(tmp_path: Path) -> None:
         )
     (study,), _ = read_studies(sorted(tmp_path.iterdir()))
     np.testing.assert_array_equal(load_volume(study.series[0]).hu[1], stored - 1024)
+
+
+@pytest.mark.parametrize("codec", [Codec.JPEG_LS, Codec.JPEG_2000, Codec.JPEG])
+def test_an_overlay_in_the_unused_bits_of_a_compressed_image_is_no_density(codec: Codec) -> None:
+    encode = {
+        Codec.JPEG_LS: imagecodecs.jpegls_encode,
+        Codec.JPEG_2000: partial(imagecodecs.jpeg2k_encode, level=0, reversible=True, codecformat="j2k"),
+        Codec.JPEG: partial(imagecodecs.ljpeg_encode, bitspersample=16),
+    }[codec]
+    density = np.random.default_rng(0).integers(0, 4096, (32, 48), np.uint16)
+    drawn = density.copy()
+    drawn[10:20, 10:20] |= 1 << 12
+    np.testing.assert_array_equal(decode_jpeg(encode(drawn), codec, 12, signed=False), density)

@@ -126,7 +126,26 @@ def test_brightness_in_a_vein_of_an_enhanced_scan_is_undetermined(plain: Anatomy
     assert "contrast" in (study.reason or "")
 
 
-@pytest.mark.parametrize("shift_hu", [-24, -60])
+@pytest.mark.parametrize("size_mm", [(20.0, 20.0, 20.0), (8.0, 40.0, 40.0), (50.0, 4.0, 4.0)])
+def test_the_diameter_of_metal_is_its_greatest_width(plain: Anatomy, size_mm: tuple[float, float, float]) -> None:
+    """Ellipsoids, whose greatest width is their longest axis and not the diagonal of the box around them."""
+    source = plain.volume.geometry
+    middle = np.rint(np.argwhere(plain.lungs.left).mean(axis=0))
+    away = np.moveaxis(np.indices(source.shape), 0, -1) - middle
+    hu = plain.volume.hu.copy()
+    hu[((away * np.array(source.spacing_mm) * 2 / np.array(size_mm)) ** 2).sum(axis=-1) <= 1] = 3000
+    _, piece = medical_device(replace(plain, volume=replace(plain.volume, hu=hu)))
+    assert values(piece)[Quantity.MAXIMUM_DIAMETER] == pytest.approx(max(size_mm), abs=1.5 * max(source.spacing_mm))
+
+
+def test_an_image_cut_off_below_bone_has_no_calcium_score(plain: Anatomy) -> None:
+    clipped = replace(plain.volume, hu=np.minimum(plain.volume.hu, 150).astype(np.int16))
+    (finding, *_) = coronary_artery_calcification(replace(plain, volume=clipped))
+    assert finding.presence is Presence.NOT_ASSESSED
+    assert "no voxel measures more than 150 HU" in (finding.reason or "")
+
+
+@pytest.mark.parametrize("shift_hu", [-24, -60, 50])
 def test_a_shifted_scale_of_hu_makes_no_liver_fatty_and_no_coronary_free_of_calcium(
     plain: Anatomy, shift_hu: int
 ) -> None:

@@ -78,3 +78,12 @@ def test_an_outline_one_voxel_too_small_is_mended_by_the_border_in_the_hu() -> N
     sections = _measured((0.5, 0.2, 0.8), 30, 30, eroded=1)
     assert _middle(sections.long_mm) == pytest.approx(30, abs=1.0)
     assert _middle(sections.bordered).all()
+
+
+@pytest.mark.parametrize("eroded", [0, 1])
+def test_the_border_of_a_wide_tube_is_sought_in_the_hu_as_well(eroded: int) -> None:
+    """The search starts 6 mm inside the outline, which from 20 mm of radius on is beyond where blood is sampled."""
+    sections = _measured((0.1, 0.0, 1.0), 50, 50, eroded=eroded)
+    assert _middle(sections.bordered).all()
+    assert _middle(sections.long_mm) == pytest.approx(50, abs=1.5)
+    assert _middle(sections.short_mm) == pytest.approx(50, abs=1.5)
