@@ -112,7 +112,8 @@ def _name(dicom_name: str) -> str:
 def _request(report: Report, source: Dataset, language: Language) -> dict[int, str]:
     return {
         1: "1",
-        3: _text(text_of(source, "AccessionNumber")),
+        # One of placer and filler number must be there; the study's UID is one for all revisions.
+        3: _text(text_of(source, "AccessionNumber")) or _components(report.study_instance_uid, DEVICE_NAME.upper()),
         4: _coded(language, codes.AI_CHEST_CT, codes.CT_CHEST),
         7: _study_time(source),
         # IHE Radiology looks for the accession number here.

@@ -178,3 +178,10 @@ def test_a_backslash_in_a_header_is_a_character_of_it(make_case: MakeCase) -> No
     assert (study["subject"]["identifier"]["value"], study["description"]) == ("A\\B", "E\\F")
     assert study["subject"]["display"] == "Doe John\\X"
     assert encode_pdf(case)
+
+
+def test_a_study_without_accession_number_is_known_by_its_uid(make_case: MakeCase) -> None:
+    (request,) = segments(make_case("findings", AccessionNumber=""), "OBR")
+    assert components(request[3]) == ["1.2.3.4", "ONESCAN"]
+    (request,) = segments(make_case("findings"), "OBR")
+    assert request[3] == "A-77"
