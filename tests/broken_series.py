@@ -233,6 +233,13 @@ def unnumbered(images: Images) -> Images:
     return images
 
 
+def closed_up(images: Images) -> Images:
+    """Without eight images in the middle, the positions of those above moved down to be even."""
+    for image in images[48:]:
+        move(image, z_mm=8 * (images[0].ImagePositionPatient[2] - images[1].ImagePositionPatient[2]))
+    return [*images[:40], *images[48:]]
+
+
 def private_sequences(image: Dataset, _: int) -> None:
     image.add_new(0x00290010, "LO", "ONESCAN TESTS")
     inner = Dataset()
@@ -380,8 +387,13 @@ CASES: dict[str, tuple[Defect, str]] = {
     "spacing that drifts": (of_each(lambda i, n: move(i, z_mm=0.004 * n * n)), "slice_gaps"),
     "positions in centimetres": (
         of_each(lambda i, _: setattr(i, "ImagePositionPatient", [v / 10 for v in i.ImagePositionPatient])),
-        "coverage",
+        "slice_location",
     ),
+    "positions half as far apart": (
+        of_each(lambda i, _: i.ImagePositionPatient.__setitem__(2, i.ImagePositionPatient[2] / 2)),
+        "slice_location",
+    ),
+    "images taken out and the others closed up": (closed_up, "slice_location"),
     "gantry tilt by the positions": (of_each(lambda i, n: move(i, y_mm=0.5 * n)), "gantry_tilt"),
     "gantry tilt by the orientation": (
         set_all(ImageOrientationPatient=[1, 0, 0, 0, 0.984808, -0.173648]),
@@ -405,7 +417,7 @@ CASES: dict[str, tuple[Defect, str]] = {
     "PixelSpacing infinite": (of_each(lambda i, _: with_raw("PixelSpacing", "DS", b"inf\\inf ")(i)), "headers"),
     "PixelSpacing of another image": (set_one(PixelSpacing=[2, 2]), "mixed_images"),
     "PixelSpacing in centimetres": (set_all(PixelSpacing=[0.4, 0.4]), "lungs"),
-    "PixelSpacing twice as large": (set_all(PixelSpacing=[8, 8]), "lungs"),
+    "PixelSpacing twice as large": (set_all(PixelSpacing=[8, 8]), "pixel_spacing"),
     "PixelSpacing in micrometres": (set_all(PixelSpacing=[4000, 4000]), "pixel_spacing"),
     "PixelSpacing ten times too large": (set_all(PixelSpacing=[40, 40]), "pixel_spacing"),
     # Values.
@@ -419,6 +431,11 @@ CASES: dict[str, tuple[Defect, str]] = {
     "RescaleIntercept twice": (set_all(RescaleIntercept=-2048), "lungs"),
     "RescaleSlope of 2": (set_all(RescaleSlope=2), "hu"),
     "RescaleIntercept wrong in one image": (set_one(RescaleIntercept=0), "image_order"),
+    "RescaleIntercept wrong in half of the images": (
+        of_some(slice(None, 40), lambda i, _: setattr(i, "RescaleIntercept", -924)),
+        "hu",
+    ),
+    "RescaleType of a map of iodine": (set_all(RescaleType="MGML"), NO_SERIES),
     "stored with an offset of 8192": (stored_with_offset(8192), REPORTED),
     # 24 HU too high: air of real series differs by more from one to the next, so nothing tells.
     "RescaleIntercept -1000 of values that have 1024": (set_all(RescaleIntercept=-1000), SILENTLY_WRONG),
