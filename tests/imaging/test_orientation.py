@@ -27,8 +27,16 @@ def chest() -> tuple[Volume, Lungs]:
     return volume, segment_lungs(volume)
 
 
-def warnings(volume: Volume, lungs: Lungs) -> list[str]:
+NOT_CHECKED = "one lung holds so little air that left and right could not be checked against the anatomy"
+
+
+def told(volume: Volume, lungs: Lungs) -> list[str]:
     return [issue.message for issue in check_voxels(volume, lungs) if issue.check == "orientation"]
+
+
+def warnings(volume: Volume, lungs: Lungs) -> list[str]:
+    """What is said to be turned."""
+    return [message for message in told(volume, lungs) if message != NOT_CHECKED]
 
 
 def turned(volume: Volume, lungs: Lungs, axis: int) -> tuple[Volume, Lungs]:
@@ -86,7 +94,7 @@ def test_how_the_voxels_are_stored_does_not_matter(
 def test_an_effusion_is_not_taken_for_a_liver(side: str) -> None:
     request = LesionRequest(kind="pleural_effusion", size=900.0, laterality=side)
     volume = make_phantom(5, (request,), spacing_mm=(4, 3, 3)).volume
-    assert not warnings(volume, segment_lungs(volume))
+    assert told(volume, segment_lungs(volume)) == [NOT_CHECKED]
 
 
 @pytest.mark.real_ct
@@ -106,5 +114,5 @@ def test_real_chests(name: str, seen: set[int]) -> None:
     (study,), _ = read_studies(find_files([REAL_CT / name], Path("unused")).files)
     volume = load_volume(study.series[0])
     lungs = segment_lungs(volume)
-    assert not warnings(volume, lungs)
+    assert told(volume, lungs) == ([] if LEFT_RIGHT in seen else [NOT_CHECKED])
     assert {axis for axis in SEEN_AS if warnings(*turned(volume, lungs, axis))} == seen
