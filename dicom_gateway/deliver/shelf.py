@@ -12,6 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_gateway.deliver.attempt import Encode, prepared, store_all
 from dicom_gateway.errors import PeerUnreachable
 from dicom_gateway.settings import DicomwebDestination
+from dicom_gateway.store.files import sync_folder
 from dicom_gateway.store.schema import ObjectOutcome
 
 _FOLDER = "dicomweb"
@@ -54,23 +55,15 @@ def _replacing(shelf: Path) -> Iterator[Path]:
     try:
         yield part
         with _failing_is_unreachable():
-            _sync(part)
+            sync_folder(part)
             if shelf.exists():
                 shelf.rename(replaced)
             part.rename(shelf)
             for changed in (shelf.parent, shelf.parent.parent):
-                _sync(changed)
+                sync_folder(changed)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

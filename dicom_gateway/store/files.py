@@ -122,7 +122,7 @@ class PartFile:
                 size_bytes = target.stat().st_size
             finally:
                 self.discard()
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         return StoredFile(path=path, size_bytes=size_bytes), is_new
 
     def discard(self) -> None:
@@ -219,10 +219,11 @@ def _make_folders(folder: Path, data_dir: Path) -> None:
             folder = folder.parent
         for new in reversed(missing):
             new.mkdir(exist_ok=True)
-            _sync_folder(new.parent)
+            sync_folder(new.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, as fsync of a file does its bytes. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
