@@ -5,6 +5,8 @@ tables in the same database, so that a study's state and its job change in one t
 """
 
 import enum
+import sqlite3
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 
 metadata = sa.MetaData()
+
+_SQLITE_TIMEOUT_S = 30.0
 
 
 class StudyState(enum.StrEnum):
@@ -227,7 +231,7 @@ def open_database(url: str, *, rebuildable: bool = False) -> sa.Engine:
     """
     if not url.startswith("sqlite"):
         return sa.create_engine(url, pool_pre_ping=True, pool_size=10, hide_parameters=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 30}, pool_size=10, hide_parameters=True)
+    engine = sa.create_engine(url, connect_args={"timeout": _SQLITE_TIMEOUT_S}, pool_size=10, hide_parameters=True)
     sa.event.listen(engine, "connect", partial(_prepare_sqlite, synchronous="normal" if rebuildable else "full"))
     return engine
 
@@ -237,8 +241,26 @@ def _prepare_sqlite(connection: Any, _record: Any, *, synchronous: str) -> None:
     connection.isolation_level = "IMMEDIATE"
     # Its own knows no letter beyond ASCII, and patients are looked for by name.
     connection.create_function("lower", 1, lambda text: text and text.lower(), deterministic=True)
-    for pragma in ("journal_mode=wal", f"synchronous={synchronous}", "busy_timeout=30000", "foreign_keys=on"):
+    _write_ahead(connection)
+    for pragma in (f"synchronous={synchronous}", "foreign_keys=on"):
         connection.execute(f"pragma {pragma}")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch a new database to the write-ahead log, which stays in its file. Raises OperationalError after the timeout.
+
+    Of processes that do so at the same time all but one meet SQLITE_BUSY without any wait: each would turn from reader
+    to writer (https://www.sqlite.org/c3ref/busy_handler.html).
+    """
+    deadline = time.monotonic() + _SQLITE_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("pragma journal_mode=wal")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 # Any number that nobody else in the database locks.

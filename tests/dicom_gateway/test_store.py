@@ -150,10 +150,14 @@ def test_what_killed_processes_left_unfinished_goes_after_a_while(tmp_path):
 
 
 def test_processes_that_start_at_once_make_the_tables_once(tmp_path):
-    engines = [open_database(f"sqlite:///{tmp_path / 'one.sqlite'}") for _ in range(6)]
-    with ThreadPoolExecutor(len(engines)) as starting:
-        list(starting.map(create_tables, engines))
-    assert "study" in sa.inspect(engines[0]).get_table_names()
+    # Which of them meets whom is chance, hence many databases.
+    for number in range(25):
+        engines = [open_database(f"sqlite:///{tmp_path / f'{number}.sqlite'}") for _ in range(12)]
+        with ThreadPoolExecutor(len(engines)) as starting:
+            list(starting.map(create_tables, engines))
+        assert "study" in sa.inspect(engines[0]).get_table_names()
+        for engine in engines:
+            engine.dispose()
 
 
 def test_files_without_a_row_are_indexed_again(settings, engine):
