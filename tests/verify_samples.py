@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,16 +32,27 @@ def analysed(files: list[Path], folder: Path, revision: int, created: datetime) 
     """The made-up report in place of an analysis; of a verified revision, what stands there already."""
     if outcome := finished_outcome(folder, created):
         return outcome
+    outcome, contents = _result(len(files), revision, created)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return outcome
+
+
+@cache
+def _result(image_count: int, revision: int, created: datetime) -> tuple[str, dict[str, bytes]]:
+    """Outcome and result files of a study of so many images; made once, for they take a second."""
     volume = make_volume()
     findings = full_findings(volume)
-    result = StoredResult(
-        report=compose(volume, findings, revision=revision, created=created, model=MODEL),
-        headers=read_source_headers(files),
-        outlines=outlines_of(findings, make_slices(volume)),
-        key_images=render_key_images(findings, volume),
-    )
-    write_result(result, folder)
-    return result.report.outcome
+    with TemporaryDirectory() as folder:
+        result = StoredResult(
+            report=compose(volume, findings, revision=revision, created=created, model=MODEL),
+            headers=read_source_headers(write_ct(Path(folder, "ct"), image_count)),
+            outlines=outlines_of(findings, make_slices(volume)),
+            key_images=render_key_images(findings, volume),
+        )
+        written = write_result(result, Path(folder, "result"))
+        return result.report.outcome, {path.name: path.read_bytes() for path in written}
 
 
 @contextmanager

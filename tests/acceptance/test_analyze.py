@@ -20,7 +20,7 @@ pytestmark = pytest.mark.acceptance
 @pytest.fixture(scope="module")
 def phantom() -> Phantom:
     return make_phantom(
-        11, [LesionRequest(kind="pleural_effusion", size=500.0, laterality="left")], spacing_mm=(3, 1, 1)
+        11, [LesionRequest(kind="pleural_effusion", size=500.0, laterality="left")], spacing_mm=(5, 2, 2)
     )
 
 

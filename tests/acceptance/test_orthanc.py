@@ -100,7 +100,7 @@ def _modalities(rest: str) -> dict[str, str]:
 
 def test_a_study_in_the_pacs_gets_its_report_once(tmp_path: Path) -> None:
     """Uploaded to Orthanc, forwarded, analysed: SR and SC stand in the same study, readable, and are sent once."""
-    phantom = make_phantom(5, [LesionRequest(kind="pleural_effusion", size=400.0)], spacing_mm=(3.0, 1.0, 1.0))
+    phantom = make_phantom(5, [LesionRequest(kind="pleural_effusion", size=400.0)], spacing_mm=(5.0, 2.0, 2.0))
     files = write_phantom(phantom, tmp_path / "phantom")
     onescan_port = free_port()
     with (

@@ -26,6 +26,8 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--enable-logging=stderr", "--dump-dom",
+    # Virtual time now and then stands still for good while a form is being sent: the page is shown as it is then.
+    "--timeout=45000",
 )  # fmt: skip
 
 pytestmark = [

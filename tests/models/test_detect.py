@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from imaging.geometry import Geometry
-from imaging.lungs import segment_lungs
+from imaging.lungs import Lungs, segment_lungs
 from imaging.phantom import ANATOMY
 from imaging.preprocess import prepare
 from imaging.volume import Volume
@@ -125,9 +126,16 @@ def _graph() -> onnx.ModelProto:
 
 def _thorax(orientation: np.ndarray, ball_mm: tuple[float, float, float] | None) -> tuple[Volume, np.ndarray]:
     """An elliptic body with two lungs around the origin, a bright ball at `ball_mm`; the ball's mask."""
+    return _made_thorax(tuple(map(tuple, orientation)), ball_mm)
+
+
+@lru_cache(maxsize=8)
+def _made_thorax(
+    orientation: tuple[tuple[float, ...], ...], ball_mm: tuple[float, float, float] | None
+) -> tuple[Volume, np.ndarray]:
     shape, spacing = (90, 180, 240), (3.0, 1.7, 1.7)
     affine = np.eye(4)
-    x, y, z = orientation
+    x, y, z = np.array(orientation)
     affine[:3, :3] = np.stack([z * spacing[0], y * spacing[1], x * spacing[2]], axis=1)
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     geometry = Geometry(affine, shape)
@@ -142,7 +150,18 @@ def _thorax(orientation: np.ndarray, ball_mm: tuple[float, float, float] | None)
         ball = ((points - np.array(ball_mm)) ** 2).sum(axis=-1) < RADIUS_MM**2
         hu[ball] = 300
     uids = tuple(f"1.2.3.{i + 1}" for i in range(shape[0]))
-    return Volume(hu.astype(np.int16), geometry, "1.2.3", uids, (None,) * shape[0]), ball
+    hu = hu.astype(np.int16)
+    for shared in (hu, ball):
+        shared.flags.writeable = False
+    return Volume(hu, geometry, "1.2.3", uids, (None,) * shape[0]), ball
+
+
+@lru_cache(maxsize=8)
+def _lungs(volume: Volume) -> Lungs:
+    lungs = segment_lungs(volume)
+    for mask in (lungs.body, lungs.airways, lungs.left, lungs.right):
+        mask.flags.writeable = False
+    return lungs
 
 
 @pytest.mark.parametrize("name", ORIENTATIONS | OBLIQUE)
@@ -151,7 +170,7 @@ def test_a_ball_is_found_where_it_is_whatever_the_orientation(detector: Detector
     """Side by the patient's x, centre within 2 mm, outline on the source grid with Dice above 0.9, size to a pixel."""
     centre_mm = (75.0 if side is Laterality.LEFT else -75.0, 20.0, 50.0)
     volume, ball = _thorax((ORIENTATIONS | OBLIQUE)[name], centre_mm)
-    detection = detector.detect(volume, segment_lungs(volume), sharp_kernel=False)
+    detection = detector.detect(volume, _lungs(volume), sharp_kernel=False)
     study, lesion = [f for f in detection.findings if f.kind is FindingKind.PULMONARY_NODULE]
     assert (study.presence, study.laterality, study.lesion) == (Presence.PRESENT, side, None)
     assert (lesion.presence, lesion.laterality, lesion.lesion) == (Presence.PRESENT, side, 1)
@@ -183,7 +202,7 @@ def _blind(detector: Detector) -> Detector:
 def test_a_mass_is_described_though_the_nodule_network_sees_none(detector: Detector) -> None:
     """A ball of 24 mm, judged no nodule: it is too large for the patches, and the lesion network outlines it."""
     volume, ball = _thorax(np.eye(3), (75.0, 20.0, 50.0))
-    findings = _blind(detector).detect(volume, segment_lungs(volume), sharp_kernel=False).findings
+    findings = _blind(detector).detect(volume, _lungs(volume), sharp_kernel=False).findings
     study, mass = [f for f in findings if f.kind is FindingKind.PULMONARY_NODULE]
     assert (study.presence, mass.presence, mass.laterality) == (Presence.PRESENT, Presence.PRESENT, Laterality.LEFT)
     assert mass.region is not None
@@ -241,7 +260,7 @@ def test_a_mass_that_is_consolidation_as_well_says_so(
         run=run,
         judge=lambda patches: np.full(len(patches), -9.0, np.float32),
     )
-    findings = Detector(both).detect(volume, segment_lungs(volume), sharp_kernel=False).findings  # type: ignore[arg-type]
+    findings = Detector(both).detect(volume, _lungs(volume), sharp_kernel=False).findings  # type: ignore[arg-type]
     _, mass = [f for f in findings if f.kind is FindingKind.PULMONARY_NODULE]
     said = "also outlined as consolidation: the two look alike" if says_so else None
     assert (mass.presence, mass.reason) == (Presence.PRESENT, said)
@@ -279,7 +298,7 @@ def test_haze_that_is_an_interstitial_pattern_as_well_is_left_open(
         }
     )
     session = SimpleNamespace(manifest=manifest, run=run)
-    findings = Detector(session).detect(volume, segment_lungs(volume), sharp_kernel=False).findings  # type: ignore[arg-type]
+    findings = Detector(session).detect(volume, _lungs(volume), sharp_kernel=False).findings  # type: ignore[arg-type]
     study, lesion = [f for f in findings if f.kind is haze]
     assert study.presence is lesion.presence is (Presence.INDETERMINATE if contested else Presence.PRESENT)
     assert ("the two look alike" in (study.reason or "")) is contested
@@ -319,7 +338,7 @@ def test_what_is_less_sure_extends_a_lesion_and_makes_none(detector: Detector) -
 
     def outlined(threshold: float) -> np.ndarray:
         only = _answering(detector, kind, run, voxel_threshold=threshold)
-        findings = only.detect(volume, segment_lungs(volume), sharp_kernel=False).findings
+        findings = only.detect(volume, _lungs(volume), sharp_kernel=False).findings
         study, lesion = [f for f in findings if f.kind is kind]
         assert (study.presence, study.laterality) == (Presence.PRESENT, Laterality.LEFT)
         assert lesion.region is not None
@@ -434,7 +453,7 @@ def test_ground_glass_and_no_emphysema_in_lungs_without_air_are_left_open(detect
 
 def test_every_kind_has_one_answer_and_none_is_absent_without_being_assessed(detector: Detector) -> None:
     volume, _ = _thorax(np.eye(3), None)
-    detection = detector.detect(volume, segment_lungs(volume), sharp_kernel=False)
+    detection = detector.detect(volume, _lungs(volume), sharp_kernel=False)
     answers = {f.kind: f for f in detection.findings if f.lesion is None}
     assert list(answers) == list(FindingKind)
     assessed = {FindingKind.PULMONARY_NODULE, FindingKind.EMPHYSEMA, FindingKind.MEDICAL_DEVICE}
@@ -449,7 +468,7 @@ def test_every_kind_has_one_answer_and_none_is_absent_without_being_assessed(det
 
 def test_the_same_volume_gives_the_same_tracking_uids(detector: Detector) -> None:
     volume, _ = _thorax(np.eye(3), (75.0, 0.0, 0.0))
-    lungs = segment_lungs(volume)
+    lungs = _lungs(volume)
     first, second = (
         [f.tracking_uid for f in detector.detect(volume, lungs, sharp_kernel=False).findings] for _ in range(2)
     )
@@ -461,7 +480,7 @@ def test_the_same_volume_gives_the_same_tracking_uids(detector: Detector) -> Non
 def test_the_network_grid_keeps_positions_and_leads_back(name: str) -> None:
     """A coordinate ramp as voxels arrives at its own coordinates on the network grid, and back on the source grid."""
     volume, _ = _thorax(ORIENTATIONS[name], None)
-    lungs = segment_lungs(volume)
+    lungs = _lungs(volume)
     points = volume.geometry.index_to_patient(np.moveaxis(np.indices(volume.hu.shape), 0, -1))
     for axis in range(3):
         ramp = Volume(
@@ -488,7 +507,7 @@ def test_lungs_of_a_simple_thorax_are_on_their_sides() -> None:
     expected_ml = 4 / 3 * np.pi * 60 * 80 * 110 / 1000
     for orientation in ORIENTATIONS.values():
         volume, _ = _thorax(orientation, None)
-        lungs = segment_lungs(volume)
+        lungs = _lungs(volume)
         for mask, sign in ((lungs.left, 1), (lungs.right, -1)):
             assert mask.sum() * volume.geometry.voxel_volume_mm3 / 1000 == pytest.approx(expected_ml, rel=0.03)
             assert np.sign(volume.geometry.index_to_patient(np.argwhere(mask).mean(axis=0))[0]) == sign
@@ -560,7 +579,7 @@ def test_a_score_that_a_small_move_changes_is_no_answer(detector: Detector) -> N
 def test_what_is_measured_on_an_image_unlike_the_known_ones_is_left_open_too(detector: Detector) -> None:
     volume, _ = _thorax(np.eye(3), None)
     strange = detector.manifest.model_copy(update={"familiarity": Familiarity(limit=4.0, fitted_on="this test")})
-    lungs = segment_lungs(volume)
+    lungs = _lungs(volume)
     known, unknown = (
         {f.kind: f for f in of.detect(volume, lungs, sharp_kernel=False).findings}
         for of in (detector, Detector(detector.session, strange))
