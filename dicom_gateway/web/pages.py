@@ -1,5 +1,6 @@
 """Server-rendered pages: study list, report, deliveries, rules, evidence, system."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,18 +56,23 @@ _TRIALS_SHOWN = 500
 _DAYS = (1, 7, 30, 90)
 BackTo = Literal["study", "deliveries"]
 Form = Mapping[str, str]
+# What stands for undecodable bytes, and halves of characters, which some encodings that a request may name can give.
+_UNDECODED = re.compile("[\ufffd\ud800-\udfff]")
 _FORM_FIELDS = frozenset({"family_name", "given_name", "organization", "comment", "reviewed"})
 
 
 async def posted(request: Request) -> Form:
     """Dependency: the fields of a form, whose names are not known beforehand; none of ours has a file.
 
-    Raises HTTPException 400 for a field that is there twice: of two answers to a question neither is the person's.
+    Raises HTTPException 400 for a field that is there twice: of two answers to a question neither is the person's; and
+    for bytes that are no text: what they stood for is unknown.
     """
     async with request.form(max_files=0) as form:
         fields = {name: value for name, value in form.items() if isinstance(value, str)}
         if len(fields) != len(form.multi_items()):
             raise HTTPException(400, "A field of the form is there twice.")
+        if any(_UNDECODED.search(name + value) for name, value in fields.items()):
+            raise HTTPException(400, "The form is not text in UTF-8.")
         return fields
 
 

@@ -176,6 +176,25 @@ def test_no_form_of_ours_has_a_file_or_a_field_twice(worker: Worker, client: htt
     assert is_untouched(worker)
 
 
+_HALF = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n--x--\r\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/x-www-form-urlencoded", b"family_name=%FF&organization=Hospital&reviewed=yes"),
+        ("application/x-www-form-urlencoded", b"family_name=Li&organization=Hospital&comment=%ED%A0%80&reviewed=yes"),
+        ("multipart/form-data; boundary=x; charset=utf-7", _HALF % (b"comment", b"+2AA-")),
+        ("multipart/form-data; boundary=x; charset=utf-7", _HALF % (b"+2AA-", b"absent")),
+    ],
+)
+def test_a_form_that_is_no_text_is_refused(worker: Worker, client: httpx.Client, kind: str, body: bytes) -> None:
+    answer = client.post(FORM, content=body, headers=FROM_OUR_PAGE | {"Content-Type": kind})
+    assert answer.status_code == 400
+    assert "is not text" in answer.text
+    assert is_untouched(worker)
+
+
 @pytest.mark.parametrize("headers", [
     {}, {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "none"},
