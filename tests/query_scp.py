@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as FIND
-from running import free_port
+from running import end_peer, free_port
 
 from dicom_gateway.settings import Source
 
@@ -33,7 +33,7 @@ def query_scp(answers, status=0x0000, sop_class=FIND, tls=None, **values):
     try:
         yield Source(name="archive", ae_title="CT1", query_ae_title="ARCHIVE", host="127.0.0.1", port=port, **values)
     finally:
-        entity.shutdown()
+        end_peer(entity)
 
 
 def series(uid, modality="CT", number=None, **values):

@@ -164,6 +164,14 @@ class Pacs:
     answers: list[int | None] = field(default_factory=list)
 
 
+def end_peer(entity: AE) -> None:
+    """End the servers of a peer, its associations first: pynetdicom aborts what is just ending, and raises for that."""
+    deadline = time.monotonic() + 3
+    while entity.active_associations and time.monotonic() < deadline:
+        time.sleep(0.01)
+    entity.shutdown()
+
+
 @contextmanager
 def pacs(port: int | None = None, sop_classes: tuple[Any, ...] | None = None) -> Iterator[Pacs]:
     """A storage SCP for results on a loopback port."""
@@ -189,7 +197,7 @@ def pacs(port: int | None = None, sop_classes: tuple[Any, ...] | None = None) ->
     try:
         yield peer
     finally:
-        entity.shutdown()
+        end_peer(entity)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filewriter import dcmwrite
 from pynetdicom import AE, evt
-from running import free_port
+from running import end_peer, free_port
 
 from dicom_gateway.deliver.dimse import send
 from dicom_gateway.deliver.profile import SOP_CLASSES
@@ -74,7 +74,7 @@ def receiver(folder: Path, refused: Collection[str] = (), failing: Collection[st
     try:
         yield port
     finally:
-        entity.shutdown()
+        end_peer(entity)
 
 
 @pytest.mark.parametrize(

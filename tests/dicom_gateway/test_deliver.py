@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import LabelMapSegmentationStorage
-from running import free_port, pacs, restricted_storescp
+from running import end_peer, free_port, pacs, restricted_storescp
 
 from dicom_gateway.deliver.dimse import association_with, echo, send
 from dicom_gateway.deliver.profile import SOP_CLASSES
@@ -96,7 +96,7 @@ def scp(handlers=(), sop_classes=(Comprehensive3DSRStorage, SC_CLASS), **attribu
     try:
         yield port
     finally:
-        entity.shutdown()
+        end_peer(entity)
 
 
 def keeping(files, status=lambda number, request: 0x0000):

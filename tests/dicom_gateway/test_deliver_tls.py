@@ -20,7 +20,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from query_scp import query_scp, series
 from receivers import acknowledgement, hl7_engine
-from running import dcmtk, free_port, wait_until
+from running import dcmtk, end_peer, free_port, wait_until
 
 from dicom_gateway import query
 from dicom_gateway.deliver import commitment, dimse, mllp
@@ -64,7 +64,7 @@ def scp(tls, handlers=()):
     try:
         yield port
     finally:
-        entity.shutdown()
+        end_peer(entity)
 
 
 def test_dcmtk_receives_over_mutual_tls(hospital, tmp_path):
