@@ -355,6 +355,8 @@ def test_the_judges_are_content_and_no_english_is_left(name: str, made: StoredRe
             # It cuts long texts anywhere.
             dump = subprocess.run([tool("dsrdump"), str(path)], capture_output=True, errors="replace", check=False)
             assert dump.returncode == 0, dump.stderr
+    assert [encoded(ds) for ds in ENCODERS[name](chinese_of(made))] == [encoded(ds) for ds in in_chinese]
+    assert [encoded(ds) for ds in ENCODERS[name](made)] == [encoded(ds) for ds in in_english]
 
 
 def test_the_sr_says_the_same_in_both_languages(made: StoredResult) -> None:

@@ -176,7 +176,7 @@ def test_no_form_of_ours_has_a_file_or_a_field_twice(worker: Worker, client: htt
     assert is_untouched(worker)
 
 
-_HALF = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n--x--\r\n'
+_ONE_FIELD = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n--x--\r\n'
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ _HALF = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n--x--\r\
     [
         ("application/x-www-form-urlencoded", b"family_name=%FF&organization=Hospital&reviewed=yes"),
         ("application/x-www-form-urlencoded", b"family_name=Li&organization=Hospital&comment=%ED%A0%80&reviewed=yes"),
-        ("multipart/form-data; boundary=x; charset=utf-7", _HALF % (b"comment", b"+2AA-")),
-        ("multipart/form-data; boundary=x; charset=utf-7", _HALF % (b"+2AA-", b"absent")),
+        ("multipart/form-data; boundary=x; charset=utf-7", _ONE_FIELD % (b"comment", b"+2AA-")),
+        ("multipart/form-data; boundary=x; charset=utf-7", _ONE_FIELD % (b"+2AA-", b"absent")),
     ],
 )
 def test_a_form_that_is_no_text_is_refused(worker: Worker, client: httpx.Client, kind: str, body: bytes) -> None:
